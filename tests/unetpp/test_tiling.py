@@ -1,0 +1,125 @@
+"""Boxes of a plan: each pixel written once, each tile alike, each written pixel with its context."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unetpp.errors import PlanError
+from unetpp.geometry import Box
+from unetpp.tiling import TilePlan, cut, make_plan
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> TilePlan:
+    multiple = draw(st.sampled_from([1, 2, 4, 8]))
+    core = multiple * draw(st.integers(1, 6))
+    return TilePlan(
+        height=draw(st.integers(1, 90)),
+        width=draw(st.integers(1, 90)),
+        multiple=multiple,
+        halo=multiple * draw(st.integers(0, 3)),
+        core=core,
+        shard=core * draw(st.integers(1, 3)),
+    )
+
+
+@given(plans())
+def test_every_pixel_is_written_once_by_one_shard(plan: TilePlan) -> None:
+    written = np.zeros((plan.height, plan.width), np.int64)
+    for shard in plan.shards():
+        in_shard = np.zeros_like(written)
+        for tile in plan.tiles(shard):
+            in_shard[tile.write_box.slices()] += 1
+        expected = np.zeros_like(written)
+        expected[shard.box.slices()] = 1
+        np.testing.assert_array_equal(in_shard, expected)
+        written += in_shard
+    assert (written == 1).all()
+
+
+@given(plans())
+def test_tiles_share_one_shape_and_carry_their_context(plan: TilePlan) -> None:
+    for shard in plan.shards():
+        window = plan.shard_read_box(shard)
+        for tile in plan.tiles(shard):
+            read, write = tile.read_box, tile.write_box
+            assert read.shape == plan.tile_shape
+            assert all(v % plan.multiple == 0 for v in (read.y0, read.x0, read.y1, read.x1))
+            assert window.intersect(read) == read
+            assert write.y0 - read.y0 >= plan.halo or read.y0 == 0
+            assert write.x0 - read.x0 >= plan.halo or read.x0 == 0
+            assert read.y1 - write.y1 >= plan.halo or read.y1 == plan.padded_height
+            assert read.x1 - write.x1 >= plan.halo or read.x1 == plan.padded_width
+
+
+@given(plans())
+def test_tiles_do_not_depend_on_the_shard_size(plan: TilePlan) -> None:
+    one = TilePlan(plan.height, plan.width, plan.multiple, plan.halo, plan.core, plan.core)
+    assert {t for s in plan.shards() for t in plan.tiles(s)} == {t for s in one.shards() for t in one.tiles(s)}
+    assert plan.tile_count == len(one.shards())
+
+
+@given(plans())
+def test_cut_repeats_the_last_row_and_column(plan: TilePlan) -> None:
+    image = np.arange(plan.height * plan.width * 2, dtype=np.uint16).reshape(plan.height, plan.width, 2)
+    whole = np.pad(
+        image, ((0, plan.padded_height - plan.height), (0, plan.padded_width - plan.width), (0, 0)), mode="edge"
+    )
+    for shard in plan.shards():
+        origin = plan.shard_read_box(shard).clip(plan.height, plan.width)
+        window = image[origin.slices()]
+        for tile in plan.tiles(shard):
+            box = tile.read_box
+            np.testing.assert_array_equal(cut(window, origin, box, plan.height, plan.width), whole[box.slices()])
+
+
+@given(plans())
+def test_plan_survives_json(plan: TilePlan) -> None:
+    assert TilePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    for shard in plan.shards():
+        assert plan.shard_by_id(shard.id) == shard
+
+
+@pytest.mark.parametrize(
+    ("side", "shard"), [(1, 64), (64, 64), (384, 64), (385, 128), (513, 128), (768, 128), (769, 256), (10_000, 256)]
+)
+def test_automatic_shards_are_the_largest_that_leave_sixteen(side: int, shard: int) -> None:
+    assert make_plan(side, side, halo=16, multiple=16, core=64).shard == shard
+
+
+def test_known_plan() -> None:
+    plan = make_plan(2967, 2220, halo=128, multiple=16, core=1024)
+    assert plan.shard == 1024
+    assert plan.tile_shape == (1280, 1280)
+    assert plan.grid_shape == (3, 3)
+    assert (plan.padded_height, plan.padded_width) == (2976, 2224)
+    (tile,) = plan.tiles(plan.shard_by_id("2.2"))
+    assert tile.write_box == Box(2048, 2048, 2967, 2220)
+    assert tile.read_box == Box(1696, 944, 2976, 2224)
+    assert plan.useful_share == pytest.approx(2967 * 2220 / (9 * 1280 * 1280))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hint"),
+    [
+        ((0, 5, 4, 4, 8, 8), "height 0"),
+        ((5, 5, 4, 6, 8, 8), "halo 6 is not a multiple of 4"),
+        ((5, 5, 4, 4, 10, 10), "core 10 is not a multiple of 4, the model's stride; use 8"),
+        ((5, 5, 4, 4, 8, 20), "shard 20 is not a multiple of the tile core 8; use 16"),
+        ((5, 5, 16, 16, 4, 4), "use 16"),
+    ],
+)
+def test_impossible_sizes_are_refused_with_the_nearest(sizes: tuple[int, ...], hint: str) -> None:
+    with pytest.raises(PlanError, match=hint):
+        TilePlan(*sizes)
+
+
+@pytest.mark.parametrize("shard_id", ["", "0", "1.x", "-1.0", "9.0", "0.9", "0.0.0"])
+def test_unknown_shard_ids_are_refused(shard_id: str) -> None:
+    with pytest.raises(PlanError, match="no shard"):
+        make_plan(100, 100, halo=16, multiple=16, core=64).shard_by_id(shard_id)

@@ -1,0 +1,201 @@
+"""Plans the boxes of an image that are read, computed and written; knows sizes in pixels, never what pixels mean.
+
+    write_box   tiles the image exactly once; its corners lie on multiples of `core`
+    read_box    write_box + halo, the same shape for every tile of an image, corners on multiples of `multiple`
+
+At the image's edges the read box is shifted inwards instead of shrunk. A written pixel therefore has at least `halo`
+pixels of context on each side, or the read box ends where the padded image ends, and the network meets there the zero
+padding that it would meet on the whole image. Both cases give the whole-image result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.errors import PlanError
+from unetpp.geometry import Box
+
+T = TypeVar("T", bound=np.generic)
+DEFAULT_CORE = 1024
+_MIN_SHARDS = 16
+"""Shards grow only while at least this many remain: enough to spread over workers and to show progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One network call: pixels of `read_box` go in, labels of `write_box` come out (both in output-grid pixels).
+
+    `read_box` may pass the image's right and bottom end by less than the plan's `multiple`; `cut` fills that part.
+    """
+
+    read_box: Box
+    write_box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output object: a row and column of the shard grid and its part of the image."""
+
+    row: int
+    col: int
+    box: Box
+
+    @property
+    def id(self) -> str:
+        return f"{self.row}.{self.col}"
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """Shards and tiles of one image; a pure function of these six sizes in pixels, never of the number of workers.
+
+    Args:
+        height, width: Size of the output grid.
+        multiple: Side that the network's input must be a multiple of (2^depth).
+        halo: Context read on each side of a write box: the network's receptive radius or more, multiple of `multiple`.
+        core: Largest side of a write box, a multiple of `multiple`.
+        shard: Side of a shard, a multiple of `core`.
+
+    Raises:
+        PlanError: A size that cannot tile the image exactly.
+    """
+
+    height: int
+    width: int
+    multiple: int
+    halo: int
+    core: int
+    shard: int
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "multiple", "core", "shard"):
+            if getattr(self, name) < 1:
+                raise PlanError(f"{name} {getattr(self, name)} is not positive; give at least 1 pixel")
+        if self.halo < 0 or self.halo % self.multiple:
+            raise PlanError(f"halo {self.halo} is not a multiple of {self.multiple}; use the model's own halo")
+        if self.core % self.multiple:
+            near = max(self.multiple, round(self.core / self.multiple) * self.multiple)
+            raise PlanError(f"core {self.core} is not a multiple of {self.multiple}, the model's stride; use {near}")
+        if self.shard % self.core:
+            near = max(self.core, round(self.shard / self.core) * self.core)
+            raise PlanError(f"shard {self.shard} is not a multiple of the tile core {self.core}; use {near}")
+
+    @property
+    def padded_height(self) -> int:
+        return _round_up(self.height, self.multiple)
+
+    @property
+    def padded_width(self) -> int:
+        return _round_up(self.width, self.multiple)
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """(height, width) of every read box of this image."""
+        side = self.core + 2 * self.halo
+        return min(side, self.padded_height), min(side, self.padded_width)
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the shard grid."""
+        return -(-self.height // self.shard), -(-self.width // self.shard)
+
+    @property
+    def tile_count(self) -> int:
+        return -(-self.height // self.core) * -(-self.width // self.core)
+
+    @property
+    def useful_share(self) -> float:
+        """Written pixels / computed pixels over the whole image."""
+        rows, cols = self.tile_shape
+        return self.height * self.width / (self.tile_count * rows * cols)
+
+    def shards(self) -> tuple[Shard, ...]:
+        """Return all shards, row by row."""
+        rows, cols = self.grid_shape
+        return tuple(self._shard(row, col) for row in range(rows) for col in range(cols))
+
+    def shard_by_id(self, shard_id: str) -> Shard:
+        """Return the shard with this "row.col"; `PlanError` when the plan has none."""
+        row, _, col = shard_id.partition(".")
+        rows, cols = self.grid_shape
+        if not (row.isdecimal() and col.isdecimal() and int(row) < rows and int(col) < cols):
+            raise PlanError(f"no shard {shard_id!r} in a grid of {rows} x {cols}; ids are row.col from 0.0")
+        return self._shard(int(row), int(col))
+
+    def tiles(self, shard: Shard) -> tuple[Tile, ...]:
+        """Return the tiles of one shard, row by row; their write boxes tile the shard's box exactly once."""
+        box = shard.box
+        return tuple(
+            self._tile(y, x) for y in range(box.y0, box.y1, self.core) for x in range(box.x0, box.x1, self.core)
+        )
+
+    def shard_read_box(self, shard: Shard) -> Box:
+        """Return the smallest box that holds the read boxes of all the shard's tiles."""
+        tiles = self.tiles(shard)
+        first, last = tiles[0].read_box, tiles[-1].read_box
+        return Box(first.y0, first.x0, last.y1, last.x1)
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TilePlan:
+        return cls(**values)
+
+    def _shard(self, row: int, col: int) -> Shard:
+        y, x = row * self.shard, col * self.shard
+        return Shard(row, col, Box(y, x, y + self.shard, x + self.shard).clip(self.height, self.width))
+
+    def _tile(self, y: int, x: int) -> Tile:
+        rows, cols = self.tile_shape
+        y_read = max(0, min(y - self.halo, self.padded_height - rows))
+        x_read = max(0, min(x - self.halo, self.padded_width - cols))
+        write = Box(y, x, y + self.core, x + self.core).clip(self.height, self.width)
+        return Tile(Box(y_read, x_read, y_read + rows, x_read + cols), write)
+
+
+def make_plan(
+    height: int,
+    width: int,
+    *,
+    halo: int,
+    multiple: int,
+    core: int = DEFAULT_CORE,
+    shard: int | Literal["auto"] = "auto",
+) -> TilePlan:
+    """Return the plan for an image of this size and a model's `halo` and `multiple` (all in pixels).
+
+    "auto" takes the largest of 4, 2 and 1 cores per shard side that leaves at least 16 shards, else one core.
+    """
+    if shard != "auto":
+        return TilePlan(height, width, multiple, halo, core, shard)
+    for cores in (4, 2):
+        plan = TilePlan(height, width, multiple, halo, core, cores * core)
+        rows, cols = plan.grid_shape
+        if rows * cols >= _MIN_SHARDS:
+            return plan
+    return TilePlan(height, width, multiple, halo, core, core)
+
+
+def cut(window: NDArray[T], origin: Box, box: Box, height: int, width: int) -> NDArray[T]:
+    """Return the pixels of `box`; beyond the image's end its last row and column repeat (the model's padding rule).
+
+    Args:
+        window: (h, w, ...) pixels whose first pixel lies at `origin`'s corner; may end at the image's end.
+        origin: Box of `window` in the image.
+        box: Box to return; inside `origin`, and starting inside the image.
+        height, width: Size of the image.
+    """
+    inside = box.clip(height, width)
+    pixels = window[inside.slices(origin)]
+    assert pixels.shape[:2] == inside.shape, f"{inside} is not inside the window {origin}"
+    missing = ((0, box.y1 - inside.y1), (0, box.x1 - inside.x1), *[(0, 0)] * (window.ndim - 2))
+    return np.pad(pixels, missing, mode="edge") if any(after for _, after in missing) else pixels
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
