@@ -1,0 +1,68 @@
+"""The U-Net baseline with UNet++'s switches, so that comparisons differ in the grid alone."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetpp.model import receptive_field
+from unetpp.model.config import GridConfig
+from unetpp.model.grid import check_input
+from unetpp.model.layers import Node, pad_to_multiple
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger et al. 2015) with same padding; `deep_supervision` and `level` do not apply.
+
+    Its decoder node at level i is named X^{i,depth-i}: the same place in the grid, with the skips between left out.
+    """
+
+    def __init__(self, config: GridConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or GridConfig()
+        widths, depth = config.filters, config.depth
+        self.nodes = nn.ModuleDict()
+        for i in range(depth + 1):
+            before = config.bands if i == 0 else widths[i - 1]
+            self.nodes[f"{i}_0"] = Node(config, before, 0, widths[i], stem=i == 0)
+        for i in reversed(range(depth)):
+            self.nodes[f"{i}_{depth - i}"] = Node(config, widths[i], widths[i + 1], widths[i])
+        self.head_convs = nn.ModuleDict({str(depth): nn.Conv2d(widths[0], config.classes, 1)})
+
+    @classmethod
+    def paper(cls) -> UNet:
+        """Build the U-Net of the UNet++ paper's Table 3: 7,759,521 parameters."""
+        return cls(
+            GridConfig(bands=1, classes=1, conv="standard", norm="none", upsample="deconv", deep_supervision=False)
+        )
+
+    @property
+    def multiple(self) -> int:
+        return self.config.multiple
+
+    @property
+    def receptive_radius(self) -> int:
+        return receptive_field.receptive_radius(self.config)
+
+    @property
+    def halo(self) -> int:
+        return receptive_field.halo(self.config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, classes, H, W) for x (N, bands, H, W); `ShapeError` for other shapes."""
+        check_input(x, self.config.bands)
+        height, width = x.shape[-2:]
+        depth = self.config.depth
+        y = pad_to_multiple(x, self.multiple)
+        encoder: list[Tensor] = []
+        for i in range(depth + 1):
+            y = self.nodes[f"{i}_0"]([y if i == 0 else F.max_pool2d(y, 2)])
+            encoder.append(y)
+        for i in reversed(range(depth)):
+            y = self.nodes[f"{i}_{depth - i}"]([encoder[i]], y)
+        logits: Tensor = self.head_convs[str(depth)](y)
+        return logits[..., :height, :width]
+
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the one head there is, so that a training loop treats both networks alike."""
+        return (self.forward(x),)
