@@ -4,6 +4,6 @@ Every operation has a plain-torch definition in `definition`; today it is also t
 must compute the same function, forward and backward.
 """
 
-from unetpp_kernels.definition import depthwise_pointwise, pointwise_depthwise, upsample2x
+from unetpp_kernels.definition import Resampling, depthwise_pointwise, pointwise_depthwise, upsample2x
 
-__all__ = ["depthwise_pointwise", "pointwise_depthwise", "upsample2x"]
+__all__ = ["Resampling", "depthwise_pointwise", "pointwise_depthwise", "upsample2x"]

@@ -1,7 +1,8 @@
 """UNet++ and its U-Net baseline as plain single-device torch modules; needs only torch and `unetpp_kernels`."""
 
+from unetpp.model.config import GridConfig
 from unetpp.model.fold import fold
-from unetpp.model.grid import GridConfig, UNetPlusPlus
+from unetpp.model.grid import UNetPlusPlus
 from unetpp.model.receptive_field import halo, receptive_radius
 from unetpp.model.unet import UNet
 

@@ -67,6 +67,11 @@ class GridConfig:
         return int(2**self.depth)
 
     @classmethod
+    def paper(cls) -> GridConfig:
+        """Return the paper's switches: 1 band, 1 class, standard convolutions with bias, no norm, one head."""
+        return cls(bands=1, classes=1, conv="standard", norm="none", upsample="deconv", deep_supervision=False)
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GridConfig:
         """Build from JSON values; unknown keys raise `ArchitectureError`."""
         known = set(cls.__dataclass_fields__)

@@ -114,7 +114,8 @@ class UNetPlusPlus(nn.Module):
 
 def check_input(x: Tensor, bands: int) -> None:
     """Raise `ShapeError` unless x is (N, bands, H >= 1, W >= 1)."""
-    if torch.jit.is_tracing():  # shapes are fixed while a graph is traced, and comparing them would only warn
+    # Shapes are fixed while a graph is traced, and comparing them there would only warn.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return
     if x.ndim != 4 or x.shape[1] != bands or min(x.shape[-2:]) < 1:
         raise ShapeError(f"input shape {tuple(x.shape)}: expected (N, {bands}, H, W) with H, W >= 1")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetpp.model.config import Conv, GridConfig
-from unetpp_kernels import depthwise_pointwise, pointwise_depthwise, upsample2x
+from unetpp_kernels import Resampling, depthwise_pointwise, pointwise_depthwise, upsample2x
 
 
 class ConvUnit(nn.Module):
@@ -42,7 +42,7 @@ class ConvUnit(nn.Module):
     def forward(self, sources: Sequence[Tensor], low: Tensor | None = None) -> Tensor:
         """Args: sources (N, C_k, H, W); low (N, C_l, H/2, W/2), upsampled without learned weights."""
         relu = self.norm is None
-        mode = "nearest" if self.upsample == "nearest" else "bilinear"
+        mode: Resampling = "nearest" if self.upsample == "nearest" else "bilinear"
         if self.conv == "standard":
             assert self.standard is not None
             inputs = list(sources) if low is None else [*sources, upsample2x(low, mode)]

@@ -1,0 +1,117 @@
+"""Model packages: what is saved comes back, and damaged or foreign folders are refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from unetpp.errors import ModelNotFoundError, ModelPackageError
+from unetpp.geometry import Spacing
+from unetpp.model import GridConfig, UNetPlusPlus
+from unetpp.package import ClassInfo, ModelSpec, bundled_names, bundled_package, load_package, save_package
+
+CLASSES = (
+    ClassInfo(value=0, name="background", color=(0, 0, 0), background=True),
+    ClassInfo(value=1, name="nucleus", color=(0, 200, 0)),
+)
+SPEC = ModelSpec(
+    name="tiny",
+    architecture=GridConfig(filters=(4, 6, 8)),
+    classes=CLASSES,
+    bands=("red", "green", "blue"),
+    mean=(100.0, 110.0, 120.0),
+    std=(50.0, 51.0, 52.0),
+    spacing=Spacing(0.5, 0.5, "um"),
+    metrics={"iou": 0.9},
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_package(tmp_path / "tiny", UNetPlusPlus(SPEC.architecture), SPEC, "# tiny\n")
+    return tmp_path / "tiny"
+
+
+def test_round_trip(folder: Path) -> None:
+    torch.manual_seed(0)
+    original = UNetPlusPlus(SPEC.architecture).eval()
+    package = load_package(folder)
+    assert package.spec == SPEC
+    x = torch.randn(1, 3, 20, 20)
+    with torch.no_grad():
+        assert torch.equal(package.load_model()(x), original(x))
+    assert (folder / "MODEL_CARD.md").read_text() == "# tiny\n"
+
+
+def test_digest_follows_weights_and_spec_but_not_the_card(folder: Path) -> None:
+    before = load_package(folder).digest
+    (folder / "MODEL_CARD.md").write_text("another card\n")
+    assert load_package(folder).digest == before
+    (folder / "model.json").write_text((folder / "model.json").read_text().replace("100.0", "101.0"))
+    assert load_package(folder).digest != before
+
+
+def test_missing_and_foreign_folders_are_named(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        load_package(tmp_path / "nowhere")
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(ModelPackageError, match=r"no weights\.safetensors"):
+        load_package(folder)
+
+
+def _drop_mean(values: dict[str, object]) -> None:
+    del values["mean"]
+
+
+@pytest.mark.parametrize(
+    "damage,words",
+    [
+        (lambda v: v.update(format=99), "format"),
+        (lambda v: v.update(surprise=1), "surprise"),
+        (lambda v: v["architecture"].update(conv="magic"), "magic"),
+        (lambda v: v.update(mean=[1.0]), "means"),
+        (lambda v: v.update(std=[0.0, 1.0, 1.0]), "positive"),
+        (lambda v: v["classes"].pop(), "classes described"),
+        (_drop_mean, "mean"),
+    ],
+)
+def test_bad_specs_are_refused(folder: Path, damage: object, words: str) -> None:
+    values = json.loads((folder / "model.json").read_text())
+    damage(values)  # type: ignore[operator]
+    (folder / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ModelPackageError, match=words):
+        load_package(folder)
+
+
+def test_weights_of_another_network_are_refused(folder: Path) -> None:
+    values = json.loads((folder / "model.json").read_text())
+    values["architecture"]["filters"] = [4, 6, 9]
+    (folder / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ModelPackageError, match="does not fit"):
+        load_package(folder).load_model()
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    weights = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelPackageError, match="does not fit"):
+        load_package(folder).load_model()
+
+
+def test_class_values_keep_255_for_no_data() -> None:
+    with pytest.raises(ModelPackageError, match="255 means no data"):
+        ClassInfo(value=255, name="x", color=(0, 0, 0))
+    with pytest.raises(ModelPackageError, match="share a value"):
+        dataclasses.replace(SPEC, classes=(CLASSES[0], dataclasses.replace(CLASSES[1], value=0)))
+
+
+def test_bundled_names_cannot_walk_out(folder: Path) -> None:
+    for name in bundled_names():
+        assert load_package(bundled_package(name)).spec.name == name
+    with pytest.raises(ModelNotFoundError):
+        bundled_package("../model")
