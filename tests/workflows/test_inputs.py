@@ -1,0 +1,86 @@
+"""Which images a call names and which folder each gets: order-free, stable over calls, never outside the output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unetpp.errors import ImageNotFoundError, OutputError
+from unetpp_workflows.inputs import assign_folders, expand, safe_name
+
+
+def _touch(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return str(path)
+
+
+def _claim(folder: Path, uri: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"uri": uri}))
+
+
+def test_folders_and_globs_become_their_images_once(tmp_path: Path) -> None:
+    slide, scene = _touch(tmp_path / "a/slide.SVS"), _touch(tmp_path / "b/scene.tif")
+    _touch(tmp_path / "a/notes.txt")
+    _touch(tmp_path / "b/.hidden.tif")
+    store = tmp_path / "b/cells.zarr"
+    _touch(store / "zarr.json")
+    _touch(store / "0/inside.tif")
+    assert expand([tmp_path]) == [slide, str(store), scene]
+    assert expand([f"{tmp_path}/*/*.tif", scene, "s3://bucket/x.svs"]) == [scene, "s3://bucket/x.svs"]
+
+
+def test_results_among_the_images_are_not_images(tmp_path: Path) -> None:
+    slide = _touch(tmp_path / "slide.svs")
+    _claim(tmp_path / "out/slide", slide)
+    _touch(tmp_path / "out/slide/classes.tif")
+    assert expand([tmp_path]) == [slide]
+
+
+def test_a_name_without_images_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageNotFoundError, match="no image in this folder"):
+        expand([tmp_path / "empty"])
+    with pytest.raises(ImageNotFoundError, match="nothing matches"):
+        expand([f"{tmp_path}/*.svs"])
+
+
+def test_images_of_one_stem_get_folders_that_do_not_depend_on_order(tmp_path: Path) -> None:
+    uris = [str(tmp_path / name) for name in ("a/x.svs", "b/x.tif", "b/X.png", "c/y.svs")]
+    there = {s.uri: s.name for s in assign_folders(uris, tmp_path / "out")}
+    back = {s.uri: s.name for s in assign_folders(uris[::-1], tmp_path / "out")}
+    assert there == back
+    assert len({name.casefold() for name in there.values()}) == 4
+    assert there[uris[3]] == "y"
+
+
+def test_a_folder_stays_with_the_image_that_took_it(tmp_path: Path) -> None:
+    first, second = str(tmp_path / "a/x.svs"), str(tmp_path / "b/x.svs")
+    out = tmp_path / "out"
+    [alone] = assign_folders([first], out)
+    _claim(alone.folder, first)
+    names = {s.uri: s.name for s in assign_folders([second, first], out)}
+    assert names[first] == "x"
+    assert names[second] != "x"
+    _claim(out / names[second], second)
+    assert assign_folders([second], out)[0].name == names[second]
+
+
+def test_a_linked_folder_out_of_the_output_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/x").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="link out of the output folder"):
+        assign_folders([str(tmp_path / "x.svs")], tmp_path / "out")
+
+
+@given(st.text(max_size=60))
+def test_no_uri_names_a_folder_outside_the_output(uri: str) -> None:
+    name = safe_name(uri)
+    assert name not in ("", ".", "..")
+    assert Path(name).name == name
+    assert (Path("/out") / name).parent == Path("/out")

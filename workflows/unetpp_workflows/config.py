@@ -1,0 +1,189 @@
+"""Everything a run can be told, as one frozen TOML-shaped model; knows names and ranges, runs and opens nothing.
+
+defaults  <  run.toml  <  options of the command  <  --set section.key=value
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from unetpp.errors import ConfigError, SpacingError
+from unetpp.geometry import Spacing
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputConfig(_Section):
+    """How the images are read: pixel spacing where the files do not say it, and which pixels count."""
+
+    spacing: str | None = None
+    mask: Path | None = None
+    tissue: Literal["auto", "none"] = "auto"
+
+    @field_validator("spacing", mode="before")
+    @classmethod
+    def _has_unit(cls, value: object) -> object:
+        if value is not None:
+            try:
+                Spacing.parse(str(value))
+            except SpacingError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    def parsed_spacing(self) -> Spacing | None:
+        return Spacing.parse(self.spacing) if self.spacing else None
+
+
+class TilingConfig(_Section):
+    """Sides in pixels: `core` is what one network call writes, `shard` what one task writes (a multiple of core)."""
+
+    core: int = Field(default=1024, ge=16)
+    shard: int | Literal["auto"] = "auto"
+
+
+class EngineConfig(_Section):
+    """What computes: the engine, its precision and its threads per worker (all three are part of the result's key)."""
+
+    name: Literal["auto", "openvino", "torch"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = Field(default=1, ge=1)
+
+
+class ExecutorConfig(_Section):
+    """Who computes; never changes a result. `workers` 0 means one per CPU core (or per GPU)."""
+
+    kind: Literal["local", "ray"] = "local"
+    workers: int = Field(default=0, ge=0)
+    attempts: int = Field(default=3, ge=1)
+    address: str | None = None
+
+
+class TrackingConfig(_Section):
+    """Where models come from and runs are recorded; without a URI a SQLite file in the output folder."""
+
+    uri: str | None = None
+    enabled: bool = True
+
+
+class TruthConfig(_Section):
+    """Label raster to score against: a file, or a folder with one of each image's name; 255 is ignored.
+
+    `classes` maps the model's class names to the raster's values; without it the model's own values count.
+    """
+
+    path: Path | None = None
+    classes: dict[str, int] = Field(default_factory=dict)
+
+
+class RunConfig(_Section):
+    """One `unetpp segment` call, without its inputs and its output folder."""
+
+    model: str = ""
+    input: InputConfig = InputConfig()
+    tiling: TilingConfig = TilingConfig()
+    engine: EngineConfig = EngineConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    truth: TruthConfig = TruthConfig()
+
+    def result_hash(self) -> str:
+        """Return the SHA-256 (hex) of every setting that can change a result; a mask counts by its content."""
+        values = self.model_dump(mode="json", include={"input", "tiling", "engine", "truth"})
+        for section, key in (("input", "mask"), ("truth", "path")):
+            path = Path(values[section][key]) if values[section][key] else None
+            if path and path.is_file():
+                values[section][key] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(
+    file: Path | None = None, *, options: Mapping[str, object] | None = None, sets: Iterable[str] = ()
+) -> RunConfig:
+    """Merge a TOML file, options by dotted name (None: not given) and `a.b=c` settings.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or value is not one this version knows.
+    """
+    values: dict[str, Any] = read_toml(file) if file else {}
+    for name, value in (options or {}).items():
+        if value is not None:
+            _put(values, name, value)
+    for setting in sets:
+        apply_setting(values, setting)
+    return validate(RunConfig, values, source=str(file) if file else "configuration")
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return a TOML file's tables; raises `ConfigError` naming the file and, for bad TOML, the line."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file}: not readable as TOML: {error}") from None
+
+
+def apply_setting(values: dict[str, Any], setting: str) -> None:
+    """Put one `a.b=c` into nested tables; `c` is a TOML value, or else a bare string."""
+    name, equals, text = setting.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {setting!r} is not section.key=value; write it like --set engine.threads=2")
+    try:
+        value: object = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    _put(values, name.strip(), value)
+
+
+def validate(model: type[M], values: Mapping[str, Any], *, source: str) -> M:
+    """Build the model; raises `ConfigError` with one line that names the first wrong key and the nearest right one."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(model, error.errors()[0])}") from None
+
+
+def _put(values: dict[str, Any], name: str, value: object) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{name!r}: {section!r} is a value, not a section; see `unetpp segment --help`")
+    values[key] = value
+
+
+def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
+    known = _names(model)
+    name = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("literal[", "function-")))
+    name = name.removesuffix(".int")  # pydantic names the member of the union that was tried last
+    if error["type"] == "model_type":
+        return f"{name!r} is a section; set a key of it, like {next(n for n in known if n.startswith(name + '.'))}"
+    if error["type"] != "extra_forbidden":
+        return f"{name} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = near or [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"unknown key {name!r}; {hint}"
+
+
+def _names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            names.append(prefix + name)
+        else:
+            names += _names(field.annotation, f"{prefix}{name}.")
+    return names

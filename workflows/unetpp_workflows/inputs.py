@@ -1,0 +1,136 @@
+"""Turns what a user names (files, folders, globs, URIs) into images with one output folder each; opens no image."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unetpp.errors import ImageNotFoundError, OutputError
+
+SUFFIXES = frozenset(
+    ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .zarr .png .jpg .jpeg .vrt .jp2".split()  # noqa: SIM905
+)
+"""Files that a folder contributes; a file named by itself is always tried, whatever its suffix."""
+RESERVED = frozenset({"mlflow", "logs"})
+JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to segment and the folder, directly below the output folder, that takes its results."""
+
+    uri: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def expand(inputs: Iterable[str | Path]) -> list[str]:
+    """Return image URIs: files as given, folders and globs as their images in order of name, each image once.
+
+    Raises:
+        ImageNotFoundError: A folder or glob holds no image. A missing file is left for its reader to report.
+    """
+    found: dict[str, None] = {}
+    for item in map(str, inputs):
+        found.update(dict.fromkeys(_expand_one(item)))
+    return list(found)
+
+
+def _expand_one(item: str) -> list[str]:
+    if "://" in item:
+        return [item]
+    path = Path(item).expanduser()
+    if path.is_dir() and not _is_zarr(path):
+        images = sorted(_images_below(path))
+        if not images:
+            raise ImageNotFoundError(
+                f"{item}: no image in this folder; known suffixes are {' '.join(sorted(SUFFIXES))}"
+            )
+        return [str(image) for image in images]
+    if not path.exists() and glob.has_magic(item):
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path.glob refuses absolute patterns)
+        images = [Path(match) for match in matches if Path(match).is_file() or _is_zarr(Path(match))]
+        if not images:
+            raise ImageNotFoundError(f"{item}: nothing matches this pattern; quote it and check the folder")
+        return [str(image) for image in images]
+    return [str(path)]
+
+
+def _images_below(folder: Path) -> list[Path]:
+    images: list[Path] = []
+    for child in folder.iterdir():
+        if child.name.startswith("."):
+            continue
+        if child.is_dir() and not _is_zarr(child):
+            if not (child / JOB).exists():  # the output folder of an image may lie among the images
+                images += _images_below(child)
+        elif child.suffix.lower() in SUFFIXES:
+            images.append(child)
+    return images
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def assign_folders(uris: Iterable[str], output: Path) -> list[Source]:
+    """Give each image its folder: its stem, or stem and a hash of its URI where two images share the stem.
+
+    The choice does not depend on the order of the images, and a folder that another image took in an earlier call
+    stays that image's.
+
+    Raises:
+        OutputError: A folder of this name is a link that leads out of the output folder.
+    """
+    uris = list(uris)
+    stems = {uri: safe_name(uri) for uri in uris}
+    counts: dict[str, int] = {}
+    for stem in stems.values():
+        counts[stem.casefold()] = counts.get(stem.casefold(), 0) + 1
+    sources = []
+    for uri in uris:
+        plain, hashed = output / stems[uri], output / f"{stems[uri]}-{_uri_hash(uri)}"
+        if owner(plain) == identity(uri):
+            folder = plain
+        else:
+            clash = counts[plain.name.casefold()] > 1 or plain.name.casefold() in RESERVED or owner(plain) is not None
+            folder = hashed if clash or hashed.is_dir() else plain
+        if folder.resolve().parent != output.resolve():
+            raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
+        sources.append(Source(uri, folder))
+    return sources
+
+
+def identity(uri: str) -> str:
+    """Return the URI that stands for an image wherever a call is made from: absolute for files."""
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
+def owner(folder: Path) -> str | None:
+    """Return the identity of the image whose results a folder holds, None where it holds none."""
+    try:
+        uri = json.loads((folder / JOB).read_text(encoding="utf-8"))["uri"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return identity(str(uri))
+
+
+def safe_name(uri: str) -> str:
+    """Return the image's stem reduced to letters, digits, `_`, `-` and inner dots: one plain folder name."""
+    path = uri.split("://", 1)[-1].split("?", 1)[0].rstrip("/\\")
+    last = re.split(r"[/\\]", path)[-1]
+    stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$", "", last, flags=re.IGNORECASE)
+    stem = Path(stem).stem if stem == last else stem
+    return re.sub(r"[^\w.-]+", "_", stem).strip("._")[:80] or "image"
+
+
+def _uri_hash(uri: str) -> str:
+    return hashlib.sha256(identity(uri).encode()).hexdigest()[:8]
