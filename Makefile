@@ -1,0 +1,45 @@
+# Everything a user or contributor runs. `make` alone lists the targets.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+SHELL := /bin/sh
+
+.PHONY: help setup demo test check slow wheel-test clean
+
+help:
+	@echo "make demo        set up, then segment a real slide and a real scene (about 4 minutes)"
+	@echo "make test        set up, then run the tests"
+	@echo "make check       format, lint, types and import contracts"
+	@echo "make slow        long checks: memory against image size"
+	@echo "make wheel-test  build the wheel and run the demo from it in an empty environment"
+	@echo "make clean       remove the environment and caches"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else f'Python {sys.version.split()[0]} is too old: unetpp needs 3.11 or newer; run make PYTHON=/path/to/python3.11')"
+	@echo "Installing into .venv (once; a few minutes)"
+	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,server]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(PY) -m unetpp_workflows demo
+
+test: $(STAMP)
+	@$(PY) -m pytest -m "not slow"
+
+check: $(STAMP)
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+
+slow: $(STAMP)
+	@$(PY) -m pytest -m slow --timeout 3600
+
+wheel-test: $(STAMP)
+	@$(PY) tests/wheel.py
+
+clean:
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
