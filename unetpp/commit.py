@@ -1,0 +1,127 @@
+"""Says which shards of an output are finished and whole; knows records, sizes and hashes, not what labels mean.
+
+A record is written after its shard's data is on the disk, in one rename. A shard is done when its record is valid, has
+the job's key, and the object has the recorded size: a power cut may leave an object empty or missing, and Zarr would
+then read fill values without an error. Bytes that changed in place are found by `verify`, which hashes every object.
+
+    commits/<row>.<col>.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unetpp.durable import file_sha256, output_errors, sync, write_file
+from unetpp.store import LabelStore
+from unetpp.tiling import Shard
+
+COMMITS = "commits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """One finished shard.
+
+    Attributes:
+        shard: "row.col".
+        key: key of the job that made it.
+        sha256: hash of the shard object (hex); None where no pixel is valid, and then there is no object.
+        size: bytes of the shard object.
+        valid_px: output pixels that are not 255.
+        counts: pixels per class value, every class of the model in it.
+        attempt: 1 for the first try.
+        finished: UTC time, ISO 8601.
+        seconds: wall time of the stages "read", "compute" and "write".
+    """
+
+    shard: str
+    key: str
+    sha256: str | None
+    size: int
+    valid_px: int
+    counts: dict[int, int]
+    attempt: int = 1
+    finished: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CommitRecord:
+        """Build from JSON values; raises `TypeError`, `ValueError` or `KeyError` when they are not a record."""
+        record = cls(**{**values, "counts": {int(value): int(px) for value, px in values["counts"].items()}})
+        if not (isinstance(record.size, int) and isinstance(record.key, str) and isinstance(record.shard, str)):
+            raise ValueError("fields of a commit record have the wrong type")
+        return record
+
+
+def record_path(store: LabelStore, shard: Shard) -> Path:
+    return store.folder / COMMITS / f"{shard.id}.json"
+
+
+def write(store: LabelStore, record: CommitRecord) -> None:
+    """Store a record; the shard's data must already be on the disk. Raises `OutputError`."""
+    folder = store.folder / COMMITS
+    with output_errors(folder):
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            sync(store.folder)
+    write_file(folder / f"{record.shard}.json", json.dumps(record.to_json(), indent=1).encode())
+
+
+def read(store: LabelStore, shard: Shard) -> CommitRecord | None:
+    """Return a shard's record, or None where there is none that can be read."""
+    try:
+        record = CommitRecord.from_json(json.loads(record_path(store, shard).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return record if record.shard == shard.id else None
+
+
+def revoke(store: LabelStore, shard: Shard) -> None:
+    """Forget that a shard is done, so that the next run makes it again. Raises `OutputError`."""
+    path = record_path(store, shard)
+    with output_errors(path):
+        path.unlink(missing_ok=True)
+
+
+def is_committed(store: LabelStore, shard: Shard, key: str) -> bool:
+    """Say whether this job finished the shard and its object still has the recorded size."""
+    return committed_record(store, shard, key) is not None
+
+
+def committed_record(store: LabelStore, shard: Shard, key: str) -> CommitRecord | None:
+    """Return the record of a shard that `is_committed`, else None."""
+    record = read(store, shard)
+    return record if record is not None and _fault(store, shard, record, key) is None else None
+
+
+def verify(store: LabelStore, key: str) -> dict[str, str]:
+    """Hash every shard object; returns what is wrong by shard id ("row.col"), empty when all is well."""
+    faults = {}
+    for shard in store.plan.shards():
+        record = read(store, shard)
+        fault = "not finished: no valid commit record" if record is None else _fault(store, shard, record, key)
+        if record is not None and fault is None and record.sha256 is not None:
+            digest = file_sha256(store.shard_object(shard))
+            fault = None if digest == record.sha256 else f"content changed: sha256 {digest}, expected {record.sha256}"
+        if fault is not None:
+            faults[shard.id] = fault
+    return faults
+
+
+def _fault(store: LabelStore, shard: Shard, record: CommitRecord, key: str) -> str | None:
+    if record.key != key:
+        return f"made by another job: key {record.key[:12]}, expected {key[:12]}"
+    try:
+        size = store.shard_object(shard).stat().st_size
+    except FileNotFoundError:
+        return None if record.sha256 is None else "object is missing"
+    if record.sha256 is None:
+        return "object exists, but the record says that no pixel is valid"
+    return None if size == record.size else f"object has {size} bytes, expected {record.size}"
