@@ -1,0 +1,105 @@
+"""Shows a call's work while it runs: bars on a terminal, else a line now and then; knows no image and no model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+_LINE_EVERY_S = 10.0
+
+
+@dataclass
+class ShardMeter:
+    """Counts committed shards; thread-safe. `pixels` are valid output pixels, stage seconds sum over workers."""
+
+    total: int
+    done: int = 0
+    pixels: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, pixels: int, stages: Mapping[str, float]) -> None:
+        with self._lock:
+            self.done += 1
+            self.pixels += pixels
+            for stage, seconds in stages.items():
+                self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def speed(self) -> str:
+        return f"{self.pixels / max(self.seconds, 1e-9) / 1e6:.2f} Mpx/s"
+
+    def limit(self) -> str:
+        """Name the stage that takes most of the workers' time, with its share."""
+        total = sum(self.stages.values())
+        if total <= 0:
+            return ""
+        stage = max(self.stages, key=lambda name: self.stages[name])
+        return f"{stage} limits ({self.stages[stage] / total:.0%})"
+
+
+class Display:
+    """Writes progress to one console; all of a call's output goes through it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+
+    def say(self, message: str, style: str | None = None) -> None:
+        self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def shards(self, total: int, title: str) -> Iterator[tuple[ShardMeter, Callable[[], None]]]:
+        """Yield a meter and the function to call after each change of it."""
+        meter = ShardMeter(total)
+        if self.console.is_terminal:
+            with self._bar() as bar:
+                task = bar.add_task(title, total=total, note="starting workers")
+                yield meter, lambda: bar.update(task, completed=meter.done, note=f"{meter.speed()}  {meter.limit()}")
+        else:
+            yield meter, self._lines(meter, title)
+        if meter.done:
+            limit = meter.limit()
+            self.say(f"{title}: {meter.done} of {total} shards in {meter.seconds:.1f} s, {meter.speed()}, {limit}")
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Show that something without countable parts is under way."""
+        if self.console.is_terminal:
+            with self.console.status(title):
+                yield
+        else:
+            self.say(title)
+            yield
+
+    def _bar(self) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("shards  {task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+
+    def _lines(self, meter: ShardMeter, title: str) -> Callable[[], None]:
+        last = [meter.started]
+
+        def line() -> None:
+            now = time.perf_counter()
+            if now - last[0] >= _LINE_EVERY_S:
+                last[0] = now
+                self.say(f"{title}: {meter.done}/{meter.total} shards, {meter.speed()}, {meter.limit()}")
+
+        return line

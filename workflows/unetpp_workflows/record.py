@@ -1,0 +1,133 @@
+"""What a result says about itself, record.json beside every image's outputs; knows facts, computes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import unetpp
+from unetpp.durable import write_file
+from unetpp.errors import StoreError
+
+RECORD, CONFIG = "record.json", "config.json"
+FORMAT = 1
+Status = Literal["done", "partial", "empty", "failed"]
+_PACKAGES = (
+    "torch",
+    "openvino",
+    "numpy",
+    "zarr",
+    "rasterio",
+    "openslide-python",
+    "openslide-bin",
+    "ray",
+    "mlflow-skinny",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """The provenance and the figures of one segmented image.
+
+    Attributes:
+        status: done; empty (nothing in it is valid, so nothing was segmented); partial (some shards failed); failed.
+        message: Why it is not done; one line.
+        input: uri, fingerprint, kind, format, height, width, bands, dtype, spacing, crs. No other metadata ever.
+        model: name, version, alias, uri, digest, spacing, classes.
+        key: SHA-256 of everything that the pixels depend on.
+        config, config_hash: The resolved configuration, and the hash of its part that can change results.
+        shards: total, computed (now or in an earlier call), invalid (nothing to compute), failed {id: message}.
+        seconds: Per stage, summed over workers, and wall-clock `wall` of this call; never compared, only told.
+        figures: areas, objects, valid_px; empty when not done.
+        outputs: Name of each product -> path relative to the image's folder.
+    """
+
+    name: str
+    status: Status
+    message: str | None = None
+    input: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    config_hash: str | None = None
+    engine: dict[str, Any] = field(default_factory=dict)
+    executor: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=dict)
+    shards: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    iou: dict[str, float] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    tracking_uri: str | None = None
+    tracking_run: str | None = None
+    started: str = ""
+    finished: str = ""
+    format: int = FORMAT
+
+    @property
+    def written_mpx_per_second(self) -> float | None:
+        """Valid output megapixels per second of the shard phase, None where this call computed nothing."""
+        seconds = self.seconds.get("shards", 0.0)
+        pixels = self.shards.get("computed_px", 0)
+        return pixels / seconds / 1e6 if seconds > 0 and pixels else None
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's record.json in one step. Raises `OutputError`."""
+        write_json(folder / RECORD, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> ImageRecord | None:
+        """Return the folder's record, None where there is none yet; raises `StoreError` for one that does not parse."""
+        path = folder / RECORD
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} is damaged: {error}; delete it and run the same command again") from None
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise StoreError(f"{path} was written by another version of unetpp; choose a new output folder")
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def write_json(path: Path, values: object) -> None:
+    """Replace `path` by JSON in one step. Raises `OutputError`."""
+    write_file(path, (json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+@functools.cache
+def software() -> dict[str, str]:
+    """Return versions of what makes a result, with the git commit (and "-dirty") when run from a checkout."""
+    versions = {"unetpp": unetpp.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _git_commit(Path(unetpp.__file__).parent.parent)
+    return {**versions, "commit": commit} if commit else versions
+
+
+def _git_commit(folder: Path) -> str | None:
+    if not (folder / ".git").exists():
+        return None
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *args: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
