@@ -1,0 +1,177 @@
+"""What every image reader gives: levels, windows with validity, spacing; knows no file format.
+
+Coordinates. A `Box` passed to `Raster.read` is in pixels of the level it reads (not in level-0 pixels as in OpenSlide).
+Level 0 is the finest. A window carries everything that places it: box, level, spacing, CRS and transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.errors import PlanError
+from unetpp.geometry import Box, Spacing, Transform, window_transform
+
+Kind = Literal["slide", "scene", "image"]
+Pixels = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+MAX_DECODED_PIXELS = 2**28
+"""Largest image, or block of an image, that is decoded in one piece (0.8 GB as 8-bit RGB)."""
+
+RGB = ("red", "green", "blue")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Size of one pyramid level in pixels; `downsample` is level-0 pixels per pixel of this level (1.0 at level 0)."""
+
+    height: int
+    width: int
+    downsample: float
+
+    @property
+    def box(self) -> Box:
+        return Box(0, 0, self.height, self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Pixels read from one level, and where they lie.
+
+    pixels: (H, W, C) in the image's own dtype; 0 outside the image.
+    valid: (H, W) bool; False outside the image, on nodata and on transparent pixels.
+    box: in pixels of `level`. spacing: of one pixel of this window. transform: pixel of this window -> `crs`.
+    """
+
+    pixels: Pixels
+    valid: Mask
+    box: Box
+    level: int
+    spacing: Spacing | None
+    crs: str | None
+    transform: Transform | None
+
+
+@runtime_checkable
+class Raster(Protocol):
+    """One open image. Reads are safe from several threads; open it again in every process."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+    @property
+    def bands(self) -> tuple[str, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def spacing(self) -> Spacing | None:
+        """Spacing of level 0 as the metadata states it; None when it does not."""
+        ...
+
+    @property
+    def crs(self) -> str | None:
+        """Coordinate reference system as WKT; None for images that lie nowhere on Earth."""
+        ...
+
+    @property
+    def transform(self) -> Transform | None:
+        """Affine transform of level 0 into `crs`."""
+        ...
+
+    def read(self, box: Box, level: int = 0) -> Window:
+        """Return the pixels of `box` (pixels of `level`); what lies past the image's edge is 0 and invalid.
+
+        Raises `CorruptImageError` naming file and box where bytes do not decode.
+        """
+        ...
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class ReaderBase:
+    """The part of `Raster` that every reader shares: attributes, the image's edge, and closing."""
+
+    uri: str
+    kind: Kind
+    format: str
+    levels: tuple[Level, ...]
+    bands: tuple[str, ...]
+    dtype: np.dtype[Any]
+    spacing: Spacing | None = None
+    crs: str | None = None
+    transform: Transform | None = None
+
+    def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
+        """Return pixels (H, W, C) and validity of a box inside the level; None means all valid."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free files and memory; reading afterwards is an error."""
+
+    def read(self, box: Box, level: int = 0) -> Window:
+        if not 0 <= level < len(self.levels):
+            raise PlanError(f"{self.uri}: level {level} does not exist; it has levels 0 to {len(self.levels) - 1}")
+        if box.height <= 0 or box.width <= 0:
+            raise PlanError(f"{self.uri}: box {box} is empty; give one with y1 > y0 and x1 > x0")
+        inside = box.intersect(self.levels[level].box)
+        if inside == box:
+            pixels, valid = self._read_inside(box, level)
+            if valid is None:
+                valid = np.ones(box.shape, bool)
+        else:
+            pixels = np.zeros((*box.shape, len(self.bands)), self.dtype)
+            valid = np.zeros(box.shape, bool)
+            if inside.area:
+                part, part_valid = self._read_inside(inside, level)
+                pixels[inside.slices(box)] = part
+                valid[inside.slices(box)] = True if part_valid is None else part_valid
+        return self._window(pixels, valid, box, level)
+
+    def _window(self, pixels: Pixels, valid: Mask, box: Box, level: int) -> Window:
+        fy, fx = level_scale(self.levels, level)
+        spacing = self.spacing.scaled(fy, fx) if self.spacing else None
+        transform = window_transform(self.transform, box, fy, fx) if self.transform else None
+        return Window(pixels, valid, box, level, spacing, self.crs, transform)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def level_scale(levels: tuple[Level, ...], level: int) -> tuple[float, float]:
+    """Return level-0 pixels per pixel of `level` along y and x.
+
+    Pyramids drop or add a last row where the size does not divide, so the quotient of the sizes is off by a fraction
+    that would shift far pixels. Where an integer factor explains both sizes it is the factor.
+    """
+    top, low = levels[0], levels[level]
+    factor = round((top.height / low.height + top.width / low.width) / 2)
+    if factor >= 1 and _explains(factor, top.height, low.height) and _explains(factor, top.width, low.width):
+        return float(factor), float(factor)
+    return top.height / low.height, top.width / low.width
+
+
+def _explains(factor: int, size: int, small: int) -> bool:
+    return small in (size // factor, -(-size // factor))
+
+
+ReadBlock = Callable[[Box], Window]
