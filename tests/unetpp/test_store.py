@@ -1,0 +1,246 @@
+"""The label store: its layout read by another library, its faults found, foreign data left alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from unetpp.durable import file_sha256
+from unetpp.errors import OutputError, StoreError
+from unetpp.geometry import Box, Spacing
+from unetpp.package import ClassInfo
+from unetpp.store import LabelStore, chunk_side, level_shapes
+from unetpp.tiling import Shard, TilePlan, make_plan
+
+CLASSES = (
+    ClassInfo(value=0, name="background", color=(0, 0, 0), background=True),
+    ClassInfo(value=3, name="nucleus", color=(220, 40, 10)),
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    spacing: Spacing | None = None
+
+
+def make_store(folder: Path, *, height: int = 150, width: int = 210, spacing: Spacing | None = None) -> LabelStore:
+    plan = make_plan(height, width, halo=16, multiple=16, core=64, shard=128)
+    return LabelStore.create(folder, plan, Grid(spacing), CLASSES)  # type: ignore[arg-type]
+
+
+def draw(plan: TilePlan, seed: int = 0) -> NDArray[np.uint8]:
+    values = np.array([0, 3, 255], np.uint8)
+    return values[np.random.default_rng(seed).integers(0, 3, (plan.height, plan.width))]
+
+
+def fill(store: LabelStore, labels: NDArray[np.uint8]) -> None:
+    for shard in store.plan.shards():
+        store.write_shard(shard, labels[shard.box.slices()])
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    labels = draw(store.plan)
+    fill(store, labels)
+    again = LabelStore(tmp_path, store.plan)
+    assert np.array_equal(again.read(Box(0, 0, 150, 210)), labels)
+    assert np.array_equal(again.read(Box(100, 120, 149, 200)), labels[100:149, 120:200])
+
+
+def test_each_shard_is_one_object_even_where_it_holds_only_no_data(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    fill(store, np.full((150, 210), 255, np.uint8))
+    objects = sorted(p for p in (store.root / "classes" / "0" / "c").rglob("*") if p.is_file())
+    assert objects == sorted(store.shard_object(shard) for shard in store.plan.shards())
+    assert len(objects) == 4 and min(p.stat().st_size for p in objects) > 0
+
+
+def test_unwritten_shards_read_as_no_data(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.write_shard(store.plan.shards()[0], np.zeros((128, 128), np.uint8))
+    assert (store.read(Box(0, 0, 128, 128)) == 0).all()
+    assert (store.read(Box(0, 128, 150, 210)) == 255).all()
+
+
+def test_bytes_are_the_same_in_any_folder_and_order(tmp_path: Path) -> None:
+    stores = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        stores.append(make_store(tmp_path / name, spacing=Spacing(0.25, 0.25, "um")))
+    labels = draw(stores[0].plan)
+    fill(stores[0], labels)
+    for shard in reversed(stores[1].plan.shards()):
+        stores[1].write_shard(shard, labels[shard.box.slices()])
+    first, second = (hashes(store.root) for store in stores)
+    assert first == second and len(first) == 3 + 4
+
+
+def test_a_torn_shard_is_replaced(tmp_path: Path) -> None:
+    """Zarr alone fails here: it reads the old shard before it writes the new one."""
+    store = make_store(tmp_path)
+    shard = store.plan.shards()[0]
+    labels = draw(store.plan)[shard.box.slices()]
+    path = store.write_shard(shard, labels)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="damaged"):
+        store.read(shard.box)
+    store.write_shard(shard, labels)
+    assert path.read_bytes() == whole
+
+
+def test_a_flipped_byte_is_not_read_silently(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    shard = store.plan.shards()[0]
+    path = store.write_shard(shard, draw(store.plan)[shard.box.slices()])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        store.read(shard.box)
+
+
+def test_deleting_a_shard_takes_the_litter_of_a_killed_writer_with_it(tmp_path: Path) -> None:
+    store = make_store(tmp_path, width=2000)
+    ours, neighbour = store.plan.shard_by_id("0.1"), store.plan.shard_by_id("0.10")
+    for shard in (ours, neighbour):
+        store.write_shard(shard, np.zeros(shard.box.shape, np.uint8))
+        store.shard_object(shard).with_suffix(".0123.partial").write_bytes(b"half")
+    store.delete_shard(ours)
+    left = sorted(p.name for p in store.shard_object(ours).parent.iterdir())
+    assert left == ["10", "10.0123.partial"]
+
+
+@pytest.mark.parametrize("name", ["file", "other zarr", "broken"])
+def test_a_store_of_somebody_else_is_refused_and_kept(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "labels.ome.zarr"
+    if name == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "zarr.json").write_text('{"zarr_format":3,"node_type":"group"}' if name == "other zarr" else "{")
+    before = hashes(tmp_path)
+    for keep in (True, False):
+        plan = make_plan(150, 210, halo=16, multiple=16, core=64)
+        with pytest.raises(StoreError, match="move it away"):
+            LabelStore.create(tmp_path, plan, Grid(), CLASSES, keep=keep)  # type: ignore[arg-type]
+    assert hashes(tmp_path) == before
+
+
+def test_creating_again_keeps_or_discards_the_shards(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    fill(store, draw(store.plan))
+    before = hashes(store.root)
+    (store.root / "classes" / "0" / "zarr.json").unlink()
+    make_store(tmp_path)
+    assert hashes(store.root) == before
+    plan = make_plan(90, 70, halo=16, multiple=16, core=64)
+    smaller = LabelStore.create(tmp_path, plan, Grid(), CLASSES, keep=False)  # type: ignore[arg-type]
+    assert (smaller.read(Box(0, 0, 90, 70)) == 255).all()
+    assert len(hashes(store.root)) == 3 and sorted(p.name for p in tmp_path.iterdir()) == ["labels.ome.zarr"]
+
+
+def test_what_an_interrupted_creation_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".labels.ome.zarr.new" / "classes").mkdir(parents=True)
+    (tmp_path / "..labels.ome.zarr.discarded").mkdir()
+    store = make_store(tmp_path)
+    assert (store.read(Box(0, 0, 2, 2)) == 255).all()
+    assert not (tmp_path / ".labels.ome.zarr.new").exists()
+
+
+def test_missing_metadata_is_an_error_not_an_empty_result(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    (store.root / "classes" / "0" / "zarr.json").unlink()
+    with pytest.raises(StoreError, match="not a readable label array"):
+        LabelStore(tmp_path, store.plan).read(Box(0, 0, 1, 1))
+
+
+def test_level_shapes_end_at_512() -> None:
+    plan = make_plan(1025, 4097, halo=16, multiple=16, core=64)
+    assert level_shapes(plan) == ((1025, 4097), (513, 2049), (257, 1025), (129, 513), (65, 257))
+    assert len(level_shapes(make_plan(512, 512, halo=16, multiple=16, core=64))) == 1
+
+
+@pytest.mark.parametrize(("core", "chunk"), [(64, 64), (512, 512), (1024, 512), (2048, 512), (1280, 640), (1042, 521)])
+def test_chunks_divide_the_core(core: int, chunk: int) -> None:
+    assert chunk_side(TilePlan(9, 9, 2, 0, core, core)) == chunk
+
+
+def test_ome_zarr_reads_classes_colours_and_scale(tmp_path: Path) -> None:
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Label, Labels, Multiscales, Reader
+    from ome_zarr_models.v05.image_label import ImageLabel
+
+    store = make_store(tmp_path, height=900, width=1300, spacing=Spacing(0.5, 0.25, "um"))
+    labels = draw(store.plan)
+    fill(store, labels)
+    for index in range(1, store.level_count):
+        store.create_level(index)[...] = labels[:: 2**index, :: 2**index]
+
+    root, node = list(Reader(parse_url(str(store.root)))())
+    assert [type(spec) for spec in root.specs] == [Labels]
+    assert {type(spec) for spec in node.specs} == {Label, Multiscales}
+    assert [level.shape for level in node.data] == [(900, 1300), (450, 650), (225, 325)]
+    assert np.array_equal(node.data[0].compute(), labels)
+    assert node.metadata["color"][3] == [220 / 255, 40 / 255, 10 / 255, 1.0]
+    assert node.metadata["color"][0][3] == node.metadata["color"][255][3] == 0.0
+    assert node.metadata["properties"][3] == {"class": "nucleus"}
+    assert [axis["unit"] for axis in node.metadata["axes"]] == ["micrometer", "micrometer"]
+    assert node.metadata["coordinateTransformations"][2] == [
+        {"type": "scale", "scale": [2.0, 1.0]},
+        {"type": "translation", "translation": [0.75, 0.375]},
+    ]
+    import zarr
+
+    assert ImageLabel.from_zarr(zarr.open_group(store.root / "classes", mode="r")).attributes.ome.version == "0.5"
+
+
+def test_axes_have_no_unit_where_the_size_of_a_pixel_is_unknown(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    scale = json.loads((store.root / "classes" / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    assert scale["axes"] == [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+    assert scale["datasets"][0]["coordinateTransformations"][0]["scale"] == [1.0, 1.0]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 KiB, where writing more fails as it does on a full disk."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    try:
+        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_done(tiny_disk: Path) -> None:
+    plan = make_plan(1024, 1024, halo=16, multiple=16, core=512)
+    store = LabelStore.create(tiny_disk, plan, Grid(), CLASSES)  # type: ignore[arg-type]
+    noise = np.random.default_rng(0).integers(0, 255, (1024, 1024), dtype=np.uint8)
+    written: list[Shard] = []
+    with pytest.raises(OutputError, match="No space left on device; free disk space") as caught:
+        for shard in plan.shards():
+            store.write_shard(shard, noise[shard.box.slices()])
+            written.append(shard)
+    assert len(written) == 1 and "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
+    assert not store.shard_object(plan.shards()[1]).exists()
+    assert np.array_equal(store.read(written[0].box), noise[written[0].box.slices()])
