@@ -1,0 +1,155 @@
+"""Decides which shard is tried next, how often, and what has failed; knows no threads, no processes and no pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from unetpp.errors import OutputError, UnetppError
+
+if TYPE_CHECKING:
+    from unetpp.commit import CommitRecord
+    from unetpp.segment import SegmentJob, ShardWorker
+
+ATTEMPTS = 3
+OnCommit = Callable[["SegmentJob", "CommitRecord"], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job in this run.
+
+    Attributes:
+        done: shards that this run committed (not those found finished).
+        failed: shard id ("row.col") -> one line saying why it is not committed.
+    """
+
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One try of one shard: only names and numbers, so that it may travel anywhere."""
+
+    job: int
+    shard: str
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker says about a task: a commit record, or one line of error.
+
+    `job_failed` means that no other shard of the job can succeed either (disk full, model or image unreadable).
+    """
+
+    record: dict[str, Any] | None = None
+    error: str = ""
+    job_failed: bool = False
+
+
+class ShardQueue:
+    """Hands out the pending shards of all jobs, in order; failed ones come again, last, until their tries are used.
+
+    >>> queue = ShardQueue(jobs, attempts=3)
+    >>> while (task := queue.take()) is not None:
+    ...     queue.settle(task, work(task))
+    >>> queue.outcomes()
+    """
+
+    def __init__(self, jobs: Sequence[SegmentJob], attempts: int = ATTEMPTS, on_commit: OnCommit | None = None) -> None:
+        self.jobs = tuple(jobs)
+        self._attempts = max(1, attempts)
+        self._on_commit = on_commit
+        self._done = [0] * len(self.jobs)
+        self._failed: list[dict[str, str]] = [{} for _ in self.jobs]
+        self._dead: dict[int, str] = {}
+        self._again: deque[Task] = deque()
+        self._fresh = self._pending()
+
+    def take(self) -> Task | None:
+        """Return the next task; None when there is none now (a running one may still come back)."""
+        while (task := next(self._fresh, None) or self._pop_again()) is not None:
+            if task.job not in self._dead:
+                return task
+            self._failed[task.job][task.shard] = self._dead[task.job]
+        return None
+
+    def settle(self, task: Task, result: Result) -> None:
+        """Count a finished task."""
+        from unetpp.commit import CommitRecord
+
+        if result.record is not None:
+            self._done[task.job] += 1
+            if self._on_commit is not None:
+                self._on_commit(self.jobs[task.job], CommitRecord.from_json(result.record))
+            return
+        if result.job_failed:
+            self._dead.setdefault(task.job, result.error)
+        if result.job_failed or task.attempt >= self._attempts:
+            self._failed[task.job][task.shard] = result.error
+            log.info("%s shard %s: %s", self.jobs[task.job].uri, task.shard, result.error)
+        else:
+            self._again.append(Task(task.job, task.shard, task.attempt + 1))
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Return one outcome per job, in the order of the jobs."""
+        return tuple(Outcome(done, failed) for done, failed in zip(self._done, self._failed, strict=True))
+
+    def _pending(self) -> Iterator[Task]:
+        from unetpp.segment import pending
+
+        for index, job in enumerate(self.jobs):
+            for shard in pending(job):
+                yield Task(index, shard.id)
+
+    def _pop_again(self) -> Task | None:
+        return self._again.popleft() if self._again else None
+
+
+class Worker:
+    """Computes shards one at a time, keeping the image of the last job open."""
+
+    def __init__(self, stop: Event | None = None) -> None:
+        self._stop = stop
+        self._current: ShardWorker | None = None
+
+    def run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
+        """Compute and commit one shard. Errors come back as results; only a stop raises `CancelledError`."""
+        try:
+            worker = self._worker(job)
+        except (UnetppError, OSError) as error:
+            return Result(error=one_line(error), job_failed=True)
+        try:
+            return Result(record=worker.run(job.plan.shard_by_id(shard_id), attempt).to_json())
+        except UnetppError as error:
+            return Result(error=one_line(error), job_failed=isinstance(error, OutputError))
+        except Exception as error:
+            log.warning("%s shard %s, try %d", job.uri, shard_id, attempt, exc_info=True)
+            return Result(error=one_line(error))
+
+    def close(self) -> None:
+        if self._current is not None:
+            self._current.close()
+            self._current = None
+
+    def _worker(self, job: SegmentJob) -> ShardWorker:
+        from unetpp.segment import ShardWorker
+
+        if self._current is None or self._current.job != job:
+            self.close()
+            self._current = ShardWorker(job, stop=self._stop)
+        return self._current
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, with its type where the error is not one of ours."""
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return first if isinstance(error, UnetppError) else f"{type(error).__name__}: {first}"
