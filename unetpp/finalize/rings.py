@@ -1,0 +1,69 @@
+"""Put the rings of one pixel object into the one form that valid polygons have; knows integer lattice points only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from unetpp.finalize.trace import Ints
+
+
+def clean_rings(rings: Iterable[tuple[Ints, bool]]) -> tuple[Ints, ...]:
+    """Return the shell, then the holes, of a 4-connected object.
+
+    No vertex lies on a straight line, no ring meets itself (where an object touches itself at a corner, a hole touches
+    another ring instead), every ring starts at its first vertex in raster order, as do the holes among each other.
+
+    Args:
+        rings: closed walks (n, 2) of (x, y) with the object on the right hand (clockwise on screen), vertex 0 not
+            repeated; and whether the walk is known to have neither straight vertices nor vertices met twice.
+    """
+    parts: list[Ints] = []
+    for ring, clean in rings:
+        parts += [ring] if clean else _split(_turns(ring))
+    parts = [_rotated(part) for part in parts]
+    if len(parts) > 1:
+        parts.sort(key=lambda part: (signed_area(part) < 0, int(part[0, 1]), int(part[0, 0])))
+    return tuple(parts)
+
+
+def signed_area(ring: Ints) -> int:
+    """Return the area in pixels, positive where the ring runs clockwise on screen. Every edge is axis-parallel."""
+    x, y = ring[:, 0], ring[:, 1]
+    inner = np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])
+    return int(inner + x[-1] * y[0] - x[0] * y[-1]) // 2
+
+
+def _turns(ring: Ints) -> Ints:
+    """Drop vertices where the walk goes straight on, as it does where a seam cut a straight edge."""
+    incoming = np.sign(ring - np.roll(ring, 1, axis=0))
+    outgoing = np.roll(incoming, -1, axis=0)
+    turning = (incoming != outgoing).any(axis=1)
+    return ring if turning.all() else ring[turning]
+
+
+def _split(ring: Ints) -> list[Ints]:
+    """Cut a ring at every vertex that it visits twice."""
+    code = ring[:, 1] * (int(ring[:, 0].max()) + 1) + ring[:, 0]
+    if len(np.unique(code)) == len(code):
+        return [ring]
+    path: list[int] = []
+    position: dict[int, int] = {}
+    parts = []
+    for index, vertex in enumerate(code.tolist()):
+        if vertex in position:
+            start = position[vertex]
+            parts.append(ring[path[start:]])
+            for dropped in path[start:]:
+                del position[int(code[dropped])]
+            del path[start:]
+        position[vertex] = len(path)
+        path.append(index)
+    parts.append(ring[path])
+    return parts
+
+
+def _rotated(ring: Ints) -> Ints:
+    start = int((ring[:, 1] * (int(ring[:, 0].max()) + 1) + ring[:, 0]).argmin())
+    return ring if start == 0 else np.concatenate([ring[start:], ring[:start]])

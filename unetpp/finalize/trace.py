@@ -1,0 +1,250 @@
+"""Trace the pixel-edge outlines of one block of a label map; knows nothing of files, shards or the rest of the image.
+
+Every outline is walked with its own pixels on the right hand (clockwise on screen), one vertex per turn:
+
+        ahead = direction of the walk          a vertex is  convex    when the pixel ahead differs,
+    outer +---+---+                                         straight  when it is equal and the outer one ahead differs,
+        ->|own|ahead                                        concave   when both are equal.
+          +---+---+
+
+A walk that leaves the block stays open: it ends at a lattice point of the block's border, where exactly one walk of the
+same class goes on in the neighbouring block. That is what makes joining exact: the pieces of a seam carry no edge along
+the seam, so nothing has to be dissolved, and every number is an integer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+# Directions in clockwise order: east, south, west, north, as (dy, dx); `outer` of direction d is direction d - 1.
+_STEP = ((0, 1), (1, 0), (0, -1), (-1, 0))
+_END_VERTEX = ((0, 1), (1, 1), (1, 0), (0, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Outlines of the 4-connected pieces of one block; piece ids are 1..n, coordinates are block-local.
+
+    Chain k is `vertices[starts[k]:starts[k + 1]]`, rows of (x, y) lattice points; chains are sorted by piece.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    """(n,) class of each piece."""
+    first: Ints
+    """(n, 2) first pixel (y, x) of each piece in raster order."""
+    pixels: Ints
+    """(n,) pixel count of each piece."""
+    crossing: Bools
+    """(n,) whether the piece goes on in a neighbouring block."""
+    vertices: npt.NDArray[np.int32]
+    starts: Ints
+    piece: Ints
+    """(chains,) piece id of each chain."""
+    closed: Bools
+    """(chains,) whether the chain is a whole ring; an open one runs from its first to its last vertex."""
+    pinched: Bools
+    """(chains,) whether the chain passes a point where its class touches itself diagonally."""
+    north: Ints
+    """(w,) piece id of each pixel of the first row, 0 where none; `south`, `west`, `east` likewise."""
+    south: Ints
+    west: Ints
+    east: Ints
+
+
+def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
+    """Trace the pieces of a block.
+
+    Args:
+        labels: (h + 2, w + 2) class values, the block with a margin of one pixel (anything not kept past the image).
+        keep: (256,) whether a class value is outlined; 255 must be False.
+    """
+    # 0 = not outlined; a kept class c is c + 1, so that class 0 can be outlined too.
+    lookup = np.where(keep, (np.arange(256) + 1) % 256, 0).astype(np.uint8)
+    marked = lookup[labels]
+    core = marked[1:-1, 1:-1]
+    if not core.any():
+        return _nothing(core.shape[0], core.shape[1])
+    components = _components(core)
+    nodes = _Nodes(marked)
+    walked, starts, closed = _follow(nodes)
+    piece = components.ravel()[nodes.pixel[walked[starts[:-1]]]]
+    order = np.argsort(piece, kind="stable")
+    lengths = np.diff(starts)[order]
+    gather = np.repeat(starts[:-1][order] - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths)
+    gather += np.arange(len(gather))
+    count = int(components.max())
+    first = _first_pixels(components, count)
+    return Traced(
+        labels=core[first[:, 0], first[:, 1]] - np.uint8(1),
+        first=first,
+        pixels=np.bincount(components.ravel(), minlength=count + 1)[1:],
+        crossing=_crossing(marked, components, count),
+        vertices=nodes.vertex[walked[gather]].astype(np.int32),
+        starts=np.concatenate(([0], np.cumsum(lengths))),
+        piece=piece[order],
+        closed=closed[order],
+        pinched=np.logical_or.reduceat(nodes.pinched[walked], starts[:-1])[order],
+        north=components[0].copy(),
+        south=components[-1].copy(),
+        west=components[:, 0].copy(),
+        east=components[:, -1].copy(),
+    )
+
+
+class _Nodes:
+    """Turning points and open ends of a block's outlines, each with the run that enters and the run that leaves it."""
+
+    def __init__(self, marked: npt.NDArray[np.uint8]) -> None:
+        self.height, self.width = marked.shape[0] - 2, marked.shape[1] - 2
+        self.marked = marked
+        self.count = 0
+        self._pixel: list[Ints] = []
+        self._vertex: list[Ints] = []
+        self._pinched: list[Bools] = []
+        self._ends: list[list[Ints]] = [[], [], [], []]
+        self._begins: list[list[Ints]] = [[], [], [], []]
+        # Rings start at their first node: with north-to-east corners first, a shell starts at its first pixel.
+        for direction in (3, 0, 1, 2):
+            self._collect(direction)
+        self.pixel = np.concatenate(self._pixel)
+        self.vertex = np.concatenate(self._vertex)
+        """(nodes, 2) lattice points (x, y)."""
+        self.pinched = np.concatenate(self._pinched)
+        self.next = self._link()
+
+    def _shifted(self, dy: int, dx: int) -> npt.NDArray[np.uint8]:
+        return self.marked[1 + dy : 1 + dy + self.height, 1 + dx : 1 + dx + self.width]
+
+    def _collect(self, direction: int) -> None:
+        (dy, dx), (oy, ox) = _STEP[direction], _STEP[direction - 1]
+        own = self._shifted(0, 0)
+        edge = (own > 0) & (own != self._shifted(oy, ox))
+        ahead = edge & (own == self._shifted(dy, dx))
+        diagonal = edge & (own == self._shifted(dy + oy, dx + ox))
+        concave = ahead & diagonal
+        convex = np.flatnonzero(edge & ~ahead)
+        self._add(convex, direction, ends=direction, begins=(direction + 1) % 4)
+        self._pinched[-1] = diagonal.ravel()[convex]
+        leaves = self._outside(dy, dx) | (concave & self._outside(oy, ox))
+        open_end = ahead & leaves
+        self._add(np.flatnonzero(concave & ~open_end), direction, ends=direction, begins=(direction - 1) % 4)
+        self._add(np.flatnonzero(open_end), direction, ends=direction, begins=None)
+        behind = edge & (own == self._shifted(-dy, -dx))
+        turned = behind & (own == self._shifted(oy - dy, ox - dx))
+        entered = behind & (self._outside(-dy, -dx) | (turned & self._outside(oy, ox)))
+        self._add(np.flatnonzero(entered), direction - 1, ends=None, begins=direction)
+
+    def _outside(self, dy: int, dx: int) -> Bools:
+        """Return where the neighbour at this offset lies outside the block."""
+        mask = np.zeros((self.height, self.width), bool)
+        if dy:
+            mask[0 if dy < 0 else -1] = True
+        if dx:
+            mask[:, 0 if dx < 0 else -1] = True
+        return mask
+
+    def _add(self, pixels: Ints, corner: int, *, ends: int | None, begins: int | None) -> None:
+        ids = np.arange(self.count, self.count + len(pixels))
+        self.count += len(pixels)
+        y, x = np.divmod(pixels, self.width)
+        vy, vx = _END_VERTEX[corner % 4]
+        self._pixel.append(pixels)
+        self._vertex.append(np.stack([x + vx, y + vy], axis=1))
+        self._pinched.append(np.zeros(len(pixels), bool))
+        if ends is not None:
+            self._ends[ends].append(ids)
+        if begins is not None:
+            self._begins[begins].append(ids)
+
+    def _link(self) -> Ints:
+        """Return the node each node's leaving run arrives at, -1 where none leaves.
+
+        The runs of one direction on one lattice line are disjoint, so that the k-th begin meets the k-th end.
+        """
+        following = np.full(self.count, -1, np.int64)
+        for direction in range(4):
+            line, along = (1, 0) if direction % 2 == 0 else (0, 1)
+            key = self.vertex[:, line] * (max(self.height, self.width) + 2) + self.vertex[:, along]
+            begins, ends = (np.concatenate(group[direction]) for group in (self._begins, self._ends))
+            following[begins[np.argsort(key[begins])]] = ends[np.argsort(key[ends])]
+        return following
+
+
+def _follow(nodes: _Nodes) -> tuple[Ints, Ints, Bools]:
+    """Walk every chain; return its nodes one chain after the other, the chains' starts, and which are rings."""
+    following: list[int] = nodes.next.tolist()
+    entered = np.zeros(nodes.count, bool)
+    entered[nodes.next[nodes.next >= 0]] = True
+    seen = bytearray(nodes.count)
+    order: list[int] = []
+    starts = [0]
+    closed: list[bool] = []
+    for begin in [*np.flatnonzero(~entered).tolist(), *np.flatnonzero(entered).tolist()]:
+        if seen[begin]:
+            continue
+        node = begin
+        while node >= 0 and not seen[node]:
+            seen[node] = 1
+            order.append(node)
+            node = following[node]
+        starts.append(len(order))
+        closed.append(node >= 0)
+    return np.asarray(order, np.int64), np.asarray(starts, np.int64), np.asarray(closed, bool)
+
+
+def _components(core: npt.NDArray[np.uint8]) -> Ints:
+    """Return 4-connected components of equal nonzero values, numbered from 1."""
+    from skimage.measure import label
+
+    return np.asarray(label(core, background=0, connectivity=1), np.int64)
+
+
+def _first_pixels(components: Ints, count: int) -> Ints:
+    """Return each component's first pixel; it is one whose upper and left neighbours in the block differ."""
+    starts = components > 0
+    starts[1:] &= components[1:] != components[:-1]
+    starts[:, 1:] &= components[:, 1:] != components[:, :-1]
+    candidates = np.flatnonzero(starts)
+    first = np.full(count + 1, components.size, np.int64)
+    np.minimum.at(first, components.ravel()[candidates], candidates)
+    return np.stack(np.divmod(first[1:], components.shape[1]), axis=1)
+
+
+def _crossing(marked: npt.NDArray[np.uint8], components: Ints, count: int) -> Bools:
+    """Return which components have an equal neighbour in the margin."""
+    core = marked[1:-1, 1:-1]
+    crossing = np.zeros(count + 1, bool)
+    sides = (
+        (components[0], core[0], marked[0, 1:-1]),
+        (components[-1], core[-1], marked[-1, 1:-1]),
+        (components[:, 0], core[:, 0], marked[1:-1, 0]),
+        (components[:, -1], core[:, -1], marked[1:-1, -1]),
+    )
+    for piece, inside, margin in sides:
+        crossing[piece[(inside > 0) & (inside == margin)]] = True
+    return crossing[1:]
+
+
+def _nothing(height: int, width: int) -> Traced:
+    empty = np.zeros(0, np.int64)
+    return Traced(
+        labels=np.zeros(0, np.uint8),
+        first=np.zeros((0, 2), np.int64),
+        pixels=empty,
+        crossing=np.zeros(0, bool),
+        vertices=np.zeros((0, 2), np.int32),
+        starts=np.zeros(1, np.int64),
+        piece=empty,
+        closed=np.zeros(0, bool),
+        pinched=np.zeros(0, bool),
+        north=np.zeros(width, np.int64),
+        south=np.zeros(width, np.int64),
+        west=np.zeros(height, np.int64),
+        east=np.zeros(height, np.int64),
+    )
