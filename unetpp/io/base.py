@@ -6,7 +6,7 @@ Level 0 is the finest. A window carries everything that places it: box, level, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -157,6 +157,40 @@ class ReaderBase:
         self.close()
 
 
+def valid_samples(pixels: Pixels, nodata: Sequence[float | None]) -> Mask | None:
+    """Return (H, W) validity of (H, W, C) samples from each band's nodata value (None: it has none); None = all valid.
+
+    8-bit images: invalid where every band is nodata, because 0 and 255 are also real values of single bands there (the
+    rule of GDAL's dataset mask). Wider types: invalid where any band is. NaN and infinity are invalid in any band.
+    """
+    missing = [_equals(pixels[..., i], value) for i, value in enumerate(nodata) if value is not None]
+    valid: Mask | None = None
+    if missing and pixels.dtype.itemsize == 1:
+        if len(missing) == pixels.shape[2]:
+            valid = ~np.logical_and.reduce(missing)
+    elif missing:
+        valid = ~np.logical_or.reduce(missing)
+    if pixels.dtype.kind == "f":
+        valid = both(valid, np.isfinite(pixels).all(-1))
+    return valid
+
+
+def both(first: Mask | None, second: Mask | None) -> Mask | None:
+    """Return where both masks are valid; None means all valid."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
+
+
+def _equals(plane: Pixels, value: float) -> Mask:
+    if plane.dtype.kind == "f":
+        # Files state nodata as decimal text; a float32 image stores its nearest float32.
+        return np.asarray(plane == plane.dtype.type(value))
+    if not float(value).is_integer():
+        return np.zeros(plane.shape, bool)
+    return np.asarray(plane == int(value))
+
+
 def level_scale(levels: tuple[Level, ...], level: int) -> tuple[float, float]:
     """Return level-0 pixels per pixel of `level` along y and x.
 
@@ -174,4 +208,8 @@ def _explains(factor: int, size: int, small: int) -> bool:
     return small in (size // factor, -(-size // factor))
 
 
-ReadBlock = Callable[[Box], Window]
+def make_levels(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
+    """Return levels for (height, width) sizes, finest first, with the downsample that `level_scale` finds."""
+    levels = tuple(Level(height, width, 1.0) for height, width in sizes)
+    scales = [level_scale(levels, index) for index in range(len(levels))]
+    return tuple(Level(x.height, x.width, (fy + fx) / 2) for x, (fy, fx) in zip(levels, scales, strict=True))

@@ -1,0 +1,158 @@
+"""Reads georeferenced TIFFs through GDAL; never sees slides (their label photo is an overview to GDAL) or a network."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.env import get_gdal_config, set_gdal_config
+from rasterio.errors import CRSError, RasterioError
+from rasterio.windows import Window as GdalWindow
+
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
+from unetpp.geometry import Box, Spacing, Transform
+from unetpp.io.base import MAX_DECODED_PIXELS, Mask, Pixels, ReaderBase, both, make_levels, valid_samples
+from unetpp.io.tiff import first_line
+
+GDAL_CACHE_BYTES = 2**26
+"""GDAL's block cache, one for the process; its default is a share of the machine's memory."""
+
+_cache_lock = threading.Lock()
+
+
+class SceneRaster(ReaderBase):
+    """A GeoTIFF or COG with its overviews as levels; bands in file order without alpha.
+
+    A pixel is valid where the file's mask and alpha say so and where `base.valid_samples` finds samples, not nodata.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.uri = str(path)
+        self._path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open_datasets: list[Any] = []
+        _bound_cache()
+        top = self._dataset(0)
+        self.format = "geotiff"
+        self._describe_bands(top)
+        # A rotated or south-up grid is a transform like any other. GDAL gives the identity where the file states none.
+        a, b, c, d, e, f = tuple(top.transform)[:6]
+        self.transform = None if top.transform.is_identity else (a, b, c, d, e, f)
+        self.crs = _wkt(top.crs, self.uri)
+        self.kind = "scene" if self.crs and self.transform else "image"
+        self.spacing = _spacing(self.transform, top.crs)
+        sizes = [(top.height, top.width)]
+        for index in range(len(top.overviews(1))):
+            overview = self._dataset(index + 1)
+            sizes.append((overview.height, overview.width))
+        self.levels = make_levels(sizes)
+
+    def _describe_bands(self, top: Any) -> None:
+        self._indexes = [i for i, c in zip(top.indexes, top.colorinterp, strict=True) if c != ColorInterp.alpha]
+        self._alpha = [i for i, c in zip(top.indexes, top.colorinterp, strict=True) if c == ColorInterp.alpha]
+        if not self._indexes:
+            raise ImageFormatError(f"{self.uri}: has an alpha band only; nothing to segment")
+        kinds = {top.dtypes[i - 1] for i in self._indexes}
+        if len(kinds) > 1 or np.dtype(next(iter(kinds))).kind not in "uif":
+            raise ImageFormatError(f"{self.uri}: sample types {sorted(kinds)}; convert every band to one real type")
+        self.dtype = np.dtype(next(iter(kinds)))
+        self._nodata = [top.nodatavals[i - 1] for i in self._indexes]
+        flags = top.mask_flag_enums[self._indexes[0] - 1]
+        self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        self.bands = tuple(_band_name(top, i, len(self._indexes)) for i in self._indexes)
+        height, width = top.block_shapes[0]
+        if height * width > MAX_DECODED_PIXELS:
+            raise ImageTooLargeError(
+                f"{self.uri}: one block holds {height * width} pixels, more than {MAX_DECODED_PIXELS}; "
+                "rewrite it as a tiled TIFF (gdal_translate -of COG)"
+            )
+
+    def _dataset(self, level: int) -> Any:
+        """Return this thread's own handle on one level: GDAL's handles are not thread-safe."""
+        handles: dict[int, Any] = self._local.__dict__.setdefault("handles", {})
+        if level not in handles:
+            options: dict[str, Any] = {} if level == 0 else {"overview_level": level - 1}
+            try:
+                dataset = rasterio.open(self._path, driver="GTiff", sharing=False, **options)
+            except RasterioError as error:
+                why = first_line(error)
+                raise CorruptImageError(f"{self.uri}: TIFF does not open ({why}); copy it again") from None
+            with self._lock:
+                self._open_datasets.append(dataset)
+            handles[level] = dataset
+        return handles[level]
+
+    def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
+        window = GdalWindow(box.x0, box.y0, box.width, box.height)
+        try:
+            dataset = self._dataset(level)
+            planes = dataset.read(self._indexes, window=window)
+            valid: Mask | None = None
+            for index in self._alpha:
+                valid = both(valid, np.asarray(dataset.read(index, window=window) > 0))
+            if self._masked:
+                valid = both(valid, np.asarray(dataset.read_masks(self._indexes[0], window=window) > 0))
+        except RasterioError as error:
+            why = first_line(error.__cause__ or error)
+            raise CorruptImageError(f"{self.uri}: level {level} {box} does not decode ({why}); copy it again") from None
+        pixels = np.ascontiguousarray(np.moveaxis(planes, 0, -1))
+        return pixels, both(valid, valid_samples(pixels, self._nodata))
+
+    def close(self) -> None:
+        with self._lock:
+            for dataset in self._open_datasets:
+                dataset.close()
+            self._open_datasets.clear()
+        self._local = threading.local()
+
+
+def _bound_cache() -> None:
+    with _cache_lock:
+        if int(get_gdal_config("GDAL_CACHEMAX")) > GDAL_CACHE_BYTES:
+            set_gdal_config("GDAL_CACHEMAX", GDAL_CACHE_BYTES)
+
+
+def _band_name(dataset: Any, index: int, count: int) -> str:
+    described = dataset.descriptions[index - 1]
+    if described:
+        return str(described)
+    color = dataset.colorinterp[index - 1]
+    if color in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) or (color == ColorInterp.gray and count == 1):
+        return str(color.name)
+    return f"band{index}"
+
+
+def _wkt(crs: Any, uri: str) -> str | None:
+    if not crs:
+        return None
+    try:
+        return str(crs.to_wkt())
+    except CRSError as error:
+        raise ImageFormatError(f"{uri}: its CRS cannot be understood ({first_line(error)})") from None
+
+
+def _spacing(transform: Transform | None, crs: Any) -> Spacing | None:
+    """Return the length of one pixel step in the CRS's own units, as metres or degrees.
+
+    Rotated grids: the length of the step's vector. Nominal: in a projection that stretches (web Mercator) the ground
+    is smaller; `resample.ground_spacing` says by how much.
+    """
+    if transform is None or not crs:
+        return None
+    a, b, _, d, e, _ = transform
+    y, x = math.hypot(b, e), math.hypot(a, d)
+    if not (y > 0 and x > 0):
+        return None
+    if crs.is_geographic:
+        to_degrees = math.degrees(crs.units_factor[1])
+        return Spacing(y * to_degrees, x * to_degrees, "deg")
+    if crs.is_projected:
+        factor = float(crs.linear_units_factor[1])
+        return Spacing(y * factor, x * factor, "m")
+    return None

@@ -1,0 +1,176 @@
+"""Reads windows of a TIFF's pages, segment by segment; knows no georeference and no slide vendor's habits."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
+from unetpp.geometry import Box
+from unetpp.io.base import MAX_DECODED_PIXELS, Mask, Pixels
+
+SEGMENT_CACHE_BYTES = 2**26
+# Codecs raise what their C libraries report; these are the classes seen from tifffile, imagecodecs, zlib and lzma.
+DECODE_ERRORS = (OSError, ValueError, RuntimeError, EOFError, TypeError, IndexError, NotImplementedError, MemoryError)
+
+GEO_TAGS = {33550, 33922, 34264, 34735}
+"""ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory."""
+GDAL_NODATA = 42113
+
+
+class TiffPages:
+    """One image series of a TIFF file as pyramid levels of (H, W, samples) windows.
+
+    A level is one page with interleaved or planar samples, or one page per channel (axes CYX). Stacks over time, depth
+    or unnamed axes are refused: one image has one (y, x) plane. Safe for several threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
+        self._cached = 0
+        try:
+            self._file = tifffile.TiffFile(path)
+        except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
+            raise CorruptImageError(f"{path}: not a readable TIFF ({first_line(error)}); copy it again") from None
+        try:
+            self._open_series()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open_series(self) -> None:
+        try:
+            series = self._file.series[0]
+            self.levels = tuple(tuple(level.pages) for level in series.levels)
+        except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
+            raise CorruptImageError(f"{self.path}: TIFF directory is damaged ({first_line(error)})") from None
+        self.page = series.keyframe
+        self.dtype = np.dtype(series.dtype)
+        self.samples = self.page.samplesperpixel * len(self.levels[0])
+        self.sizes = tuple((pages[0].imagelength, pages[0].imagewidth) for pages in self.levels)
+        if series.axes.replace("S", "") not in ("YX", "CYX") or len(series.shape) > 3:
+            shape = "x".join(map(str, series.shape))
+            raise ImageFormatError(
+                f"{self.path}: holds a {shape} stack with axes {series.axes}; save each (y, x) plane as its own image"
+            )
+        if series.axes.startswith("C") and len(self.levels[0]) != series.shape[0]:
+            raise ImageFormatError(f"{self.path}: its channels are not stored as TIFF pages; save it again as OME-TIFF")
+        largest = max(int(np.prod(pages[0].chunks[:2])) for pages in self.levels)
+        if largest > MAX_DECODED_PIXELS:
+            raise ImageTooLargeError(
+                f"{self.path}: one strip or tile holds {largest} pixels, more than {MAX_DECODED_PIXELS}; "
+                "save it as a tiled TIFF"
+            )
+
+    @property
+    def ome_xml(self) -> str | None:
+        text: str | None = self._file.ome_metadata
+        return text
+
+    @property
+    def imagej(self) -> dict[str, Any]:
+        return self._file.imagej_metadata or {}
+
+    def read(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
+        """Return (H, W, samples) of a box inside the level, and validity (False where a segment was never written)."""
+        pages = self.levels[level]
+        pixels = np.zeros((*box.shape, self.samples), self.dtype)
+        valid = np.ones(box.shape, bool)
+        for number, page in enumerate(pages):
+            rows, columns, per_plane = self._grid(page, level)
+            planes = 1 if page.planarconfig == 1 else page.samplesperpixel
+            length, width = page.chunks[0], page.chunks[1]
+            for plane in range(planes):
+                first = number * page.samplesperpixel + plane
+                samples = slice(first, first + (page.samplesperpixel if planes == 1 else 1))
+                for row in range(box.y0 // length, min(-(-box.y1 // length), rows)):
+                    for column in range(box.x0 // width, min(-(-box.x1 // width), columns)):
+                        index = plane * per_plane + row * columns + column
+                        corner = (row * length, column * width)
+                        self._paste(page, (level, number, index), corner, box, pixels[..., samples], valid)
+        return pixels, None if valid.all() else valid
+
+    def _grid(self, page: Any, level: int) -> tuple[int, int, int]:
+        height, width = self.sizes[level]
+        rows, columns = -(-height // page.chunks[0]), -(-width // page.chunks[1])
+        return rows, columns, rows * columns
+
+    def _paste(
+        self, page: Any, key: tuple[int, int, int], corner: tuple[int, int], box: Box, out: Pixels, valid: Mask
+    ) -> None:
+        block = self._segment(page, key, box)
+        y0, x0 = corner
+        if block is None:
+            hole = Box(y0, x0, y0 + page.chunks[0], x0 + page.chunks[1]).intersect(box)
+            valid[hole.slices(box)] = False
+            return
+        here = Box(y0, x0, y0 + block.shape[0], x0 + block.shape[1])
+        part = here.intersect(box)
+        if part.area:
+            out[part.slices(box)] = block[part.slices(here)]
+
+    def _segment(self, page: Any, key: tuple[int, int, int], box: Box) -> Pixels | None:
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        try:
+            block = self._decode(page, key[2])
+        except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
+            raise CorruptImageError(
+                f"{self.path}: tile {key[2]} of level {key[0]} in {box} does not decode ({first_line(error)}); "
+                "copy the file again"
+            ) from None
+        if block is not None:
+            self._keep(key, block)
+        return block
+
+    def _decode(self, page: Any, index: int) -> Pixels | None:
+        size = page.databytecounts[index]
+        if size == 0:
+            return None
+        with self._lock:
+            self._file.filehandle.seek(page.dataoffsets[index])
+            data = self._file.filehandle.read(size)
+        if len(data) != size:
+            raise EOFError(f"{len(data)} of {size} bytes in the file")
+        block, _, shape = page.keyframe.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+        if block is None:
+            raise ValueError("no data")
+        return np.asarray(block)[0, : shape[1], : shape[2]]
+
+    def _keep(self, key: tuple[int, int, int], block: Pixels) -> None:
+        """Remember the last segments: an image saved as one strip would otherwise decode whole for every window."""
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = block
+                self._cached += block.nbytes
+            while self._cached > SEGMENT_CACHE_BYTES and len(self._cache) > 1:
+                self._cached -= self._cache.popitem(last=False)[1].nbytes
+
+    def close(self) -> None:
+        self._file.close()
+        self._cache.clear()
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's text cut to one line, or its class name where it has none."""
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+def page_tags(path: Path) -> dict[int, Any]:
+    """Return the tags of a TIFF's first page by number, and {} where the file is not a readable TIFF."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages.first
+            return {tag.code: tag.value for tag in page.tags}
+    except (tifffile.TiffFileError, *DECODE_ERRORS):
+        return {}
