@@ -1,0 +1,241 @@
+"""The command `unetpp`: reads options, calls the library, prints, and exits 0 done, 1 a part failed, 2 wrong usage.
+
+Only typer and rich are imported here; every command imports what it uses, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unetpp_workflows.cli_models import models
+from unetpp_workflows.cli_options import (
+    DONE,
+    PART_FAILED,
+    Config,
+    Engine,
+    Executor,
+    Inputs,
+    Mask,
+    Model,
+    Mpp,
+    Output,
+    Outputs,
+    Precision,
+    Sets,
+    Spacing,
+    Tissue,
+    Tracking,
+    Workers,
+    input_options,
+    reported,
+)
+
+app = typer.Typer(
+    name="unetpp",
+    help="""Segment gigapixel images with UNet++: whole slides, satellite and aerial scenes.
+
+    [bold]Start here[/]
+
+        unetpp demo                                 a real slide and a real scene
+        unetpp doctor                               what works on this machine
+        unetpp segment slide.svs -m nuclei -o out   one slide
+        unetpp segment scenes/ -m landcover -o out  every image of a folder
+        unetpp status out                           what is done, what is not
+
+    Every command can be run again: finished work is kept, the rest is done.
+    Exit codes: 0 done, 1 a part failed (its name is printed), 2 wrong usage.
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(models, name="models")
+
+
+def main() -> None:
+    """Run the command line; the entry point of the installed `unetpp`."""
+    app(prog_name="unetpp")
+
+
+@app.command()
+@reported()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything the demo makes.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Register the bundled models, segment a real slide and a real scene, and say where to look.
+
+    [bold]Example[/]
+
+        unetpp demo --output demo
+
+    Run it twice: the second run finds everything done. Images come from the folder in UNETPP_DATA, else from the
+    network, else they are drawn.
+    """
+    from unetpp_workflows.demo import run_demo
+
+    raise typer.Exit(run_demo(output, Console()))
+
+
+@app.command()
+@reported()
+def segment(
+    inputs: Inputs,
+    output: Output,
+    model: Model = None,
+    spacing: Spacing = None,
+    mpp: Mpp = None,
+    mask: Mask = None,
+    tissue: Tissue = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    engine: Engine = None,
+    precision: Precision = None,
+    tracking_uri: Tracking = None,
+    config: Config = None,
+    sets: Sets = None,
+) -> None:
+    """Segment images, folders and globs; finished images are skipped, interrupted ones continued.
+
+    [bold]Examples[/]
+
+        unetpp segment slide.svs --model nuclei --output out
+        unetpp segment 'archive/*.svs' -m models:/nuclei@champion -o out
+        unetpp segment scene.tif -m landcover -o out --executor ray
+        unetpp segment archive/ --config run.toml -o out --set tiling.core=512
+
+    Writes for each image: OME-Zarr labels with pyramid, polygons, areas, a GeoTIFF for scenes, a report page and
+    a run record. A configuration file holds what the options hold and more:
+
+        model = "models:/nuclei@champion"
+        input = { spacing = "0.25um", tissue = "auto" }
+        tiling = { core = 1024 }
+        engine = { precision = "fp32", threads = 1 }
+        executor = { kind = "ray", workers = 8, attempts = 3 }
+        truth = { path = "labels/", classes = { Building = 1 } }
+    """
+    from unetpp_workflows.config import load_config
+    from unetpp_workflows.pipeline import segment as run
+    from unetpp_workflows.summary import print_summary
+
+    options = {
+        **input_options(model, spacing, mpp, mask, tissue, tracking_uri),
+        "engine.name": engine,
+        "engine.precision": precision,
+        "executor.kind": executor,
+        "executor.workers": workers,
+    }
+    resolved = load_config(config, options=options, sets=sets or ())
+    console = Console()
+    summary = run(inputs, output=output, config=resolved, console=console)
+    print_summary(summary, console)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+@reported()
+def plan(
+    inputs: Inputs,
+    model: Model = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also say what is done there.")] = None,
+    spacing: Spacing = None,
+    mpp: Mpp = None,
+    mask: Mask = None,
+    tissue: Tissue = None,
+    tracking_uri: Tracking = None,
+    config: Config = None,
+    sets: Sets = None,
+) -> None:
+    """Say what a segmentation would do: pixels, shards, tiles, bytes and what is already done. Computes nothing.
+
+    [bold]Example[/]
+
+        unetpp plan archive/ --model nuclei --output out
+    """
+    from unetpp_workflows.config import load_config
+    from unetpp_workflows.plan import print_plan
+
+    options = input_options(model, spacing, mpp, mask, tissue, tracking_uri)
+    resolved = load_config(config, options=options, sets=sets or ())
+    raise typer.Exit(print_plan(inputs, resolved, output, Console()))
+
+
+@app.command()
+@reported()
+def status(output: Outputs) -> None:
+    """List the images of an output folder: done, empty, partial, failed or running, and their shards.
+
+    [bold]Example[/]
+
+        unetpp status out
+    """
+    from unetpp_workflows.outputs import print_status
+
+    raise typer.Exit(print_status(output, Console()))
+
+
+@app.command()
+@reported()
+def verify(
+    output: Outputs,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Forget damaged parts: segment then makes them again.")
+    ] = False,
+) -> None:
+    """Hash every finished shard and product again and name what is damaged or missing.
+
+    [bold]Example[/]
+
+        unetpp verify out && echo all good
+    """
+    from unetpp_workflows.outputs import print_verification
+
+    raise typer.Exit(print_verification(output, Console(), repair=repair))
+
+
+@app.command()
+@reported()
+def report(output: Outputs) -> None:
+    """Draw the report pages of an output folder again, from what lies there.
+
+    [bold]Example[/]
+
+        unetpp report out
+    """
+    from unetpp_workflows.outputs import redraw_reports
+
+    raise typer.Exit(redraw_reports(output, Console()))
+
+
+@app.command()
+@reported()
+def doctor(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder whose disk is looked at.")] = Path(),
+    tracking_uri: Tracking = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Also measure the engines on this machine (a minute).")
+    ] = False,
+) -> None:
+    """Say what this machine and installation can do: versions, processor, GPU, engines, formats, disk, registry.
+
+    [bold]Example[/]
+
+        unetpp doctor --bench
+    """
+    from unetpp_workflows import doctor as checks
+
+    console = Console()
+    findings = checks.examine(output, tracking_uri)
+    checks.print_findings(findings, console)
+    if bench:
+        checks.print_bench(console)
+    missing = sum(finding.state == "missing" for finding in findings)
+    console.print(f"{missing} thing(s) missing" if missing else "Everything that is needed works.")
+    raise typer.Exit(PART_FAILED if missing else DONE)

@@ -1,0 +1,74 @@
+"""The commands `unetpp models ...`; knows the registry's functions and how to print what they return."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unetpp_workflows.cli_options import Tracking, reported
+
+models = typer.Typer(help="List, register and alias models in the MLflow registry.", no_args_is_help=True)
+
+
+@models.command("list")
+@reported()
+def models_list(tracking_uri: Tracking = None) -> None:
+    """List the bundled models and every registered version with its aliases."""
+    from rich.table import Table
+
+    from unetpp.package import bundled_names, bundled_package, load_package
+    from unetpp_workflows.mlflow_store import shown, store_uri
+    from unetpp_workflows.registry import list_models
+
+    table = Table("model", "aliases", "classes", "trained at", box=None, pad_edge=False, header_style="bold")
+    for name in bundled_names():
+        spec = load_package(bundled_package(name)).spec
+        table.add_row(name, "", ",".join(c.name for c in spec.classes), str(spec.spacing or "none"))
+    rows = list_models(tracking_uri=tracking_uri)
+    for row in rows:
+        classes, spacing = row.tags.get("unetpp.classes", ""), row.tags.get("unetpp.spacing", "")
+        table.add_row(
+            f"models:/{row.name}/{row.version}", " ".join(f"@{alias}" for alias in row.aliases), classes, spacing
+        )
+    Console().print(table)
+    if not rows:
+        typer.echo(f"nothing registered in {shown(store_uri(tracking_uri))}; see `unetpp models register --help`")
+
+
+@models.command("register")
+@reported()
+def models_register(
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="A model package folder or a bundled name.")],
+    name: Annotated[str | None, typer.Option("--name", help="Registered name; default: the package's own.")] = None,
+    alias: Annotated[str | None, typer.Option("--alias", help="Alias to set, like champion.")] = None,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Put a model package into the registry; weights that are there already keep their version.
+
+    [bold]Example[/]
+
+        unetpp models register runs/nuclei/package --alias challenger
+    """
+    from unetpp_workflows.registry import register_package, resolve
+
+    found = resolve(package, tracking_uri=tracking_uri)
+    version = register_package(found.folder, name, alias=alias, tracking_uri=tracking_uri)
+    shown = name or found.name
+    typer.echo(f"models:/{shown}/{version}" + (f" is now models:/{shown}@{alias}" if alias else ""))
+
+
+@models.command("alias")
+@reported()
+def models_alias(
+    name: Annotated[str, typer.Argument(help="Registered name.")],
+    version: Annotated[str, typer.Argument(help="Version, like 3.")],
+    alias: Annotated[str, typer.Argument(help="Alias, like champion.")],
+    tracking_uri: Tracking = None,
+) -> None:
+    """Point an alias at a version: `unetpp models alias nuclei 3 champion`."""
+    from unetpp_workflows.registry import set_alias
+
+    set_alias(name, alias, version, tracking_uri=tracking_uri)
+    typer.echo(f"models:/{name}@{alias} is now version {version}")

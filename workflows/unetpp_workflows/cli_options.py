@@ -1,0 +1,78 @@
+"""The options that commands of `unetpp` share, and how errors become one line and an exit code; knows no command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, UnetppError
+
+DONE, PART_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_USAGE_ERRORS = (ConfigError, ModelNotFoundError, ModelPackageError)
+
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or quoted globs.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="models:/name@alias, models:/name/3, a bundled name (nuclei, landcover) or a folder."
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for results; one folder per image.")]
+Outputs = Annotated[Path, typer.Argument(metavar="OUTPUT", help="The --output folder of a run.")]
+Spacing = Annotated[
+    str | None, typer.Option("--spacing", help="Pixel size where the file states none or a wrong one: 0.25um, 0.3m.")
+]
+Mpp = Annotated[float | None, typer.Option("--mpp", help="The same in micrometres per pixel: --mpp 0.25.")]
+Mask = Annotated[Path | None, typer.Option("--mask", help="Image whose non-zero pixels are to be segmented.")]
+Tissue = Annotated[str | None, typer.Option("--tissue", help="auto (slides: only tissue) or none.")]
+Executor = Annotated[str | None, typer.Option("--executor", help="local (threads) or ray.")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Default: one per CPU core or GPU.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="auto, openvino or torch.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16.")]
+Tracking = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default: a file of this user."),
+]
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="TOML run configuration.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting: section.key=value. May be repeated.")]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn errors into one line on standard error and the right exit code."""
+    try:
+        yield
+    except UnetppError as error:
+        _complain(f"error: {error}")
+        raise typer.Exit(USAGE if isinstance(error, _USAGE_ERRORS) else PART_FAILED) from None
+    except KeyboardInterrupt:
+        _complain("interrupted; finished parts are kept: run the same command again to continue")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def input_options(
+    model: str | None,
+    spacing: str | None,
+    mpp: float | None,
+    mask: Path | None,
+    tissue: str | None,
+    tracking_uri: str | None,
+) -> dict[str, object]:
+    if spacing is not None and mpp is not None:
+        raise ConfigError(f"--spacing {spacing} and --mpp {mpp:g} say the same thing twice; give one")
+    return {
+        "model": model,
+        "input.spacing": f"{mpp}um" if mpp is not None else spacing,
+        "input.mask": mask,
+        "input.tissue": tissue,
+        "tracking.uri": tracking_uri,
+    }
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,177 @@
+"""Looks at this machine and installation and says what works, what is missing and what to do; changes nothing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unetpp.errors import UnetppError
+from unetpp_workflows.record import software
+
+_MIN_FREE_BYTES = 1 << 30
+_READERS = {
+    "slides (SVS, NDPI, MRXS, SCN, BIF, DICOM)": "openslide",
+    "scenes (GeoTIFF, COG, VRT)": "rasterio",
+    "OME-Zarr, Zarr": "zarr",
+    "PNG, JPEG": "PIL",
+    "TIFF": "tifffile",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's page; only "missing" makes the command fail."""
+
+    topic: str
+    state: Literal["ok", "note", "missing"]
+    text: str
+
+
+def examine(output: Path, tracking_uri: str | None = None) -> list[Finding]:
+    """Return every finding; `output` is where the disk's free space is read."""
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _versions,
+        _processor,
+        _gpus,
+        _engines,
+        _readers,
+        _models,
+        lambda: _disk(output),
+        lambda: _store(tracking_uri),
+        _samples,
+    )
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            findings += check()
+        except (ImportError, OSError) as error:  # a library that does not load must not hide the other findings
+            findings.append(Finding("installation", "missing", f"{error}; reinstall with `pip install unetpp`"))
+    return findings
+
+
+def print_findings(findings: list[Finding], console: Console) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    styles = {"ok": "green", "note": "yellow", "missing": "bold red"}
+    topic = ""
+    for finding in findings:
+        shown = "" if finding.topic == topic else finding.topic
+        topic = finding.topic
+        table.add_row(shown, f"[{styles[finding.state]}]{finding.state}[/]", escape(finding.text))
+    console.print(table)
+
+
+def _versions() -> Iterator[Finding]:
+    versions = software()
+    yield Finding("python", "ok", f"{versions.pop('python')} on {versions.pop('platform')}")
+    yield Finding("packages", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _processor() -> Iterator[Finding]:
+    from unetpp_workflows.machine import cpu_count, cpu_flags
+
+    flags = cpu_flags()
+    wanted = [
+        name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if name in flags
+    ]
+    text = f"{cpu_count()} core(s) usable of {os.cpu_count()}, {platform.machine()}, {' '.join(wanted) or 'no AVX'}"
+    fast = bool({"avx512_bf16", "amx_bf16"} & flags)
+    yield Finding("processor", "ok", f"{text}; bf16 in hardware: {'yes' if fast else 'no, fp32 is used'}")
+
+
+def _gpus() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = "this torch has no CUDA" if torch.version.cuda is None else "no device or driver"
+        yield Finding("gpu", "note", f"none ({built}); the CPU is used")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = device.total_memory / 2**30
+        yield Finding("gpu", "ok", f"{device.name}, {memory:.0f} GiB, compute {device.major}.{device.minor}")
+
+
+def _engines() -> Iterator[Finding]:
+    from unetpp.engine import engine_reasons
+
+    reasons = engine_reasons()
+    for name, available, why in reasons:
+        yield Finding("engine", "ok" if available else "note", f"{name}: {why}")
+    if not any(available for _, available, _ in reasons):
+        yield Finding("engine", "missing", "no engine works; reinstall with `pip install unetpp`")
+
+
+def _readers() -> Iterator[Finding]:
+    for formats, module in _READERS.items():
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            yield Finding("images", "missing", f"{formats}: {module} does not import: {error}")
+        else:
+            yield Finding("images", "ok", f"{formats}: {module}")
+
+
+def _models() -> Iterator[Finding]:
+    from unetpp.package import bundled_names, bundled_package, load_package
+
+    names = bundled_names()
+    if not names:
+        yield Finding("models", "missing", "no bundled model; reinstall unetpp, or train one with `unetpp train`")
+    for name in names:
+        try:
+            package = load_package(bundled_package(name))
+        except UnetppError as error:
+            yield Finding("models", "missing", str(error))
+        else:
+            classes = ", ".join(c.name for c in package.spec.classes)
+            yield Finding("models", "ok", f"{name}: {classes} (digest {package.digest[:12]})")
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    text = f"{free / 2**30:.1f} GiB free at {there}"
+    if not os.access(there, os.W_OK):
+        yield Finding("disk", "missing", f"{there} cannot be written; choose another output folder")
+    elif free < _MIN_FREE_BYTES:
+        yield Finding("disk", "missing", f"{text}; free some space")
+    else:
+        yield Finding("disk", "ok", text)
+
+
+def _store(tracking_uri: str | None) -> Iterator[Finding]:
+    from unetpp_workflows.mlflow_store import shown, store_uri
+    from unetpp_workflows.registry import list_models
+
+    uri = store_uri(tracking_uri)
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not Path(path).exists():
+        yield Finding("mlflow", "note", f"{shown(uri)} does not exist yet; the first registration creates it")
+        return
+    try:
+        models = list_models(tracking_uri=uri)
+    except (UnetppError, ImportError) as error:
+        yield Finding("mlflow", "missing", str(error))
+        return
+    yield Finding("mlflow", "ok", f"{shown(uri)}, {len(models)} model version(s)")
+
+
+def _samples() -> Iterator[Finding]:
+    folder = os.environ.get("UNETPP_DATA")
+    if not folder:
+        yield Finding("samples", "note", "UNETPP_DATA is not set; the demo downloads its images, or draws them")
+    elif not Path(folder).is_dir():
+        yield Finding("samples", "missing", f"UNETPP_DATA={folder} is no folder; correct or unset it")
+    else:
+        yield Finding("samples", "ok", f"UNETPP_DATA={folder}")

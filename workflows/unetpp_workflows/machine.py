@@ -1,0 +1,28 @@
+"""What this machine offers a run: cores it may use and instructions it has; knows nothing of what runs on them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+
+def cpu_count(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return the cores this process may use: its affinity, cut to the container's quota where one is set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cgroup.read_text(encoding="ascii").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
+
+
+def cpu_flags(info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the processor's feature names as Linux writes them (avx512_bf16, amx_bf16, ...); empty elsewhere."""
+    try:
+        lines = info.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(
+        next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split()
+    )

@@ -1,0 +1,138 @@
+"""Reads an output folder that some run made or is making: its status, its integrity, its pages; segments nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unetpp.errors import ConfigError, StoreError, UnetppError
+from unetpp_workflows.cli_options import DONE, PART_FAILED
+from unetpp_workflows.inputs import JOB
+from unetpp_workflows.record import RECORD, ImageRecord
+
+_STYLE = {"done": "green", "empty": "yellow", "running or interrupted": "cyan", "partial": "yellow"}
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """One image folder as it lies on the disk; `committed` of `shards` shards are finished."""
+
+    folder: Path
+    status: str
+    committed: int = 0
+    shards: int = 0
+    message: str = ""
+
+
+def image_folders(output: Path) -> list[Path]:
+    """Return the image folders of an output folder, or the folder itself where it is one image's.
+
+    Raises:
+        ConfigError: There is no such folder, or no image in it.
+    """
+    if not output.is_dir():
+        raise ConfigError(f"{output}: no such folder; give the --output folder of `unetpp segment`")
+    if _is_image(output):
+        return [output]
+    folders = sorted(child for child in output.iterdir() if child.is_dir() and _is_image(child))
+    if not folders:
+        raise ConfigError(f"{output}: no segmented image in it; give the --output folder of `unetpp segment`")
+    return folders
+
+
+def read_state(folder: Path) -> ImageState:
+    """Say what an image folder holds; a record that belongs to an earlier job than job.json does not count."""
+    from unetpp.job import SegmentJob, progress
+
+    try:
+        record, job = ImageRecord.read(folder), SegmentJob.load(folder)
+    except StoreError as error:
+        return ImageState(folder, "damaged", message=str(error))
+    if job is None:
+        return ImageState(folder, "failed", message=(record.message or "") if record else "")
+    state = progress(job)
+    current = record is not None and record.key in (job.key, None)
+    status = record.status if record is not None and current else "running or interrupted"
+    return ImageState(
+        folder, status, state.committed, state.shards, (record.message or "") if record and current else ""
+    )
+
+
+def print_status(output: Path, console: Console) -> int:
+    """Print one row per image; returns the exit code: 1 where an image failed or lacks a part."""
+    states = [read_state(folder) for folder in image_folders(output)]
+    table = Table("image", "status", "shards", "note", box=None, pad_edge=False, header_style="bold")
+    for state in states:
+        shards = f"{state.committed}/{state.shards}" if state.shards else "-"
+        style = _STYLE.get(state.status, "bold red")
+        table.add_row(escape(state.folder.name), f"[{style}]{state.status}[/]", shards, escape(state.message))
+    console.print(table)
+    counts = {name: sum(state.status == name for state in states) for name in dict.fromkeys(s.status for s in states)}
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items()), highlight=False)
+    return PART_FAILED if any(state.status in ("failed", "partial", "damaged") for state in states) else DONE
+
+
+def print_verification(output: Path, console: Console, *, repair: bool = False) -> int:
+    """Hash everything again; prints what is wrong, and with `repair` forgets it so that segment makes it anew."""
+    bad = 0
+    for folder in image_folders(output):
+        try:
+            faults = list(_faults(folder, repair=repair))
+        except UnetppError as error:
+            faults = [str(error)]
+        for fault in faults:
+            console.print(f"{folder.name}: {fault}", markup=False, highlight=False, soft_wrap=True)
+        if faults and repair:
+            (folder / RECORD).unlink(missing_ok=True)
+        if not faults:
+            console.print(f"{folder.name}: whole", markup=False, highlight=False)
+        bad += bool(faults)
+    if bad:
+        advice = (
+            "run segment again: it makes them anew" if repair else "run `unetpp verify --repair`, then segment again"
+        )
+        console.print(f"{bad} image(s) damaged or not finished; {advice}", markup=False, highlight=False)
+    return PART_FAILED if bad else DONE
+
+
+def redraw_reports(output: Path, console: Console) -> int:
+    """Write every image's report page again; returns the exit code."""
+    from unetpp_workflows.report import write_report
+
+    return _each(output, console, lambda folder, record: str(write_report(folder, record)))
+
+
+def _each(output: Path, console: Console, step: Callable[[Path, ImageRecord], str]) -> int:
+    code = DONE
+    for folder in image_folders(output):
+        try:
+            record = ImageRecord.read(folder)
+            line = f"{folder.name}: no record yet; run segment again" if record is None else step(folder, record)
+            code = PART_FAILED if record is None else code
+        except UnetppError as error:
+            line, code = str(error), PART_FAILED
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _faults(folder: Path, *, repair: bool) -> Iterator[str]:
+    from unetpp import commit
+    from unetpp.job import SegmentJob
+
+    job = SegmentJob.load(folder)
+    if job is None:
+        yield "not segmented: no job.json"
+        return
+    for shard_id, fault in commit.verify(job.store, job.key).items():
+        if repair:
+            commit.revoke(job.store, job.plan.shard_by_id(shard_id))
+        yield f"shard {shard_id}: {fault}"
+
+
+def _is_image(folder: Path) -> bool:
+    return (folder / JOB).is_file() or (folder / RECORD).is_file()

@@ -1,0 +1,97 @@
+"""What one call came to: a status per image, the table a person reads, and the exit code a scheduler reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unetpp_workflows.record import ImageRecord, Status
+from unetpp_workflows.report import area_text
+
+_STYLE = {"done": "green", "empty": "yellow", "partial": "yellow", "failed": "bold red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """One image of a call.
+
+    Attributes:
+        message: Why the status is not done; one line.
+        warning: What went wrong after the image itself was done, like a tracking server that does not answer.
+        reused: An earlier call had finished it and nothing was computed now.
+    """
+
+    name: str
+    uri: str
+    status: Status
+    folder: Path | None = None
+    message: str | None = None
+    warning: str | None = None
+    record: ImageRecord | None = None
+    seconds: float = 0.0
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All images of a call, in the order they were named."""
+
+    images: tuple[ImageResult, ...]
+    seconds: float
+
+    def of(self, status: Status) -> list[ImageResult]:
+        return [image for image in self.images if image.status == status]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every image is done or empty, and recorded; else 1."""
+        return int(any(image.status in ("partial", "failed") or image.warning for image in self.images))
+
+    def sentence(self) -> str:
+        """Say how it went: the number segmented, then every other image by name."""
+        parts = [f"{len(self.of('done'))} of {len(self.images)} images segmented in {self.seconds:.1f} s"]
+        reused = sum(image.reused for image in self.images)
+        if reused:
+            parts.append(f"{reused} of them unchanged since an earlier run")
+        for status, words in (
+            ("empty", "nothing to segment in"),
+            ("partial", "not complete"),
+            ("failed", "failed"),
+        ):
+            names = [image.name for image in self.images if image.status == status]
+            if names:
+                parts.append(f"{words}: {', '.join(names)}")
+        return "; ".join(parts)
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print one row per image, one line per problem, and the sentence."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("image", "status", "area", "objects", "seconds", "record"):
+        table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
+    for image in summary.images:
+        table.add_row(
+            escape(image.name),
+            f"[{_STYLE[image.status]}]{image.status}[/]",
+            *_figures(image.record if image.status == "done" else None),
+            "reused" if image.reused else f"{image.seconds:.1f}",
+            escape(str(image.folder / "record.json")) if image.folder and image.record else "-",
+        )
+    if summary.images:
+        console.print(table)
+    for image in summary.images:
+        for kind, text in ((image.status, image.message), ("warning", image.warning)):
+            if text:
+                console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(summary.sentence(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _figures(record: ImageRecord | None) -> tuple[str, str]:
+    found = [entry for entry in (record.figures.get("classes", []) if record else []) if not entry["background"]]
+    areas = [f"{escape(entry['name'])} {area_text(entry['area'], entry['unit'])}" for entry in found]
+    objects = [f"{entry['objects']:,}" for entry in found if entry["objects"] is not None]
+    return "\n".join(areas) or "-", "\n".join(objects) or "-"

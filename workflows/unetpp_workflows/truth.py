@@ -1,0 +1,96 @@
+"""Scores a finished label array against a raster of known labels; knows pixels, not how either was made."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.errors import ConfigError, DataError
+from unetpp.geometry import Box
+from unetpp.package import ClassInfo
+from unetpp.store import NO_DATA, LabelStore
+
+if TYPE_CHECKING:
+    from unetpp.io.base import Raster
+    from unetpp.io.resample import OutputGrid
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A label raster of the image's own size; 255 is ignored.
+
+    Attributes:
+        classes: Class name of the model -> value in the raster. Only these classes are scored; empty means all
+            classes of the model, by their own values.
+    """
+
+    path: Path
+    classes: Mapping[str, int] = field(default_factory=dict)
+
+
+def find_truth(path: Path, name: str) -> Path | None:
+    """Return the raster for an image of this name: `path` itself, or the file of that stem in the folder `path`."""
+    if not path.is_dir():
+        return path
+    return next((file for file in sorted(path.iterdir()) if file.stem == name and file.is_file()), None)
+
+
+def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], truth: Truth) -> dict[str, float]:
+    """Return intersection over union per class name, over the pixels that both label; shard by shard.
+
+    A class that occurs in neither is left out. Where the output is coarser or finer than the raster, each output
+    pixel is compared with the raster's pixel at its centre.
+
+    Raises:
+        ConfigError: `truth.classes` names a class that the model does not have.
+        DataError: the raster's size is not the image's.
+    """
+    from unetpp.io import open_raster
+
+    pairs = _pairs(classes, truth.classes)
+    common = dict.fromkeys(pairs, 0)
+    either = dict.fromkeys(pairs, 0)
+    with open_raster(truth.path) as raster:
+        level = raster.levels[0]
+        size = round(grid.height * grid.step_y), round(grid.width * grid.step_x)
+        if max(abs(level.height - size[0]) / grid.step_y, abs(level.width - size[1]) / grid.step_x) > 1:
+            raise DataError(
+                f"{truth.path}: truth is {level.width} x {level.height} px, the image {size[1]} x {size[0]}; "
+                "give a raster of the image's size"
+            )
+        for shard in store.plan.shards():
+            found, true = store.read(shard.box), _sample(raster, grid, shard.box)
+            both = (found != NO_DATA) & (true != NO_DATA)
+            for name, (value, true_value) in pairs.items():
+                mine, theirs = (found == value) & both, (true == true_value) & both
+                common[name] += int((mine & theirs).sum())
+                either[name] += int((mine | theirs).sum())
+    return {name: common[name] / either[name] for name in pairs if either[name]}
+
+
+def _pairs(classes: Sequence[ClassInfo], mapping: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    values = {c.name: c.value for c in classes}
+    for name in mapping:
+        if name not in values:
+            near = difflib.get_close_matches(name, values, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]!r}?" if near else f"classes: {', '.join(values)}"
+            raise ConfigError(f"truth.classes: the model has no class {name!r}; {hint}")
+    return {name: (values[name], true) for name, true in (mapping or values).items()}
+
+
+def _sample(raster: Raster, grid: OutputGrid, box: Box) -> NDArray[np.generic]:
+    level = raster.levels[0]
+    rows = _centres(box.y0, box.y1, grid.step_y, level.height)
+    cols = _centres(box.x0, box.x1, grid.step_x, level.width)
+    window = raster.read(Box(int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1))
+    return window.pixels[..., 0][np.ix_(rows - rows[0], cols - cols[0])]
+
+
+def _centres(start: int, stop: int, step: float, size: int) -> NDArray[np.int64]:
+    return np.floor((np.arange(start, stop) + 0.5) * step).astype(np.int64).clip(0, size - 1)
