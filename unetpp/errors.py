@@ -57,6 +57,10 @@ class ModelNotFoundError(UnetppError, LookupError):
     """A model reference that names nothing in the registry or on disk."""
 
 
+class RegistryError(UnetppError, RuntimeError):
+    """The MLflow store does not answer, or its database is damaged or from another version."""
+
+
 class EngineError(UnetppError, RuntimeError):
     """An inference engine that is not available, or failed to run."""
 

@@ -1,0 +1,133 @@
+"""The MLflow store that unetpp uses and how to open it safely; knows nothing of models, runs or images.
+
+The default is one SQLite file with an artifact folder beside it in the user's unetpp folder; --tracking-uri or
+MLFLOW_TRACKING_URI name another. MLflow's process-wide state is not used, only its environment variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from unetpp.errors import OutputError, RegistryError
+
+_LOCK_SECONDS = 120.0
+_SERVER = ("http://", "https://")
+_ready: set[str] = set()
+
+
+def home() -> Path:
+    """Return unetpp's folder of this user: UNETPP_HOME, else ~/.unetpp. It is not created here."""
+    try:
+        return Path(os.environ.get("UNETPP_HOME") or "~/.unetpp").expanduser().absolute()
+    except RuntimeError as error:
+        raise OutputError(f"no home folder: {error}; set UNETPP_HOME to a folder") from error
+
+
+def store_uri(tracking_uri: str | None = None) -> str:
+    """Return the MLflow URI in use: the option, else MLFLOW_TRACKING_URI, else SQLite in `home()`."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def init_store(uri: str) -> Any:
+    """Return an `MlflowClient` on `uri`, creating the database on first use.
+
+    Two processes that create one SQLite schema at the same time leave a database that never opens again, so the
+    first contact of every process with a database happens under a file lock.
+
+    Raises:
+        RegistryError: the database is damaged or from another MLflow, or the server does not answer.
+        OutputError: the database's folder cannot be written.
+    """
+    lock = contextlib.nullcontext() if uri in _ready or uri.startswith(_SERVER) else locked(uri)
+    with lock, registry_errors(uri):
+        client = import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if uri not in _ready:
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+            _ready.add(uri)
+    return client
+
+
+@contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Hold this machine's lock on the store; a thread that holds it may take it again."""
+    path = (_sqlite_file(uri) or home() / "mlflow.server").with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=_LOCK_SECONDS, is_singleton=True)
+        lock.acquire()
+    except TimeoutError as error:
+        raise RegistryError(f"{path} was held for {_LOCK_SECONDS:g} s by another process; end it or wait") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {path.parent}: {error.strerror}; set UNETPP_HOME or --tracking-uri") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def experiment(client: Any, uri: str, name: str) -> str:
+    """Return the id of an experiment, created on first use with its artifacts beside the database."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if not uri.startswith(_SERVER):  # a server decides itself where artifacts go
+        database = _sqlite_file(uri)
+        location = ((database.parent if database else home()) / "mlartifacts" / name).as_uri()
+    with locked(uri):
+        found = client.get_experiment_by_name(name)
+        return str(found.experiment_id if found else client.create_experiment(name, artifact_location=location))
+
+
+@contextmanager
+def registry_errors(uri: str) -> Iterator[None]:
+    """Turn MLflow's and the database's errors into one line that names the store, without its password."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    exceptions = import_mlflow().exceptions
+    try:
+        yield
+    except (exceptions.MlflowException, SQLAlchemyError) as error:
+        first = shown((str(error).strip().splitlines() or ["no message"])[0])[:300]
+        raise RegistryError(
+            f"MLflow store {shown(uri)}: {first}; check --tracking-uri or `mlflow db upgrade`"
+        ) from error
+
+
+def shown(text: str) -> str:
+    """Return a URI, or a message with URIs in it, without user names and passwords."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def import_mlflow() -> Any:
+    """Import MLflow quietly: no telemetry, no migration log, and seconds rather than minutes for a dead server."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    first = "mlflow" not in sys.modules
+    import mlflow
+
+    if first:  # after the import, which sets its own levels
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database
+    return Path(database).absolute() if database and database != ":memory:" else None
