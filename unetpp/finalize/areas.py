@@ -1,0 +1,196 @@
+"""Areas on the ground of pixels and of pixel outlines; knows grids, spacings and ellipsoids, no files and no labels.
+
+    spacing    known spacing, no CRS                  px * spacing, mm2 (or m2 where the spacing is in metres)
+    planar     projected CRS                          px * pixel area in m2
+    geodesic   geographic CRS, Web Mercator           exact cells of the ellipsoid, m2
+    pixels     anything else: the size of a pixel is unknown and is not guessed
+
+Geodesic cells follow Snyder, Map Projections: A Working Manual (USGS Professional Paper 1395, 1987), eq. 3-12: from the
+equator to latitude phi an ellipsoid with semi-minor axis b and eccentricity e has, per radian of longitude, the area
+b^2/2 (sin phi/(1 - e^2 sin^2 phi) + artanh(e sin phi)/e). A pixel of a north-up grid is a cell between two parallels
+and two meridians, so that differences of it are exact. In Web Mercator a metre is really cos(latitude) metres long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from unetpp.finalize.trace import Ints
+from unetpp.geometry import Box, Transform
+
+if TYPE_CHECKING:
+    from unetpp.io.resample import OutputGrid
+
+AreaUnit = Literal["mm2", "m2", "px"]
+Method = Literal["spacing", "planar", "geodesic", "pixels"]
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassArea:
+    """Area of one class: pixels, and the same in `unit` (equal to `px` where the unit is "px")."""
+
+    px: int
+    value: float
+    unit: AreaUnit
+
+
+@dataclass(frozen=True, slots=True)
+class FlatMeasure:
+    """Every pixel has the same area, `pixel` in `unit`."""
+
+    pixel: float
+    unit: AreaUnit
+    method: Method
+
+    def rings(self, rings: Sequence[Ints], pixels: int) -> float:
+        """Return the area of one object, in `unit`."""
+        return pixels * self.pixel
+
+
+@dataclass(frozen=True, slots=True)
+class GeodesicMeasure:
+    """Pixels are cells of an ellipsoid.
+
+    Attributes:
+        transform: output-grid pixels -> CRS.
+        to_radians: CRS units -> radians of longitude (and of latitude, where `mercator_radius` is None).
+        mercator_radius: radius of the sphere of a Web Mercator grid, in CRS units.
+        semi_major, eccentricity: of the ellipsoid, in metres and as e.
+    """
+
+    transform: Transform
+    to_radians: float
+    mercator_radius: float | None
+    semi_major: float
+    eccentricity: float
+    unit: AreaUnit = "m2"
+    method: Method = "geodesic"
+
+    @property
+    def north_up(self) -> bool:
+        return self.transform[1] == self.transform[3] == 0
+
+    def cells(self, box: Box) -> Floats:
+        """Return the areas in m2 of the pixels of `box`: (h, 1) for north-up grids, else (h, w)."""
+        a, b, _, d, e, f = self.transform
+        if self.north_up:
+            bands = self._zone(e * np.arange(box.y0, box.y1 + 1) + f)
+            return np.asarray(np.abs(np.diff(bands))[:, None] * abs(a) * self.to_radians)
+        # In rotated grids a pixel is a small parallelogram: three-point Gauss quadrature over it, both ways.
+        y, x = np.arange(box.y0, box.y1)[:, None], np.arange(box.x0, box.x1)[None]
+        total = np.zeros(box.shape)
+        for v, weight_v in _GAUSS:
+            for u, weight_u in _GAUSS:
+                total += weight_v * weight_u * self._density(d * (x + u) + e * (y + v) + f)
+        return total * abs(a * e - b * d) * self.to_radians
+
+    def rings(self, rings: Sequence[Ints], pixels: int) -> float:
+        """Return the area in m2 of an object with these outlines (as `PixelObject` has them), by Green's theorem."""
+        a, b, _, d, e, f = self.transform
+        total = 0.0
+        for ring in rings:
+            step = np.roll(ring, -1, axis=0) - ring
+            longitude = (a * step[:, 0] + b * step[:, 1]) * self.to_radians
+            for t, weight in _GAUSS:
+                x, y = ring[:, 0] + t * step[:, 0], ring[:, 1] + t * step[:, 1]
+                total += weight * float(np.dot(longitude, self._zone(d * x + e * y + f)))
+        return abs(total)
+
+    def _latitude(self, northing: Floats) -> Floats:
+        if self.mercator_radius is None:
+            # Grids whose pixel centres lie on the poles reach half a pixel beyond them.
+            return np.asarray(np.clip(northing * self.to_radians, -math.pi / 2, math.pi / 2))
+        return np.asarray(np.arctan(np.sinh(northing / self.mercator_radius)))
+
+    def _zone(self, northing: Floats) -> Floats:
+        """Return the area in m2 from the equator to a northing, per radian of longitude."""
+        e, sine = self.eccentricity, np.sin(self._latitude(northing))
+        outer = sine if e == 0 else np.arctanh(e * sine) / e
+        return np.asarray(self.semi_major**2 * (1 - e**2) / 2 * (sine / (1 - (e * sine) ** 2) + outer))
+
+    def _density(self, northing: Floats) -> Floats:
+        """Return the derivative of `_zone` by the northing."""
+        e, latitude = self.eccentricity, self._latitude(northing)
+        meridian = self.semi_major**2 * (1 - e**2) * np.cos(latitude) / (1 - (e * np.sin(latitude)) ** 2) ** 2
+        slope = self.to_radians if self.mercator_radius is None else np.cos(latitude) / self.mercator_radius
+        return np.asarray(meridian * slope)
+
+
+Measure = FlatMeasure | GeodesicMeasure
+_GAUSS = ((0.5 - math.sqrt(0.15), 5 / 18), (0.5, 8 / 18), (0.5 + math.sqrt(0.15), 5 / 18))
+"""Three-point Gauss-Legendre quadrature on [0, 1]: (node, weight)."""
+
+
+def measure(grid: OutputGrid) -> Measure:
+    """Return how to measure areas on an output grid."""
+    if grid.crs is not None and grid.transform is not None:
+        return _crs_measure(grid.crs, grid.transform)
+    if grid.spacing is None or grid.spacing.unit == "deg":
+        return FlatMeasure(1.0, "px", "pixels")
+    y, x = grid.spacing.metres()
+    return (
+        FlatMeasure(y * x * 1e6, "mm2", "spacing") if grid.spacing.unit == "um" else FlatMeasure(y * x, "m2", "spacing")
+    )
+
+
+def class_areas(
+    how: Measure, counts: Mapping[int, int], boxes: Sequence[Box], read: Callable[[Box], npt.NDArray[np.uint8]]
+) -> dict[int, ClassArea]:
+    """Return the area of every class.
+
+    Args:
+        counts: pixels per class value.
+        boxes: tile the image; read one at a time, and only where areas differ between pixels.
+        read: returns the class values of a box.
+    """
+    if isinstance(how, FlatMeasure):
+        return {value: ClassArea(px, px * how.pixel, how.unit) for value, px in counts.items()}
+    sums: dict[int, list[float]] = {value: [] for value in counts}
+    for box in boxes:
+        labels, cells = read(box), how.cells(box)
+        for value, found in sums.items():
+            rows = (labels == value) if cells.shape[1] > 1 else (labels == value).sum(axis=1, keepdims=True)
+            found.append(math.fsum((rows * cells).sum(axis=1)))
+    return {value: ClassArea(px, math.fsum(sums[value]), how.unit) for value, px in counts.items()}
+
+
+def _crs_measure(wkt: str, transform: Transform) -> Measure:
+    from pyproj import CRS
+
+    crs = _horizontal(CRS.from_wkt(wkt))
+    a, b, _, d, e, _ = transform
+    unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 0.0
+    if crs.is_geographic:
+        return GeodesicMeasure(transform, unit, None, *_ellipsoid(crs))
+    if crs.is_projected and _is_web_mercator(crs):
+        # EPSG guidance note 7-2, method 1024: a sphere with the ellipsoid's semi-major axis carries geodetic latitudes.
+        semi_major, eccentricity = _ellipsoid(crs)
+        radius = semi_major / unit
+        return GeodesicMeasure(transform, 1 / radius, radius, semi_major, eccentricity)
+    if crs.is_projected and unit > 0:
+        return FlatMeasure(abs(a * e - b * d) * unit**2, "m2", "planar")
+    return FlatMeasure(1.0, "px", "pixels")
+
+
+def _horizontal(crs: Any) -> Any:
+    """Return the horizontal part of a compound or bound CRS."""
+    if crs.is_compound:
+        return _horizontal(crs.sub_crs_list[0])
+    return _horizontal(crs.source_crs) if crs.is_bound else crs
+
+
+def _is_web_mercator(crs: Any) -> bool:
+    operation = crs.coordinate_operation
+    return operation is not None and "Pseudo Mercator" in operation.method_name.replace("-", " ")
+
+
+def _ellipsoid(crs: Any) -> tuple[float, float]:
+    a, b = crs.ellipsoid.semi_major_metre, crs.ellipsoid.semi_minor_metre
+    return a, math.sqrt(max(0.0, 1 - (b / a) ** 2))
