@@ -6,8 +6,13 @@ Level 0 is the finest. A window carries everything that places it: box, level, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -20,11 +25,6 @@ from unetpp.geometry import Box, Spacing, Transform, window_transform
 Kind = Literal["slide", "scene", "image"]
 Pixels = NDArray[Any]
 Mask = NDArray[np.bool_]
-
-MAX_DECODED_PIXELS = 2**28
-"""Largest image, or block of an image, that is decoded in one piece (0.8 GB as 8-bit RGB)."""
-
-RGB = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,113 +103,138 @@ class Raster(Protocol):
     ) -> None: ...
 
 
-class ReaderBase:
-    """The part of `Raster` that every reader shares: attributes, the image's edge, and closing."""
-
-    uri: str
-    kind: Kind
-    format: str
-    levels: tuple[Level, ...]
-    bands: tuple[str, ...]
-    dtype: np.dtype[Any]
-    spacing: Spacing | None = None
-    crs: str | None = None
-    transform: Transform | None = None
-
-    def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
-        """Return pixels (H, W, C) and validity of a box inside the level; None means all valid."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Free files and memory; reading afterwards is an error."""
-
-    def read(self, box: Box, level: int = 0) -> Window:
-        if not 0 <= level < len(self.levels):
-            raise PlanError(f"{self.uri}: level {level} does not exist; it has levels 0 to {len(self.levels) - 1}")
-        if box.height <= 0 or box.width <= 0:
-            raise PlanError(f"{self.uri}: box {box} is empty; give one with y1 > y0 and x1 > x0")
-        inside = box.intersect(self.levels[level].box)
-        if inside == box:
-            pixels, valid = self._read_inside(box, level)
-            if valid is None:
-                valid = np.ones(box.shape, bool)
-        else:
-            pixels = np.zeros((*box.shape, len(self.bands)), self.dtype)
-            valid = np.zeros(box.shape, bool)
-            if inside.area:
-                part, part_valid = self._read_inside(inside, level)
-                pixels[inside.slices(box)] = part
-                valid[inside.slices(box)] = True if part_valid is None else part_valid
-        return self._window(pixels, valid, box, level)
-
-    def _window(self, pixels: Pixels, valid: Mask, box: Box, level: int) -> Window:
-        fy, fx = level_scale(self.levels, level)
-        spacing = self.spacing.scaled(fy, fx) if self.spacing else None
-        transform = window_transform(self.transform, box, fy, fx) if self.transform else None
-        return Window(pixels, valid, box, level, spacing, self.crs, transform)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+THUMBNAIL_BLOCK = 2048
+FINGERPRINT_BYTES = 2**16
+FINGERPRINT_OBJECTS = 4096
+ZARR_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
-def valid_samples(pixels: Pixels, nodata: Sequence[float | None]) -> Mask | None:
-    """Return (H, W) validity of (H, W, C) samples from each band's nodata value (None: it has none); None = all valid.
+def thumbnail(raster: Raster, max_side: int) -> Window:
+    """Return the whole image, averaged over boxes of pixels, no side longer than `max_side`.
 
-    8-bit images: invalid where every band is nodata, because 0 and 255 are also real values of single bands there (the
-    rule of GDAL's dataset mask). Wider types: invalid where any band is. NaN and infinity are invalid in any band.
+    Pixel (i, j) of the (h, w) result is the mean of the valid pixels of rows floor(i*H/h) .. floor((i+1)*H/h) and the
+    columns likewise of the coarsest level that is large enough; it is valid where any of them is. Invalid pixels are 0.
+    The level is read in blocks, so memory does not grow with the image. The window's box and transform are those of the
+    result's own grid; `level` is the level it was made from.
     """
-    missing = [_equals(pixels[..., i], value) for i, value in enumerate(nodata) if value is not None]
-    valid: Mask | None = None
-    if missing and pixels.dtype.itemsize == 1:
-        if len(missing) == pixels.shape[2]:
-            valid = ~np.logical_and.reduce(missing)
-    elif missing:
-        valid = ~np.logical_or.reduce(missing)
-    if pixels.dtype.kind == "f":
-        valid = both(valid, np.isfinite(pixels).all(-1))
-    return valid
+    if max_side < 1:
+        raise PlanError(f"thumbnail side {max_side} is not positive; give the longest side in pixels")
+    enough = [i for i, level in enumerate(raster.levels) if max(level.height, level.width) >= max_side]
+    number = enough[-1] if enough else 0
+    level = raster.levels[number]
+    shrink = min(1.0, max_side / max(level.height, level.width))
+    rows, columns = (np.arange(n + 1) * size // n for size, n in _thumbnail_sides(level, shrink))
+    height, width = len(rows) - 1, len(columns) - 1
+    pixels = np.zeros((height, width, len(raster.bands)), raster.dtype)
+    valid = np.zeros((height, width), bool)
+    for i0, i1 in _groups(rows):
+        for j0, j1 in _groups(columns):
+            part = raster.read(Box(int(rows[i0]), int(columns[j0]), int(rows[i1]), int(columns[j1])), number)
+            cells = rows[i0:i1] - rows[i0], columns[j0:j1] - columns[j0]
+            pixels[i0:i1, j0:j1], valid[i0:i1, j0:j1] = _average(part, cells)
+    top = raster.levels[0]
+    fy, fx = top.height / height, top.width / width
+    box = Box(0, 0, height, width)
+    spacing = raster.spacing.scaled(fy, fx) if raster.spacing else None
+    transform = window_transform(raster.transform, box, fy, fx) if raster.transform else None
+    return Window(pixels, valid, box, number, spacing, raster.crs, transform)
 
 
-def both(first: Mask | None, second: Mask | None) -> Mask | None:
-    """Return where both masks are valid; None means all valid."""
-    if first is None or second is None:
-        return second if first is None else first
-    return first & second
+def _thumbnail_sides(level: Level, shrink: float) -> list[tuple[int, int]]:
+    return [(size, max(1, round(size * shrink))) for size in (level.height, level.width)]
 
 
-def _equals(plane: Pixels, value: float) -> Mask:
-    if plane.dtype.kind == "f":
-        # Files state nodata as decimal text; a float32 image stores its nearest float32.
-        return np.asarray(plane == plane.dtype.type(value))
-    if not float(value).is_integer():
-        return np.zeros(plane.shape, bool)
-    return np.asarray(plane == int(value))
+def _groups(edges: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return ranges of cells that together span about one block of pixels."""
+    cells = len(edges) - 1
+    step = max(1, THUMBNAIL_BLOCK * cells // int(edges[-1]))
+    return [(i, min(i + step, cells)) for i in range(0, cells, step)]
 
 
-def level_scale(levels: tuple[Level, ...], level: int) -> tuple[float, float]:
-    """Return level-0 pixels per pixel of `level` along y and x.
+def _average(part: Window, cells: tuple[NDArray[np.int64], NDArray[np.int64]]) -> tuple[Pixels, Mask]:
+    values = np.where(part.valid[..., None], part.pixels, 0).astype(np.float64)
+    total = np.add.reduceat(np.add.reduceat(values, cells[0], axis=0), cells[1], axis=1)
+    count = np.add.reduceat(np.add.reduceat(part.valid.astype(np.int64), cells[0], axis=0), cells[1], axis=1)
+    mean = total / np.maximum(count, 1)[..., None]
+    if part.pixels.dtype.kind != "f":
+        mean = np.rint(mean)
+    return mean.astype(part.pixels.dtype), count > 0
 
-    Pyramids drop or add a last row where the size does not divide, so the quotient of the sizes is off by a fraction
-    that would shift far pixels. Where an integer factor explains both sizes it is the factor.
+
+def fingerprint(source: Raster | str | Path) -> str:
+    """Return a hex SHA-256 that changes when the image file changes; cheap: it never reads the pixels.
+
+    Of a file it covers size, modification time (ns), the first and last 64 KiB (a TIFF's directories are at either end)
+    and what the reader understood: sizes, bands, type, spacing, CRS, transform. Of a slide in several files it covers
+    name, size and time of each. Of a Zarr folder: every metadata document, and name, size and time of the first 4096
+    objects of the folder in sorted order; a change past those that keeps the metadata goes unseen.
     """
-    top, low = levels[0], levels[level]
-    factor = round((top.height / low.height + top.width / low.width) / 2)
-    if factor >= 1 and _explains(factor, top.height, low.height) and _explains(factor, top.width, low.width):
-        return float(factor), float(factor)
-    return top.height / low.height, top.width / low.width
+    from unetpp.io import open_raster
+
+    if isinstance(source, str | Path):
+        with open_raster(source) as raster:
+            return fingerprint(raster)
+    path = Path(source.uri)
+    digest = hashlib.sha256(json.dumps(_facts(source), sort_keys=True).encode())
+    if path.is_dir():
+        _hash_folder(digest, path)
+    else:
+        for file in (path, *_companions(path)):
+            _hash_stat(digest, file, file.name)
+        with path.open("rb") as file_object:
+            digest.update(file_object.read(FINGERPRINT_BYTES))
+            file_object.seek(-min(FINGERPRINT_BYTES, path.stat().st_size), os.SEEK_END)
+            digest.update(file_object.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()
 
 
-def _explains(factor: int, size: int, small: int) -> bool:
-    return small in (size // factor, -(-size // factor))
+def _facts(raster: Raster) -> dict[str, Any]:
+    return {
+        "format": raster.format,
+        "levels": [[level.height, level.width] for level in raster.levels],
+        "bands": list(raster.bands),
+        "dtype": raster.dtype.str,
+        "spacing": str(raster.spacing),
+        "crs": raster.crs,
+        "transform": raster.transform,
+    }
 
 
-def make_levels(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
-    """Return levels for (height, width) sizes, finest first, with the downsample that `level_scale` finds."""
-    levels = tuple(Level(height, width, 1.0) for height, width in sizes)
-    scales = [level_scale(levels, index) for index in range(len(levels))]
-    return tuple(Level(x.height, x.width, (fy + fx) / 2) for x, (fy, fx) in zip(levels, scales, strict=True))
+def _companions(path: Path) -> list[Path]:
+    """Return the other files of a slide: MIRAX keeps a folder, DICOM and VMS keep their parts beside the first."""
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":
+        return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
+    if suffix in (".dcm", ".vms", ".vmu"):
+        return sorted(file for file in path.parent.glob("*") if file.is_file() and file != path)
+    return [file for file in (path.with_name(path.name + end) for end in (".ovr", ".msk", ".aux.xml")) if file.exists()]
+
+
+def _hash_stat(digest: Any, file: Path, name: str) -> None:
+    stat = file.stat()
+    digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+
+
+def _hash_folder(digest: Any, folder: Path) -> None:
+    for file in _zarr_documents(folder):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    for file in islice(_objects(folder), FINGERPRINT_OBJECTS):
+        _hash_stat(digest, file, file.relative_to(folder).as_posix())
+
+
+def _zarr_documents(folder: Path) -> Iterator[Path]:
+    """Yield every metadata file in a fixed order, without listing what lies below an array: its chunks."""
+    for here, folders, files in os.walk(folder):
+        found = [Path(here, name) for name in ZARR_DOCUMENTS if name in files]
+        yield from found
+        folders[:] = [] if any(_is_array(file) for file in found) else sorted(folders)
+
+
+def _is_array(file: Path) -> bool:
+    return file.name == ".zarray" or (file.name == "zarr.json" and b'"array"' in file.read_bytes())
+
+
+def _objects(folder: Path) -> Iterator[Path]:
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(here, name) for name in sorted(files) if name not in ZARR_DOCUMENTS)

@@ -16,7 +16,8 @@ from rasterio.windows import Window as GdalWindow
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing, Transform
-from unetpp.io.base import MAX_DECODED_PIXELS, Mask, Pixels, ReaderBase, both, make_levels, valid_samples
+from unetpp.io.base import Mask, Pixels
+from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, make_levels, valid_samples
 from unetpp.io.tiff import first_line
 
 GDAL_CACHE_BYTES = 2**26
@@ -28,7 +29,7 @@ _cache_lock = threading.Lock()
 class SceneRaster(ReaderBase):
     """A GeoTIFF or COG with its overviews as levels; bands in file order without alpha.
 
-    A pixel is valid where the file's mask and alpha say so and where `base.valid_samples` finds samples, not nodata.
+    A pixel is valid where the file's mask and alpha say so and where `reader.valid_samples` finds samples, not nodata.
     """
 
     def __init__(self, path: Path) -> None:

@@ -11,13 +11,12 @@ import openslide
 
 from unetpp.errors import CorruptImageError, ImageFormatError
 from unetpp.geometry import Box, Spacing
-from unetpp.io.base import RGB, Mask, Pixels, ReaderBase, make_levels
-from unetpp.io.tiff import TiffPages, first_line
+from unetpp.io.base import Mask, Pixels
+from unetpp.io.reader import RGB, ReaderBase, make_levels
+from unetpp.io.tiff import FINEST_PRINT_SPACING_UM, TiffPages, first_line
 
 CACHE_BYTES = 2**25
 BLOCK = 512
-FINEST_PRINT_SPACING_UM = 20.0
-"""TIFF software writes 72, 96, 300 or 600 dpi (353 to 42 um) where nobody measured; a microscope is finer than this."""
 
 
 class SlideRaster(ReaderBase):

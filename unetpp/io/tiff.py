@@ -12,7 +12,8 @@ import tifffile
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box
-from unetpp.io.base import MAX_DECODED_PIXELS, Mask, Pixels
+from unetpp.io.base import Mask, Pixels
+from unetpp.io.reader import MAX_DECODED_PIXELS
 
 SEGMENT_CACHE_BYTES = 2**26
 # Codecs raise what their C libraries report; these are the classes seen from tifffile, imagecodecs, zlib and lzma.
@@ -21,6 +22,9 @@ DECODE_ERRORS = (OSError, ValueError, RuntimeError, EOFError, TypeError, IndexEr
 GEO_TAGS = {33550, 33922, 34264, 34735}
 """ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory."""
 GDAL_NODATA = 42113
+
+FINEST_PRINT_SPACING_UM = 20.0
+"""TIFF software writes 72, 96, 300 or 600 dpi (353 to 42 um) where nobody measured; a microscope is finer than this."""
 
 
 class TiffPages:

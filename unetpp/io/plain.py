@@ -1,0 +1,202 @@
+"""Reads PNG, JPEG and plain TIFF images; knows no slide and no georeference, and takes no print dpi for a spacing."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
+from unetpp.geometry import Box, Spacing
+from unetpp.io.base import Mask, Pixels
+from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, both, make_levels, valid_samples
+from unetpp.io.tiff import DECODE_ERRORS, FINEST_PRINT_SPACING_UM, GDAL_NODATA, TiffPages, first_line
+
+PHOTO_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_MICROMETRES = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_PHOTOMETRIC_MIN_IS_WHITE, _PHOTOMETRIC_PALETTE = 0, 3
+_PER_INCH, _PER_CENTIMETRE = 2, 3
+
+
+class PhotoRaster(ReaderBase):
+    """A PNG, JPEG, BMP or WebP as RGB; grey is repeated, a palette is looked up, alpha 0 is invalid.
+
+    These formats decode whole: at the first read, once, up to 2^28 pixels. The stored pixel grid is kept, so an EXIF
+    orientation is not applied.
+    """
+
+    kind = "image"
+    bands = RGB
+
+    def __init__(self, path: Path) -> None:
+        self.uri = str(path)
+        self._path = path
+        self._lock = threading.Lock()
+        self._decoded: tuple[Pixels, Mask | None] | None = None
+        with self._photo() as photo:
+            self.format = str(photo.format).lower()
+            width, height = photo.size
+        if width * height > MAX_DECODED_PIXELS:
+            raise ImageTooLargeError(
+                f"{path}: {width}x{height} pixels decode whole and exceed {MAX_DECODED_PIXELS}; "
+                "save it as a tiled TIFF or OME-Zarr"
+            )
+        self._deep = self.format == "png" and _png_bits(path) == 16
+        self.dtype = np.dtype(np.uint16 if self._deep else np.uint8)
+        self.levels = make_levels([(height, width)])
+
+    def _photo(self) -> Any:
+        """Open the header only. Pillow's own size limit would warn, or fail below ours, so its plugins are called."""
+        Image.init()
+        for name in PHOTO_FORMATS:
+            factory: Any
+            factory, accept = Image.OPEN[name]
+            with self._path.open("rb") as file:
+                prefix = file.read(16)
+            if accept is None or accept(prefix) is True:
+                try:
+                    return factory(str(self._path), None)
+                except (SyntaxError, *DECODE_ERRORS) as error:
+                    raise CorruptImageError(f"{self._path}: {name} header is damaged ({first_line(error)})") from None
+        raise ImageFormatError(f"{self._path}: not a PNG, JPEG, BMP or WebP image")
+
+    def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
+        with self._lock:
+            if self._decoded is None:
+                self._decoded = self._decode(box)
+        pixels, valid = self._decoded
+        return pixels[box.slices()].copy(), None if valid is None else valid[box.slices()].copy()
+
+    def _decode(self, box: Box) -> tuple[Pixels, Mask | None]:
+        try:
+            values = imagecodecs.png_decode(self._path.read_bytes()) if self._deep else self._decode_8bit()
+        except (SyntaxError, UnidentifiedImageError, *DECODE_ERRORS) as error:
+            raise CorruptImageError(
+                f"{self.uri}: {box} does not decode ({first_line(error)}); copy the file again"
+            ) from None
+        return _rgb_and_alpha(np.asarray(values))
+
+    def _decode_8bit(self) -> Pixels:
+        with self._photo() as photo:
+            transparent = "transparency" in photo.info or photo.mode in ("PA", "La", "RGBa")
+            if photo.mode in ("L", "LA", "RGB", "RGBA") and not transparent:
+                return np.asarray(photo)
+            return np.asarray(photo.convert("RGBA" if transparent else "RGB"))
+
+    def close(self) -> None:
+        self._decoded = None
+
+
+def _rgb_and_alpha(values: Pixels) -> tuple[Pixels, Mask | None]:
+    """Split (H, W), (H, W, 1..4) samples into RGB and validity: 2 and 4 samples end in alpha."""
+    if values.ndim == 2:
+        values = values[..., None]
+    valid = values[..., -1] > 0 if values.shape[2] in (2, 4) else None
+    rgb = values[..., :3] if values.shape[2] >= 3 else np.repeat(values[..., :1], 3, axis=2)
+    return np.ascontiguousarray(rgb), None if valid is None or valid.all() else np.asarray(valid)
+
+
+def _png_bits(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+class TiffRaster(ReaderBase):
+    """A TIFF, OME-TIFF or ImageJ TIFF without georeference: strips or tiles, any sample type, pyramid levels if any.
+
+    Samples keep their number (grey stays one band); a palette is looked up; white-is-zero is inverted. Validity comes
+    from alpha samples, GDAL's nodata tag, NaN, and tiles that were never written.
+    """
+
+    kind = "image"
+
+    def __init__(self, path: Path) -> None:
+        self.uri = str(path)
+        self._pages = TiffPages(path)
+        page = self._pages.page
+        self.format = "ome-tiff" if self._pages.ome_xml else "tiff"
+        self.levels = make_levels(self._pages.sizes)
+        self._palette: Pixels | None = None
+        self._invert = page.photometric == _PHOTOMETRIC_MIN_IS_WHITE
+        self._bool = self._pages.dtype == bool
+        self.dtype = np.dtype(np.uint8) if self._bool else self._pages.dtype.newbyteorder("=")
+        self._alpha = [page.samplesperpixel - len(page.extrasamples) + i for i, e in enumerate(page.extrasamples) if e]
+        self._colors = [i for i in range(self._pages.samples) if i not in self._alpha]
+        if self._pages.samples != page.samplesperpixel:
+            self._alpha, self._colors = [], list(range(self._pages.samples))
+        if page.photometric == _PHOTOMETRIC_PALETTE and page.colormap is not None:
+            self._palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+            self.dtype = np.dtype(np.uint8)
+        if self.dtype.kind not in "uif":
+            raise ImageFormatError(f"{path}: sample type {self.dtype} is not a real number type; convert the image")
+        count = 3 if self._palette is not None else len(self._colors)
+        rgb = count == 3 and (self._palette is not None or page.photometric not in (0, 1))
+        self.bands = RGB if rgb else ("gray",) if count == 1 else tuple(f"band{i + 1}" for i in range(count))
+        self._nodata = [_nodata(page)] * len(self._colors)
+        self.spacing = _ome_spacing(self._pages.ome_xml) if self._pages.ome_xml else _tag_spacing(self._pages)
+
+    def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
+        samples, valid = self._pages.read(box, level)
+        for index in self._alpha:
+            valid = both(valid, np.asarray(samples[..., index] > 0))
+        pixels = np.ascontiguousarray(samples[..., self._colors])
+        valid = both(valid, valid_samples(pixels, self._nodata))
+        if self._palette is not None:
+            pixels = self._palette[pixels[..., 0]]
+        else:
+            pixels = pixels.astype(np.uint8) * np.uint8(255) if self._bool else pixels.astype(self.dtype, copy=False)
+            if self._invert and self.dtype.kind == "u":
+                pixels = np.iinfo(self.dtype).max - pixels
+        return pixels, valid
+
+    def close(self) -> None:
+        self._pages.close()
+
+
+def _nodata(page: Any) -> float | None:
+    tag = page.tags.get(GDAL_NODATA)
+    try:
+        return None if tag is None else float(str(tag.value).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def _ome_spacing(xml: str) -> Spacing | None:
+    """Return PhysicalSizeY and PhysicalSizeX of the first image; OME's default unit is the micrometre."""
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
+    if pixels is None:
+        return None
+    sizes = []
+    for axis in "YX":
+        size = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', pixels[0])
+        unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]+)"', pixels[0])
+        factor = _MICROMETRES.get(unit[1] if unit else "um")
+        if size is None or factor is None:
+            return None
+        sizes.append(float(size[1]) * factor)
+    return Spacing(sizes[0], sizes[1], "um") if min(sizes) > 0 else None
+
+
+def _tag_spacing(pages: TiffPages) -> Spacing | None:
+    """Return the spacing of TIFF's resolution tags where they are a measurement: ImageJ's unit, or finer than print."""
+    page = pages.page
+    try:
+        (nx, dx), (ny, dy) = page.tags["XResolution"].value, page.tags["YResolution"].value
+        y, x = dy / ny, dx / nx
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    unit = str(pages.imagej.get("unit", "")).replace("\\u00B5", "µ")
+    if unit in _MICROMETRES:
+        return Spacing(y * _MICROMETRES[unit], x * _MICROMETRES[unit], "um") if min(y, x) > 0 else None
+    resolution_unit = page.tags.get("ResolutionUnit")
+    micrometres = {_PER_INCH: 25_400.0, _PER_CENTIMETRE: 10_000.0}.get(
+        int(resolution_unit.value) if resolution_unit is not None else _PER_INCH
+    )
+    if micrometres is None or not 0 < max(y, x) * micrometres < FINEST_PRINT_SPACING_UM:
+        return None
+    return Spacing(y * micrometres, x * micrometres, "um")
