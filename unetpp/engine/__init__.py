@@ -1,0 +1,105 @@
+"""Chooses the engine that runs a model on this machine; knows what is installed, not how each engine computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from unetpp.engine.base import Engine, Precision
+from unetpp.errors import EngineError
+from unetpp.package import Package
+
+__all__ = ["Engine", "Precision", "choose_engine", "cpu_has_bf16", "engine_reasons"]
+
+ENGINES = ("openvino", "torch")
+PRECISIONS = ("fp32", "bf16")
+
+
+def choose_engine(
+    package: Package,
+    *,
+    name: str = "auto",
+    precision: str = "auto",
+    threads: int = 1,
+    tile_shape: tuple[int, int] | None = None,
+) -> Engine:
+    """Return the engine for this machine, or the one asked for.
+
+    "auto" is torch on CUDA where there is a device, else OpenVINO where it is installed, else torch on the CPU; and
+    bf16 where the hardware multiplies in bf16, else fp32. With `tile_shape` the engine runs once, on zeros, so that
+    the calling thread's first tile of that shape costs as much as the next.
+
+    Raises:
+        EngineError: an engine or precision that is unknown or not available here.
+    """
+    if name not in ("auto", *ENGINES):
+        raise EngineError(f"engine {name!r} is unknown; choose auto, {' or '.join(ENGINES)}")
+    if precision not in ("auto", *PRECISIONS):
+        raise EngineError(f"precision {precision!r} is unknown; choose auto, {' or '.join(PRECISIONS)}")
+    if threads < 1:
+        raise EngineError(f"threads={threads}: an engine needs at least one thread")
+    chosen, device = _available(name)
+    engine = _build(package, chosen, device, _precision(precision, device), threads)
+    if tile_shape is not None:
+        engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))
+    return engine
+
+
+def engine_reasons() -> list[tuple[str, bool, str]]:
+    """Return (engine, available, why) in the order in which "auto" tries them."""
+    from unetpp.engine.openvino import openvino_version
+
+    gpu = _cuda_device()
+    openvino = openvino_version()
+    bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware"
+    return [
+        ("torch on CUDA", gpu is not None, gpu or "torch sees no CUDA device"),
+        ("openvino", openvino is not None, f"version {openvino}, CPU with {bf16}" if openvino else "not installed"),
+        ("torch on the CPU", True, "always; the plain definition, several times slower than openvino"),
+    ]
+
+
+def cpu_has_bf16() -> bool:
+    """Say whether this CPU multiplies bf16 natively; False where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
+
+
+def _available(name: str) -> tuple[Literal["openvino", "torch"], Literal["cpu", "cuda"]]:
+    from unetpp.engine.openvino import openvino_version
+
+    if name == "openvino":
+        if openvino_version() is None:
+            raise EngineError("OpenVINO is not installed; install openvino or use --engine torch")
+        return "openvino", "cpu"
+    if _cuda_device() is not None:
+        return "torch", "cuda"
+    return ("openvino", "cpu") if name == "auto" and openvino_version() else ("torch", "cpu")
+
+
+def _precision(precision: str, device: str) -> Precision:
+    if precision == "auto":
+        return "bf16" if device == "cuda" or cpu_has_bf16() else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def _build(package: Package, name: str, device: str, precision: Precision, threads: int) -> Engine:
+    if name == "openvino":
+        from unetpp.engine.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(package, precision=precision, threads=threads)
+    from unetpp.engine.torch import TorchEngine
+
+    return TorchEngine(package, precision=precision, threads=threads, device=device)
+
+
+def _cuda_device() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

@@ -1,0 +1,63 @@
+"""What every inference engine offers; knows arrays and class values, not which library computes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.errors import BandsError, ShapeError
+from unetpp.package import ModelSpec
+
+Precision = Literal["fp32", "bf16"]
+Output = Literal["logits", "labels"]
+
+
+class Engine(Protocol):
+    """One network made ready to run. Threads may call it at once; each runs its own calls one after the other.
+
+    Attributes:
+        name: "openvino" or "torch".
+        version: version of the library that computes.
+        precision: what the layers store and multiply; normalisation is fp32 in both.
+        threads: CPU threads that one call uses.
+        device: "cpu" or "cuda".
+    """
+
+    name: str
+    version: str
+    precision: Precision
+    threads: int
+    device: str
+
+    def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
+        """Return (K, H, W) logits for raw pixels (H, W, C) of the model's sample type, H and W >= 1.
+
+        Sides that are not multiples of the network's are padded and cropped as the network's own forward does.
+        """
+        ...
+
+    def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return (H, W) class values (`ModelSpec.classes[k].value`) for raw pixels (H, W, C).
+
+        Of equal logits the first class wins; a single logit means the second class where it is > 0.
+        """
+        ...
+
+
+def check_tile(tile: NDArray[Any], spec: ModelSpec) -> None:
+    """Raise unless `tile` is (H, W, C) with the model's bands and sample type."""
+    bands = len(spec.bands)
+    if tile.ndim != 3 or min(tile.shape[:2]) < 1:
+        raise ShapeError(f"tile shape {tile.shape}: expected (H, W, {bands}) with H, W >= 1")
+    if tile.shape[2] != bands or tile.dtype != spec.dtype:
+        raise BandsError(
+            f"tile has {tile.shape[2]} bands of {tile.dtype}, model {spec.name!r} reads {bands} of {spec.dtype}"
+        )
+
+
+def pad_tile(tile: NDArray[Any], multiple: int) -> NDArray[Any]:
+    """Repeat the last row and column until both sides are multiples, as the network pads whole images."""
+    bottom, right = -tile.shape[0] % multiple, -tile.shape[1] % multiple
+    return np.pad(tile, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else tile

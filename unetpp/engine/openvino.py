@@ -1,0 +1,159 @@
+"""Runs a network on CPUs through OpenVINO: the plain definition, exported once; knows no Raster, Zarr or tile plan.
+
+The exported graph is compiled per tile shape and per calling thread: requests of one compiled graph share one stream
+and would wait for each other.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections import OrderedDict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.engine.base import Output, Precision, check_tile, pad_tile
+from unetpp.engine.network import tile_networks
+from unetpp.engine.rewrite import split_concatenations
+from unetpp.errors import EngineError
+from unetpp.package import ModelSpec, Package
+
+_HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
+_COMPILED_SHAPES: Final = 2
+"""Compiled graphs kept per thread; each holds every layer's buffers."""
+_tracing: Final = threading.Lock()
+
+
+def import_openvino() -> Any:
+    """Import openvino with its usage statistics off: it would send them over the network on import.
+
+    Raises:
+        EngineError: openvino is not installed.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(f"OpenVINO does not import ({error}); install openvino or use --engine torch") from error
+    return openvino
+
+
+def openvino_version() -> str | None:
+    """Return the installed version, or None, without importing it."""
+    try:
+        return version("openvino")
+    except PackageNotFoundError:
+        return None
+
+
+class OpenVinoEngine:
+    """See `unetpp.engine.base.Engine`.
+
+    Args:
+        package: the model.
+        precision: set explicitly; left alone, OpenVINO drops to bf16 wherever the CPU has it.
+        threads: CPU threads of one call. Calls from several threads run side by side, with this many each.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, package: Package, *, precision: Precision = "fp32", threads: int = 1) -> None:
+        self._openvino = import_openvino()
+        self.version: str = openvino_version() or self._openvino.__version__
+        self.precision = precision
+        self.threads = threads
+        self.spec = package.spec
+        self.multiple = package.spec.architecture.multiple
+        self._raw_in_graph = self.spec.dtype == "uint8"
+        self._mean = np.asarray(self.spec.mean, np.float32)
+        self._std = np.asarray(self.spec.std, np.float32)
+        self._graphs = self._export(package)
+        self._core = self._openvino.Core()
+        self._thread = threading.local()
+
+    def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
+        height, width = tile.shape[:2]
+        return np.array(self._run("logits", tile)[:, :height, :width])
+
+    def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
+        height, width = tile.shape[:2]
+        return np.array(self._run("labels", tile)[:height, :width])
+
+    def _run(self, output: Output, tile: NDArray[Any]) -> NDArray[Any]:
+        """Return the request's own output buffer, valid until this thread's next call."""
+        check_tile(tile, self.spec)
+        pixels = pad_tile(tile, self.multiple)
+        if not self._raw_in_graph:
+            # In bf16 the graph would round raw values first: 10050 and 10000 become one number.
+            pixels = (pixels.astype(np.float32) - self._mean) / self._std
+        request = self._request(output, (pixels.shape[0], pixels.shape[1]))
+        request.infer([np.ascontiguousarray(pixels)], share_inputs=True)
+        result: NDArray[Any] = request.get_output_tensor().data
+        return result
+
+    def _request(self, output: Output, shape: tuple[int, int]) -> Any:
+        requests: OrderedDict[tuple[Output, tuple[int, int]], Any]
+        requests = self._thread.__dict__.setdefault("requests", OrderedDict())
+        key = (output, shape)
+        if key not in requests:
+            while len(requests) >= _COMPILED_SHAPES:
+                requests.popitem(last=False)
+            requests[key] = self._compile(output, shape).create_infer_request()
+        requests.move_to_end(key)
+        return requests[key]
+
+    def _compile(self, output: Output, shape: tuple[int, int]) -> Any:
+        graph = self._graphs[output].clone()
+        graph.reshape([*shape, len(self.spec.bands)])
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            compiled = self._core.compile_model(graph, "CPU", settings)
+        except RuntimeError as error:
+            size = f"{shape[0]} x {shape[1]}"
+            raise EngineError(f"OpenVINO cannot compile a {size} tile: {_first_line(error)}") from error
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if used != _HINTS[self.precision]:
+            raise EngineError(f"OpenVINO computes in {used} here, not {self.precision}; choose another --precision")
+        return compiled
+
+    def _export(self, package: Package) -> dict[Output, Any]:
+        """Trace the plain definition at a small size and leave height and width open."""
+        import torch
+
+        side, bands = 2 * self.multiple, len(self.spec.bands)
+        dtype = torch.uint8 if self._raw_in_graph else torch.float32
+        spec = self.spec if self._raw_in_graph else _without_normalisation(self.spec)
+        example = torch.zeros(side, side + self.multiple, bands, dtype=dtype)
+        graphs: dict[Output, Any] = {}
+        for output, network in tile_networks(package.load_model(), spec).items():
+            with _tracing, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+                # The tracer warns that Python branches on shapes are fixed: here they are, to "needs no padding".
+                warnings.simplefilter("ignore")
+                traced = torch.jit.trace(network.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+                graph = self._openvino.convert_model(traced, example_input=example, input=[-1, -1, bands])
+            split_concatenations(graph)
+            graphs[output] = graph
+        return graphs
+
+
+def _without_normalisation(spec: ModelSpec) -> ModelSpec:
+    import dataclasses
+
+    bands = len(spec.bands)
+    return dataclasses.replace(spec, mean=(0.0,) * bands, std=(1.0,) * bands)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,70 @@
+"""Runs a network in plain torch, on the CPU or one CUDA device; the definition, and slow on CPUs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unetpp.engine.base import Output, Precision, check_tile, pad_tile
+from unetpp.engine.network import TileNetwork, tile_networks
+from unetpp.errors import EngineError
+from unetpp.package import Package
+
+
+class TorchEngine:
+    """See `unetpp.engine.base.Engine`.
+
+    Args:
+        package: the model.
+        precision: bf16 stores weights and activations in bf16; fp32 on CUDA never uses TF32.
+        threads: CPU threads of one call; torch keeps one such number per process.
+        device: "cpu" or "cuda".
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, package: Package, *, precision: Precision = "fp32", threads: int = 1, device: str = "cpu"
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise EngineError("no CUDA device is visible to torch; use --engine openvino")
+        self.version: str = str(torch.__version__)
+        self.precision = precision
+        self.threads = threads
+        self.device = device
+        self.spec = package.spec
+        self.multiple = package.spec.architecture.multiple
+        networks = tile_networks(package.load_model(), self.spec)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._networks: dict[Output, TileNetwork] = {
+            output: network.eval().to(device) for output, network in networks.items()
+        }
+        for network in self._networks.values():
+            network.network.to(dtype)
+        self._flags = threading.Lock()
+
+    def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
+        return self._run("logits", tile)
+
+    def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
+        return self._run("labels", tile)
+
+    def _run(self, output: Output, tile: NDArray[Any]) -> NDArray[Any]:
+        check_tile(tile, self.spec)
+        height, width = tile.shape[:2]
+        pixels = np.ascontiguousarray(pad_tile(tile, self.multiple))
+        with torch.inference_mode():
+            if self.device == "cpu":
+                if torch.get_num_threads() != self.threads:
+                    torch.set_num_threads(self.threads)
+                result = self._networks[output](torch.from_numpy(pixels))
+            else:
+                # These flags belong to the process, so that GPU calls of several threads take turns.
+                with self._flags, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                    result = self._networks[output](torch.from_numpy(pixels).to(self.device)).cpu()
+        array: NDArray[Any] = result[..., :height, :width].contiguous().numpy()
+        return array
