@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from unetpp_workflows.cli_models import models
 from unetpp_workflows.cli_options import (
@@ -32,6 +31,7 @@ from unetpp_workflows.cli_options import (
     Workers,
     input_options,
     reported,
+    standard_output,
 )
 
 app = typer.Typer(
@@ -81,7 +81,7 @@ def demo(
     """
     from unetpp_workflows.demo import run_demo
 
-    raise typer.Exit(run_demo(output, Console()))
+    raise typer.Exit(run_demo(output, standard_output()))
 
 
 @app.command()
@@ -133,7 +133,7 @@ def segment(
         "executor.workers": workers,
     }
     resolved = load_config(config, options=options, sets=sets or ())
-    console = Console()
+    console = standard_output()
     summary = run(inputs, output=output, config=resolved, console=console)
     print_summary(summary, console)
     raise typer.Exit(summary.exit_code)
@@ -164,7 +164,7 @@ def plan(
 
     options = input_options(model, spacing, mpp, mask, tissue, tracking_uri)
     resolved = load_config(config, options=options, sets=sets or ())
-    raise typer.Exit(print_plan(inputs, resolved, output, Console()))
+    raise typer.Exit(print_plan(inputs, resolved, output, standard_output()))
 
 
 @app.command()
@@ -178,7 +178,7 @@ def status(output: Outputs) -> None:
     """
     from unetpp_workflows.outputs import print_status
 
-    raise typer.Exit(print_status(output, Console()))
+    raise typer.Exit(print_status(output, standard_output()))
 
 
 @app.command()
@@ -197,7 +197,7 @@ def verify(
     """
     from unetpp_workflows.outputs import print_verification
 
-    raise typer.Exit(print_verification(output, Console(), repair=repair))
+    raise typer.Exit(print_verification(output, standard_output(), repair=repair))
 
 
 @app.command()
@@ -211,7 +211,7 @@ def report(output: Outputs) -> None:
     """
     from unetpp_workflows.outputs import redraw_reports
 
-    raise typer.Exit(redraw_reports(output, Console()))
+    raise typer.Exit(redraw_reports(output, standard_output()))
 
 
 @app.command()
@@ -231,7 +231,7 @@ def doctor(
     """
     from unetpp_workflows import doctor as checks
 
-    console = Console()
+    console = standard_output()
     findings = checks.examine(output, tracking_uri)
     checks.print_findings(findings, console)
     if bench:

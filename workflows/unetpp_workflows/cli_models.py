@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from unetpp_workflows.cli_options import Tracking, reported
+from unetpp_workflows.cli_options import Tracking, reported, standard_output
 
 models = typer.Typer(help="List, register and alias models in the MLflow registry.", no_args_is_help=True)
 
@@ -32,7 +31,7 @@ def models_list(tracking_uri: Tracking = None) -> None:
         table.add_row(
             f"models:/{row.name}/{row.version}", " ".join(f"@{alias}" for alias in row.aliases), classes, spacing
         )
-    Console().print(table)
+    standard_output().print(table)
     if not rows:
         typer.echo(f"nothing registered in {shown(store_uri(tracking_uri))}; see `unetpp models register --help`")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,11 @@ def input_options(
         "input.tissue": tissue,
         "tracking.uri": tracking_uri,
     }
+
+
+def standard_output() -> Console:
+    """Return a console that stays on standard output when a library redirects it, as the Ray executor does."""
+    return Console(file=sys.stdout)
 
 
 def _complain(message: str) -> None:

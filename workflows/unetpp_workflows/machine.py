@@ -17,6 +17,13 @@ def cpu_count(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
+def worker_count(threads: int, *, gpus: bool = True) -> int:
+    """Return how many workers of so many threads fill the machine: one per GPU, or else its cores."""
+    import torch
+
+    return (torch.cuda.device_count() if gpus else 0) or max(1, cpu_count() // threads)
+
+
 def cpu_flags(info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Return the processor's feature names as Linux writes them (avx512_bf16, amx_bf16, ...); empty elsewhere."""
     try:

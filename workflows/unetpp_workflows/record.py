@@ -15,6 +15,7 @@ from typing import Any, Literal
 import unetpp
 from unetpp.durable import write_file
 from unetpp.errors import StoreError
+from unetpp.store import OUTPUT_FORMAT
 
 RECORD, CONFIG = "record.json", "config.json"
 FORMAT = 1
@@ -39,19 +40,24 @@ class ImageRecord:
     Attributes:
         status: done; empty (nothing in it is valid, so nothing was segmented); partial (some shards failed); failed.
         message: Why it is not done; one line.
-        input: uri, fingerprint, kind, format, height, width, bands, dtype, spacing, crs. No other metadata ever.
+        warning: What went wrong after the image itself was done; the next run tries that again.
+        input: uri, fingerprint, kind, format, height, width, bands, dtype, spacing and its override, crs, mask,
+            tissue algorithm. No other metadata ever.
         model: name, version, alias, uri, digest, spacing, classes.
         key: SHA-256 of everything that the pixels depend on.
         config, config_hash: The resolved configuration, and the hash of its part that can change results.
-        shards: total, computed (now or in an earlier call), invalid (nothing to compute), failed {id: message}.
-        seconds: Per stage, summed over workers, and wall-clock `wall` of this call; never compared, only told.
-        figures: areas, objects, valid_px; empty when not done.
+        shards: total, committed (now or in an earlier call), invalid (committed without a valid pixel), valid_px,
+            failed {"row.col": message}.
+        seconds: read, compute and write, each summed over workers and calls, then the steps of this call.
+        figures: valid_px, and classes with name, value, color, background, px, area, unit ("mm2", "m2" or "px") and
+            objects (None for the background); empty when not done.
         outputs: Name of each product -> path relative to the image's folder.
     """
 
     name: str
     status: Status
     message: str | None = None
+    warning: str | None = None
     input: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     key: str | None = None
@@ -71,13 +77,14 @@ class ImageRecord:
     tracking_run: str | None = None
     started: str = ""
     finished: str = ""
+    output_format: int = OUTPUT_FORMAT
     format: int = FORMAT
 
     @property
-    def written_mpx_per_second(self) -> float | None:
-        """Valid output megapixels per second of the shard phase, None where this call computed nothing."""
-        seconds = self.seconds.get("shards", 0.0)
-        pixels = self.shards.get("computed_px", 0)
+    def mpx_per_worker_second(self) -> float | None:
+        """Valid output megapixels per second of one worker's time, in this and earlier calls; None without any."""
+        seconds = sum(self.seconds.get(stage, 0.0) for stage in ("read", "compute", "write"))
+        pixels = self.shards.get("valid_px", 0)
         return pixels / seconds / 1e6 if seconds > 0 and pixels else None
 
     def write(self, folder: Path) -> None:

@@ -204,7 +204,7 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("useful share", _number(plan.get("useful_share"), "{:.1%} of computed pixels are written")),
         ("shards", f"{shards.get('total', _NONE)} in all, {shards.get('invalid', 0)} without valid pixels"),
         *[("failed shard", f"{shard}: {message}") for shard, message in failed.items()],
-        ("throughput", _number(record.written_mpx_per_second, "{:.2f} Mpx/s of valid output")),
+        ("throughput", _number(record.mpx_per_worker_second, "{:.2f} Mpx/s of valid output per worker")),
         *[(f"time, {stage}", f"{seconds:.1f} s") for stage, seconds in record.seconds.items()],
         ("MLflow run", record.tracking_run or "not recorded"),
         ("key", (record.key or _NONE)[:16]),

@@ -17,8 +17,9 @@ from unetpp.package import ClassInfo
 from unetpp.store import NO_DATA, LabelStore
 
 if TYPE_CHECKING:
-    from unetpp.io.base import Raster
     from unetpp.io.resample import OutputGrid
+
+    from unetpp.io.base import Raster
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,18 @@ class Truth:
     classes: Mapping[str, int] = field(default_factory=dict)
 
 
-def find_truth(path: Path, name: str) -> Path | None:
-    """Return the raster for an image of this name: `path` itself, or the file of that stem in the folder `path`."""
+def find_truth(path: Path, name: str) -> Path:
+    """Return the raster for an image of this name: `path` itself, or the file of that stem in the folder `path`.
+
+    Raises:
+        DataError: The folder has no such file.
+    """
     if not path.is_dir():
         return path
-    return next((file for file in sorted(path.iterdir()) if file.stem == name and file.is_file()), None)
+    for file in sorted(path.iterdir()):
+        if file.stem == name and file.is_file():
+            return file
+    raise DataError(f"{path}: no truth named {name}; give each image a raster of its name")
 
 
 def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], truth: Truth) -> dict[str, float]:

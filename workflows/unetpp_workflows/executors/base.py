@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -70,17 +71,15 @@ class ShardQueue:
         self._on_commit = on_commit
         self._done = [0] * len(self.jobs)
         self._failed: list[dict[str, str]] = [{} for _ in self.jobs]
-        self._dead: dict[int, str] = {}
-        self._again: deque[Task] = deque()
-        self._fresh = self._pending()
+        self._tasks = deque(self._pending())
+
+    def __len__(self) -> int:
+        """Return how many tasks wait; running ones may still come back."""
+        return len(self._tasks)
 
     def take(self) -> Task | None:
-        """Return the next task; None when there is none now (a running one may still come back)."""
-        while (task := next(self._fresh, None) or self._pop_again()) is not None:
-            if task.job not in self._dead:
-                return task
-            self._failed[task.job][task.shard] = self._dead[task.job]
-        return None
+        """Return the next task, None when none waits."""
+        return self._tasks.popleft() if self._tasks else None
 
     def settle(self, task: Task, result: Result) -> None:
         """Count a finished task."""
@@ -91,13 +90,15 @@ class ShardQueue:
             if self._on_commit is not None:
                 self._on_commit(self.jobs[task.job], CommitRecord.from_json(result.record))
             return
+        if not result.job_failed and task.attempt < self._attempts:
+            self._tasks.append(Task(task.job, task.shard, task.attempt + 1))
+            return
+        self._fail(task, result.error)
         if result.job_failed:
-            self._dead.setdefault(task.job, result.error)
-        if result.job_failed or task.attempt >= self._attempts:
-            self._failed[task.job][task.shard] = result.error
-            log.info("%s shard %s: %s", self.jobs[task.job].uri, task.shard, result.error)
-        else:
-            self._again.append(Task(task.job, task.shard, task.attempt + 1))
+            hopeless = [other for other in self._tasks if other.job == task.job]
+            self._tasks = deque(other for other in self._tasks if other.job != task.job)
+            for other in hopeless:
+                self._fail(other, result.error)
 
     def outcomes(self) -> tuple[Outcome, ...]:
         """Return one outcome per job, in the order of the jobs."""
@@ -110,8 +111,8 @@ class ShardQueue:
             for shard in pending(job):
                 yield Task(index, shard.id)
 
-    def _pop_again(self) -> Task | None:
-        return self._again.popleft() if self._again else None
+    def _fail(self, task: Task, message: str) -> None:
+        self._failed[task.job][task.shard] = message
 
 
 class Worker:
@@ -123,17 +124,18 @@ class Worker:
 
     def run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
         """Compute and commit one shard. Errors come back as results; only a stop raises `CancelledError`."""
+        opened = False
         try:
             worker = self._worker(job)
-        except (UnetppError, OSError) as error:
-            return Result(error=one_line(error), job_failed=True)
-        try:
+            opened = True
             return Result(record=worker.run(job.plan.shard_by_id(shard_id), attempt).to_json())
+        except CancelledError:
+            raise
         except UnetppError as error:
-            return Result(error=one_line(error), job_failed=isinstance(error, OutputError))
+            return Result(error=one_line(error), job_failed=not opened or isinstance(error, OutputError))
         except Exception as error:
             log.warning("%s shard %s, try %d", job.uri, shard_id, attempt, exc_info=True)
-            return Result(error=one_line(error))
+            return Result(error=one_line(error), job_failed=not opened)
 
     def close(self) -> None:
         if self._current is not None:

@@ -26,30 +26,47 @@ def run_local(
         KeyboardInterrupt: after the running tiles have ended; committed shards stay committed.
     """
     queue = ShardQueue(jobs, attempts, on_commit)
-    stop = threading.Event()
-    kept = threading.local()
-    opened: list[Worker] = []
-
-    def work(task: Task) -> Result:
-        if not hasattr(kept, "worker"):
-            kept.worker = Worker(stop)
-            opened.append(kept.worker)
-        worker: Worker = kept.worker
-        return worker.run(queue.jobs[task.job], task.shard, task.attempt)
-
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="shard") as pool:
-        running: dict[Future[Result], Task] = {}
-        try:
-            while True:
-                while len(running) < max(1, workers) and (task := queue.take()) is not None:
-                    running[pool.submit(work, task)] = task
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    queue.settle(running.pop(future), future.result())
-        finally:
-            # Also on Ctrl-C and on errors of the callback: threads end at their next tile instead of their last shard.
-            stop.set()
-    for worker in opened:
-        worker.close()
+    crew = _Crew(queue)
+    workers = max(1, min(workers, len(queue)))
+    try:
+        with ThreadPoolExecutor(workers, thread_name_prefix="shard") as pool:
+            try:
+                _drain(queue, crew, pool, workers)
+            finally:
+                # Also on Ctrl-C and on an error of the callback: threads end at their next tile.
+                crew.stop.set()
+    finally:
+        crew.close()
     return queue.outcomes()
+
+
+def _drain(queue: ShardQueue, crew: _Crew, pool: ThreadPoolExecutor, workers: int) -> None:
+    running: dict[Future[Result], Task] = {}
+    while True:
+        while len(running) < workers and (task := queue.take()) is not None:
+            running[pool.submit(crew.work, task)] = task
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            queue.settle(running.pop(future), future.result())
+
+
+class _Crew:
+    """One worker per thread, made when its thread first works."""
+
+    def __init__(self, queue: ShardQueue) -> None:
+        self.stop = threading.Event()
+        self._queue = queue
+        self._own = threading.local()
+        self._all: list[Worker] = []
+
+    def work(self, task: Task) -> Result:
+        if not hasattr(self._own, "worker"):
+            self._own.worker = Worker(self.stop)
+            self._all.append(self._own.worker)
+        worker: Worker = self._own.worker
+        return worker.run(self._queue.jobs[task.job], task.shard, task.attempt)
+
+    def close(self) -> None:
+        for worker in self._all:
+            worker.close()

@@ -1,0 +1,156 @@
+"""Runs one call from image names to figures, records and reports; knows the order of the steps, not how any is done.
+
+    expand -> prepare each -> one queue of all shards -> finalize each -> score, picture, record, report, MLflow run
+
+A bad image is one line in the summary and never stops the others. Everything resumes: a finished, unchanged image is
+recognised by its record alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from unetpp.errors import ConfigError, OutputError, UnetppError
+from unetpp_workflows.config import RunConfig
+from unetpp_workflows.inputs import Source, assign_folders, expand, identity
+from unetpp_workflows.machine import worker_count
+from unetpp_workflows.progress import Display
+from unetpp_workflows.steps import Call, complete, failed, prepare, reuse
+from unetpp_workflows.summary import ImageResult, Summary
+
+if TYPE_CHECKING:
+    from unetpp.commit import CommitRecord
+    from unetpp.job import SegmentJob
+    from unetpp_workflows.executors.base import Outcome
+    from unetpp_workflows.truth import Truth
+
+
+def segment(
+    inputs: Iterable[str | Path],
+    model: str | Path | None = None,
+    output: str | Path = "segmented",
+    *,
+    config: RunConfig | None = None,
+    truths: Mapping[str, Truth] | None = None,
+    console: Console | None = None,
+) -> Summary:
+    """Segment images, folders and globs of images with one model into `output`, one folder per image.
+
+    Args:
+        model: `models:/name@alias`, `models:/name/3`, a bundled model's name or a package folder; wins over `config`.
+        truths: Image -> known labels; the record and the report then hold the IoU per class.
+        console: Where progress goes; standard output by default.
+
+    Raises:
+        ModelNotFoundError, ModelPackageError, ConfigError: Nothing can be segmented at all.
+        OutputError: The output folder cannot be made. What is wrong with single images is in the summary instead.
+    """
+    started = time.perf_counter()
+    call = start_call(config or RunConfig(), model, Display(console), truths or {})
+    output = Path(output)
+    make_folder(output)
+    sources, results = find_sources(inputs, output)
+    jobs: dict[str, SegmentJob] = {}
+    for source in sources:
+        prepared = _prepared(call, source)
+        if isinstance(prepared, ImageResult):
+            results[source.uri] = prepared
+        else:
+            jobs[source.uri] = prepared
+            results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # keeps the place
+    if jobs:
+        outcomes = _run_shards(call, list(jobs.values()))
+        for source, (uri, job), outcome in zip(
+            (source for source in sources if source.uri in jobs), jobs.items(), outcomes, strict=True
+        ):
+            results[uri] = _completed(call, source, job, outcome)
+    return Summary(tuple(results.values()), time.perf_counter() - started)
+
+
+def start_call(config: RunConfig, model: str | Path | None, display: Display, truths: Mapping[str, Truth]) -> Call:
+    """Resolve the model once for all images; raises `ModelNotFoundError`, `ModelPackageError` or `ConfigError`."""
+    from unetpp.package import load_package
+    from unetpp_workflows.registry import resolve
+
+    reference = str(model or config.model)
+    if not reference:
+        raise ConfigError("no model; give --model nuclei, models:/name@alias or a package folder")
+    if config.input.mask is not None and not config.input.mask.is_file():
+        raise ConfigError(f"mask {config.input.mask} is no file; correct --mask")
+    config = config.model_copy(update={"model": reference})
+    resolved = resolve(reference, tracking_uri=config.tracking.uri)
+    return Call(
+        config=config,
+        config_hash=config.result_hash(),
+        model=resolved,
+        package=load_package(resolved.folder),
+        display=display,
+        workers=config.executor.workers or worker_count(config.engine.threads, gpus=config.engine.name != "openvino"),
+        truths={identity(uri): truth for uri, truth in truths.items()},
+    )
+
+
+def make_folder(output: Path) -> None:
+    """Make the output folder; raises `OutputError`."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{output}: {error.strerror or error}; choose an output folder that you may write to"
+        ) from None
+
+
+def find_sources(inputs: Iterable[str | Path], output: Path) -> tuple[list[Source], dict[str, ImageResult]]:
+    """Return the images to segment with their folders, and a failed result for each input that names no image."""
+    uris: dict[str, None] = {}
+    results: dict[str, ImageResult] = {}
+    for item in inputs:
+        try:
+            uris.update(dict.fromkeys(expand([item])))
+        except UnetppError as error:
+            results[str(item)] = ImageResult(name=str(item), uri=str(item), status="failed", message=str(error))
+    return assign_folders(uris, output), results
+
+
+def _prepared(call: Call, source: Source) -> SegmentJob | ImageResult:
+    try:
+        return reuse(call, source) or prepare(call, source)
+    except Exception as error:  # noqa: BLE001 (one bad image of an archive must not stop the others; it is reported)
+        return failed(source, error)
+
+
+def _completed(call: Call, source: Source, job: SegmentJob, outcome: Outcome) -> ImageResult:
+    try:
+        with call.display.step(f"finishing {source.name}"):
+            return complete(call, job, outcome.failed)
+    except Exception as error:  # noqa: BLE001 (as above)
+        return failed(source, error)
+
+
+def _run_shards(call: Call, jobs: Sequence[SegmentJob]) -> Sequence[Outcome]:
+    """Compute all pending shards of all images in one queue under one progress display."""
+    from unetpp.job import pending
+
+    total = sum(len(pending(job)) for job in jobs)
+    options = call.config.executor
+    title = f"segmenting {len(jobs)} image{'s' if len(jobs) > 1 else ''}"
+    with call.display.shards(total, title) as (meter, shown):
+
+        def on_commit(job: SegmentJob, record: CommitRecord) -> None:
+            meter.add(record.valid_px, record.seconds)
+            shown()
+
+        if options.kind == "ray":
+            from unetpp_workflows.executors.ray import run_ray
+
+            return run_ray(
+                jobs, workers=call.workers, address=options.address, attempts=options.attempts, on_commit=on_commit
+            )
+        from unetpp_workflows.executors.local import run_local
+
+        return run_local(jobs, workers=call.workers, attempts=options.attempts, on_commit=on_commit)

@@ -1,0 +1,124 @@
+"""Says what a segmentation would do, image by image, without computing or writing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from unetpp.errors import UnetppError
+from unetpp_workflows.cli_options import DONE, PART_FAILED
+from unetpp_workflows.config import RunConfig
+from unetpp_workflows.pipeline import find_sources, start_call
+from unetpp_workflows.progress import Display
+from unetpp_workflows.steps import Call, job_options
+
+if TYPE_CHECKING:
+    from unetpp.job import SegmentJob
+    from unetpp_workflows.inputs import Source
+
+_THUMBNAIL_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """The plan of one image.
+
+    Attributes:
+        valid_share: Of the pixels, estimated on a thumbnail.
+        source_bytes: Size of the input file, 0 where it is no single file.
+        committed: Shards that are finished already in the output folder.
+    """
+
+    name: str
+    job: SegmentJob
+    valid_share: float
+    source_bytes: int
+    committed: int
+
+    @property
+    def pixels(self) -> int:
+        return self.job.plan.height * self.job.plan.width
+
+    @property
+    def shards(self) -> int:
+        return len(self.job.plan.shards())
+
+
+def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, console: Console) -> int:
+    """Print the plan of every image and their sum; returns the exit code: 1 where an image cannot be planned."""
+    call = start_call(config, None, Display(console), {})
+    sources, unnamed = find_sources(inputs, output or Path("segmented"))
+    problems = [str(result.message) for result in unnamed.values()]
+    plans = []
+    for source in sources:
+        try:
+            plans.append(plan_image(call, source))
+        except (UnetppError, OSError) as error:
+            problems.append(" ".join(str(error).split()))
+    if plans:
+        console.print(_table(plans))
+    for problem in problems:
+        console.print(f"failed: {problem}", markup=False, highlight=False, soft_wrap=True)
+    pixels, shards, done = (sum(getattr(p, name) for p in plans) for name in ("pixels", "shards", "committed"))
+    console.print(
+        f"{len(plans)} images, {pixels / 1e6:,.1f} Mpx, {shards:,} shards of which {done:,} are done, "
+        f"{decimal(pixels)} of labels before compression",
+        highlight=False,
+    )
+    return PART_FAILED if problems else DONE
+
+
+def plan_image(call: Call, source: Source) -> ImagePlan:
+    """Plan one image; raises what is wrong with it."""
+    from unetpp.io import open_raster
+    from unetpp.io.base import thumbnail
+    from unetpp.job import SegmentJob, progress
+    from unetpp.segment import plan_job
+
+    job, validity = plan_job(source.uri, source.folder, call.package, **job_options(call))
+    if validity is not None:
+        valid = validity.mask
+    else:
+        with open_raster(source.uri) as raster:
+            valid = thumbnail(raster, _THUMBNAIL_SIDE).valid
+    before = SegmentJob.load(source.folder)
+    same = before is not None and before.key == job.key
+    path = Path(source.uri)
+    return ImagePlan(
+        name=source.name,
+        job=job,
+        valid_share=float(valid.mean()),
+        source_bytes=path.stat().st_size if path.is_file() else 0,
+        committed=progress(job).committed if same else 0,
+    )
+
+
+def _table(plans: list[ImagePlan]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = ("image", "pixels", "at", "valid", "shards", "done", "tile", "useful", "input", "engine")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("image", "engine") else "right", overflow="fold")
+    for plan in plans:
+        job = plan.job
+        tile = " x ".join(str(side) for side in reversed(job.plan.tile_shape))
+        table.add_row(
+            escape(plan.name),
+            f"{job.plan.width:,} x {job.plan.height:,}",
+            str(job.grid.spacing or "?"),
+            f"{plan.valid_share:.0%}",
+            f"{plan.shards:,}",
+            f"{plan.committed:,}",
+            tile,
+            f"{job.plan.useful_share:.0%}",
+            decimal(plan.source_bytes) if plan.source_bytes else "-",
+            f"{job.engine.name} {job.engine.precision}",
+        )
+    return table
+

@@ -1,0 +1,255 @@
+"""Takes one image of a call from its name to its record; knows the steps of one image, not the other images."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetpp.errors import UnetppError
+from unetpp.store import OUTPUT_FORMAT
+from unetpp_workflows.config import RunConfig
+from unetpp_workflows.inputs import Source, identity
+from unetpp_workflows.mlflow_store import shown
+from unetpp_workflows.progress import Display
+from unetpp_workflows.record import CONFIG, RECORD, ImageRecord, software, write_json
+from unetpp_workflows.report import PICTURE, REPORT, SIDE, write_picture, write_report
+from unetpp_workflows.summary import ImageResult
+
+if TYPE_CHECKING:
+    from unetpp.finalize import Figures
+    from unetpp.job import Progress, SegmentJob
+    from unetpp.package import Package
+    from unetpp.segment import JobOptions
+    from unetpp_workflows.registry import ResolvedModel
+    from unetpp_workflows.truth import Truth
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Call:
+    """What all images of a call share."""
+
+    config: RunConfig
+    config_hash: str
+    model: ResolvedModel
+    package: Package
+    display: Display
+    workers: int
+    truths: Mapping[str, Truth] = field(default_factory=dict)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, uri: str, step: str) -> Iterator[None]:
+        """Add the time of a step to the seconds of one image."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            steps = self.seconds.setdefault(uri, {})
+            steps[step] = steps.get(step, 0.0) + time.perf_counter() - started
+
+
+def reuse(call: Call, source: Source) -> ImageResult | None:
+    """Return the result of an earlier call when nothing that could change it has changed, else None."""
+    from unetpp.io.base import fingerprint
+
+    record = ImageRecord.read(source.folder)
+    if record is None or record.status not in ("done", "empty") or record.output_format != OUTPUT_FORMAT:
+        return None
+    same = record.config_hash == call.config_hash and record.model.get("digest") == call.package.digest
+    recorded = record.warning is None and (record.tracking_run is not None or not call.config.tracking.enabled)
+    there = all((source.folder / path).exists() for path in record.outputs.values())
+    if not (same and recorded and there) or fingerprint(source.uri) != record.input.get("fingerprint"):
+        return None
+    return ImageResult(
+        name=source.name,
+        uri=source.uri,
+        status=record.status,
+        folder=source.folder,
+        message=record.message,
+        record=record,
+        reused=True,
+    )
+
+
+def prepare(call: Call, source: Source) -> SegmentJob:
+    """Open, check and plan one image, and write its job and configuration. Raises what is wrong with the image."""
+    from unetpp.segment import prepare_job
+
+    with call.timed(source.uri, "prepare"):
+        job = prepare_job(source.uri, source.folder, call.package, **job_options(call))
+    (source.folder / RECORD).unlink(missing_ok=True)  # from here on the folder is this job's, and not finished
+    write_json(source.folder / CONFIG, {"config": shown_config(call.config), "hash": call.config_hash})
+    return job
+
+
+def job_options(call: Call) -> JobOptions:
+    """Return the configuration as the options of `unetpp.segment`."""
+    config = call.config
+    return {
+        "spacing": config.input.parsed_spacing(),
+        "mask": config.input.mask,
+        "tissue": config.input.tissue,
+        "engine": config.engine.name,
+        "precision": config.engine.precision,
+        "threads": config.engine.threads,
+        "core": config.tiling.core,
+        "shard": config.tiling.shard,
+        "model_ref": call.model.reference(),
+    }
+
+
+def failed(source: Source, error: BaseException) -> ImageResult:
+    """Turn an error into the image's result, and into its record unless an earlier success is recorded there."""
+    if isinstance(error, UnetppError):
+        message = " ".join(str(error).split())
+    else:
+        log.error("%s: unexpected error", source.uri, exc_info=error)
+        message = f"{source.uri}: unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+    record = ImageRecord(
+        name=source.name, status="failed", message=message, input={"uri": source.uri}, finished=utc_now()
+    )
+    try:
+        source.folder.mkdir(parents=True, exist_ok=True)
+        earlier = ImageRecord.read(source.folder)
+        if earlier is None or earlier.status == "failed":
+            record.write(source.folder)
+    except (UnetppError, OSError) as second:
+        message += f" (and no record could be written: {second})"
+    return ImageResult(
+        name=source.name, uri=source.uri, status="failed", folder=source.folder, message=message, record=record
+    )
+
+
+def complete(call: Call, job: SegmentJob, failures: Mapping[str, str]) -> ImageResult:
+    """Finalize an image whose shards have run, score it, and write picture, report, record and MLflow run."""
+    from unetpp.finalize import finalize
+    from unetpp.job import progress
+
+    state = progress(job)
+    record = _record(call, job, state, failures)
+    if state.status != "partial":
+        with call.timed(job.uri, "finalize"):
+            figures = finalize(job)
+        record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
+        record = _scored(call, job, record)
+    with call.timed(job.uri, "report"):
+        _write_picture(job)
+    record = replace(
+        record,
+        seconds={**state.seconds, **call.seconds[job.uri]},
+        outputs={**record.outputs, "report": REPORT},
+        finished=utc_now(),
+    )
+    write_report(job.out, record)
+    if state.status != "partial" and call.config.tracking.enabled:
+        record = _tracked(call, job, record)
+        write_report(job.out, record)  # now it names its MLflow run
+    record.write(job.out)
+    return ImageResult(
+        name=job.out.name,
+        uri=job.uri,
+        status=record.status,
+        folder=job.out,
+        message=record.message,
+        warning=record.warning,
+        record=record,
+        seconds=sum(record.seconds.values()),
+    )
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def shown_config(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as JSON values, without the password of a tracking URI."""
+    values = config.model_dump(mode="json")
+    if values["tracking"]["uri"]:
+        values["tracking"]["uri"] = shown(values["tracking"]["uri"])
+    return values
+
+
+def _record(call: Call, job: SegmentJob, state: Progress, failures: Mapping[str, str]) -> ImageRecord:
+    messages = {
+        "empty": "no pixel of this image is valid (all background or no data): nothing was segmented",
+        "partial": f"{state.shards - state.committed} of {state.shards} shards are not done: "
+        + (next(iter(failures.values())) if failures else "interrupted"),
+    }
+    return ImageRecord(
+        name=job.out.name,
+        status=state.status,
+        message=messages.get(state.status),
+        input={
+            "uri": job.uri,
+            "fingerprint": job.fingerprint,
+            **job.image,
+            "spacing_override": str(job.spacing_override) if job.spacing_override else None,
+            "tissue": job.tissue,
+            "mask": job.mask,
+        },
+        model={
+            **job.model_ref,
+            "spacing": str(call.package.spec.spacing) if call.package.spec.spacing else None,
+            "classes": [asdict(c) for c in job.classes],
+        },
+        key=job.key,
+        config=shown_config(call.config),
+        config_hash=call.config_hash,
+        engine=asdict(job.engine),
+        executor={**call.config.executor.model_dump(exclude={"address"}), "workers": call.workers},
+        grid=job.grid.to_json(),
+        plan={**job.plan.to_json(), "tile_shape": job.plan.tile_shape, "useful_share": job.plan.useful_share},
+        software=software(),
+        shards={
+            "total": state.shards,
+            "committed": state.committed,
+            "invalid": state.empty,
+            "valid_px": state.valid_px,
+            "failed": dict(failures),
+        },
+        started=utc_now(),
+    )
+
+
+def _figures(job: SegmentJob, figures: Figures) -> dict[str, Any]:
+    classes = []
+    for info in job.classes:
+        area = figures.areas[info.value]
+        objects = None if info.background else figures.objects.get(info.value, 0)
+        classes.append({**asdict(info), "px": area.px, "area": area.value, "unit": area.unit, "objects": objects})
+    return {"valid_px": sum(entry["px"] for entry in classes), "classes": classes}
+
+
+def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
+    """Return the record with the IoU where there is a truth; a truth that does not fit is only a warning."""
+    from unetpp_workflows.truth import Truth, find_truth, score
+
+    truth = call.truths.get(identity(job.uri))
+    try:
+        if truth is None and call.config.truth.path is not None:
+            path = find_truth(call.config.truth.path, Path(job.uri).stem)
+            truth = Truth(path, call.config.truth.classes)
+        return replace(record, iou=score(job.store, job.grid, job.classes, truth)) if truth else record
+    except UnetppError as error:
+        return replace(record, warning=f"not scored: {error}")
+
+
+def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
+    """Return the record with its MLflow run; a store that does not take it is only a warning."""
+
+
+def _write_picture(job: SegmentJob) -> None:
+    from unetpp.io import open_raster
+    from unetpp.io.base import thumbnail
+
+    with open_raster(job.uri) as raster:
+        window = thumbnail(raster, SIDE)
+    write_picture(job.out / PICTURE, window.pixels, window.valid)
