@@ -64,7 +64,7 @@ class LabelStore:
         """
         store = cls(folder, plan)
         with output_errors(store.root):
-            store._refuse_foreign()
+            store.refuse_foreign()
             if not keep:
                 discard_folder(store.root)
             fresh = store.folder / f".{LABELS}.new"
@@ -161,7 +161,7 @@ class LabelStore:
         except (ValueError, RuntimeError) as error:
             raise StoreError(f"{self.root} is damaged near {box}: {_first_line(error)}; run verify") from error
 
-    def _refuse_foreign(self) -> None:
+    def refuse_foreign(self) -> None:
         if not self.root.exists():
             return
         try:

@@ -1,0 +1,213 @@
+"""What one segmentation is: its input, model, grid, tile plan and key, kept as job.json; opens no image and no model.
+
+The key is the hash of everything that the output's bytes depend on. Shards with another key are never reused; the
+number of workers, the executor and the paths of files are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from unetpp import commit
+from unetpp.commit import CommitRecord
+from unetpp.durable import write_file
+from unetpp.errors import StoreError, UnetppError
+from unetpp.geometry import Spacing
+from unetpp.io.resample import OutputGrid
+from unetpp.package import ClassInfo
+from unetpp.store import OUTPUT_FORMAT, LabelStore
+from unetpp.tiling import Shard, TilePlan
+
+JOB, VALIDITY = "job.json", "validity.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """The engine that a job was planned for, with nothing left to choose."""
+
+    name: str
+    version: str
+    precision: Literal["fp32", "bf16"]
+    threads: int
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentJob:
+    """One image, one model, one output folder.
+
+    Attributes:
+        uri: the image.
+        out: folder of this image's results.
+        package: folder of the model package.
+        model_ref: name, digest and, from a registry, version, alias and uri of the model.
+        classes: the package's classes, so that results explain themselves without the package.
+        spacing_override: spacing the user gave instead of the metadata's.
+        mask: the user's own validity mask, or None.
+        tissue: name of the tissue algorithm that made the validity mask, or None.
+        validity: SHA-256 of the validity mask saved as validity.png, None where there is no mask.
+        image: kind, format, height, width, bands, dtype and spacing of the input, for the record; never its metadata.
+        fingerprint: of the input.
+        key: hash of all that decides the output's bytes.
+    """
+
+    uri: str
+    out: Path
+    package: Path
+    model_ref: dict[str, Any]
+    classes: tuple[ClassInfo, ...]
+    engine: EngineChoice
+    grid: OutputGrid
+    plan: TilePlan
+    fingerprint: str
+    key: str
+    spacing_override: Spacing | None = None
+    mask: str | None = None
+    tissue: str | None = None
+    validity: str | None = None
+    image: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def store(self) -> LabelStore:
+        return LabelStore(self.out, self.plan)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": OUTPUT_FORMAT,
+            **{name: getattr(self, name) for name in ("uri", "model_ref", "fingerprint", "key", "mask", "tissue")},
+            "validity": self.validity,
+            "image": self.image,
+            "out": str(self.out),
+            "package": str(self.package),
+            "classes": [asdict(c) for c in self.classes],
+            "engine": asdict(self.engine),
+            "grid": self.grid.to_json(),
+            "plan": self.plan.to_json(),
+            "spacing_override": asdict(self.spacing_override) if self.spacing_override else None,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SegmentJob:
+        """Build from `to_json`'s values; raises `StoreError` when another version of unetpp wrote them."""
+        rest = dict(values)
+        if rest.pop("format", None) != OUTPUT_FORMAT:
+            raise StoreError(f"the job is not of format {OUTPUT_FORMAT}: another version of unetpp wrote it")
+        try:
+            spacing = rest.pop("spacing_override")
+            return cls(
+                out=Path(rest.pop("out")),
+                package=Path(rest.pop("package")),
+                classes=tuple(ClassInfo(**{**c, "color": tuple(c["color"])}) for c in rest.pop("classes")),
+                engine=EngineChoice(**rest.pop("engine")),
+                grid=OutputGrid.from_json(rest.pop("grid")),
+                plan=TilePlan.from_json(rest.pop("plan")),
+                spacing_override=Spacing(**spacing) if spacing else None,
+                **rest,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"the job misses or has unknown fields: {error}") from error
+
+    def save(self) -> None:
+        """Replace the folder's job.json. Raises `OutputError`."""
+        write_file(self.out / JOB, (json.dumps(self.to_json(), indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> SegmentJob | None:
+        """Return the job whose results lie in `folder` (which may have moved), None where there is no job.json.
+
+        Raises:
+            StoreError: job.json is damaged, of another version or not ours.
+        """
+        path = Path(folder) / JOB
+        try:
+            values = json.loads(path.read_bytes())
+            job = cls.from_json(values if isinstance(values, dict) else {})
+        except FileNotFoundError:
+            return None
+        except (UnetppError, ValueError) as error:
+            raise StoreError(f"{path}: {error}; move it away or choose another output folder") from error
+        return replace(job, out=Path(folder))
+
+
+def job_key(
+    *,
+    fingerprint: str,
+    digest: str,
+    engine: EngineChoice,
+    grid: OutputGrid,
+    plan: TilePlan,
+    validity: str | None,
+) -> str:
+    """Return the SHA-256 (hex) of all that decides the output's bytes."""
+    parts = {
+        "format": OUTPUT_FORMAT,
+        "input": fingerprint,
+        "model": digest,
+        "engine": asdict(engine),
+        "tile": plan.tile_shape,
+        "grid": grid.to_json(),
+        "plan": plan.to_json(),
+        "validity": validity,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def pending(job: SegmentJob) -> list[Shard]:
+    """Return the shards that are not committed yet, row by row."""
+    return [shard for shard in job.plan.shards() if not commit.is_committed(job.store, shard, job.key)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a job is, counted from its commit records.
+
+    Attributes:
+        shards: of the plan.
+        committed: finished shards, the empty ones among them.
+        empty: finished shards without any valid pixel.
+        valid_px: output pixels that are not 255.
+        counts: pixels per class value.
+        seconds: wall time per stage, summed over shards.
+    """
+
+    shards: int
+    committed: int = 0
+    empty: int = 0
+    valid_px: int = 0
+    counts: dict[int, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def status(self) -> Literal["done", "empty", "partial"]:
+        """Say whether all shards are finished, and whether anything in the image was valid."""
+        if self.committed < self.shards:
+            return "partial"
+        return "done" if self.valid_px else "empty"
+
+
+def progress(job: SegmentJob) -> Progress:
+    """Read how far a job is from its folder."""
+    shards = job.plan.shards()
+    found = (commit.committed_record(job.store, shard, job.key) for shard in shards)
+    records: list[CommitRecord] = [record for record in found if record is not None]
+    counts: Counter[int] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for record in records:
+        counts.update(record.counts)
+        for stage, value in record.seconds.items():
+            seconds[stage] += value
+    return Progress(
+        shards=len(shards),
+        committed=len(records),
+        empty=sum(record.sha256 is None for record in records),
+        valid_px=sum(record.valid_px for record in records),
+        counts=dict(counts),
+        seconds=dict(seconds),
+    )

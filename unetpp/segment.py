@@ -1,0 +1,211 @@
+"""Plans one image's segmentation and makes its folder ready; knows no scheduler and no registry.
+
+plan_job     image + model + options -> SegmentJob, nothing is written
+prepare_job  the same, and the output folder is ready for it
+ShardWorker  one shard: read, compute, write, commit
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.commit import COMMITS
+from unetpp.durable import discard_folder, output_errors, write_file
+from unetpp.errors import BandsError, StoreError
+from unetpp.geometry import Spacing
+from unetpp.io import open_raster
+from unetpp.io.base import Raster, fingerprint, thumbnail
+from unetpp.io.resample import OutputGrid, plan_grid
+from unetpp.job import JOB, VALIDITY, Progress, SegmentJob, job_key, pending, progress
+from unetpp.lock import FolderLock
+from unetpp.package import ModelSpec, Package, load_package
+from unetpp.shard_worker import ShardWorker, engine_choice, shared_engine
+from unetpp.store import LabelStore
+from unetpp.tiling import DEFAULT_CORE, TilePlan, make_plan
+from unetpp.tissue import ALGORITHM, ValidityMask, load_mask, tissue_mask
+
+__all__ = ["Progress", "SegmentJob", "ShardWorker", "job_key", "pending", "plan_job", "prepare_job", "progress"]
+
+_MASK_SIDE = 2048
+
+
+class JobOptions(TypedDict, total=False):
+    """Options of a segmentation.
+
+    spacing: size of a pixel of the input, where its metadata has none or a wrong one.
+    mask: image whose zero pixels are not to be segmented, stretched over the input.
+    tissue: "auto" finds tissue on slides; "none" segments the glass too. A mask of the user's wins.
+    engine, precision: see `choose_engine`.
+    threads: of one call of the engine; part of the key.
+    core, shard: see `make_plan`.
+    model_ref: version, alias and uri from a registry; kept in the job.
+    """
+
+    spacing: Spacing | None
+    mask: str | Path | None
+    tissue: Literal["auto", "none"]
+    engine: str
+    precision: str
+    threads: int
+    core: int
+    shard: int | Literal["auto"]
+    model_ref: dict[str, Any] | None
+
+
+def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: Unpack[JobOptions]) -> SegmentJob:
+    """Plan a segmentation and make its folder ready: an empty label store, validity.png and job.json.
+
+    Shards of the same job are kept. Where input, model or configuration changed since (another key), everything that
+    the earlier job left there is deleted first, for its shards must never mix with new ones.
+
+    Args:
+        out: this image's own folder; made when missing.
+
+    Raises:
+        BandsError: the image's bands or sample type are not the model's.
+        SpacingError: the model needs a pixel size and none is known.
+        PlanError: core and shard do not fit the model or each other.
+        StoreError: the folder holds something that is not ours (it is left untouched), or another run is using it.
+        OutputError: the folder cannot be written.
+        Also what `open_raster`, `load_package`, `load_mask` and `choose_engine` raise.
+    """
+    job, validity = plan_job(uri, out, package, **options)
+    with output_errors(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(job.out, exclusive=True):
+        before = SegmentJob.load(job.out)
+        same = before is not None and before.key == job.key
+        if not same:
+            _discard(job.store, known=before is not None)
+        LabelStore.create(job.out, job.plan, job.grid, job.classes, keep=same)
+        if validity is not None:
+            write_file(job.out / VALIDITY, _png(validity.mask))
+        job.save()
+    return job
+
+
+def plan_job(
+    uri: str | Path, out: Path, package: Package | Path, **options: Unpack[JobOptions]
+) -> tuple[SegmentJob, ValidityMask | None]:
+    """Plan a segmentation without writing anything; arguments and errors as `prepare_job`'s."""
+    package = package if isinstance(package, Package) else load_package(package)
+    spacing, mask = options.get("spacing"), options.get("mask")
+    with open_raster(uri) as raster:
+        _check_bands(raster, package.spec)
+        grid = plan_grid(raster, model_spacing=package.spec.spacing, override=spacing)
+        plan = _plan(grid, package.spec, options)
+        validity, algorithm = _validity(raster, grid, mask, options.get("tissue", "auto"))
+        image = _describe(raster)
+        identity = fingerprint(raster)
+    engine = engine_choice(
+        shared_engine(
+            package,
+            name=options.get("engine", "auto"),
+            precision=options.get("precision", "auto"),
+            threads=options.get("threads", 1),
+        )
+    )
+    validity_hash = None if validity is None else _mask_hash(validity.mask)
+    key = job_key(
+        fingerprint=identity, digest=package.digest, engine=engine, grid=grid, plan=plan, validity=validity_hash
+    )
+    job = SegmentJob(
+        uri=str(uri),
+        out=Path(out),
+        package=package.folder,
+        model_ref={"name": package.spec.name, **(options.get("model_ref") or {}), "digest": package.digest},
+        classes=package.spec.classes,
+        engine=engine,
+        grid=grid,
+        plan=plan,
+        fingerprint=identity,
+        key=key,
+        spacing_override=spacing,
+        mask=None if mask is None else str(mask),
+        tissue=algorithm,
+        validity=validity_hash,
+        image=image,
+    )
+    return job, validity
+
+
+def _check_bands(raster: Raster, spec: ModelSpec) -> None:
+    if len(raster.bands) == len(spec.bands) and raster.dtype == np.dtype(spec.dtype):
+        return
+    raise BandsError(
+        f"{raster.uri}: {len(raster.bands)} bands of {raster.dtype} ({', '.join(raster.bands)}); model {spec.name!r} "
+        f"needs {len(spec.bands)} bands of {spec.dtype} ({', '.join(spec.bands)}): convert the image or choose "
+        "another model"
+    )
+
+
+def _plan(grid: OutputGrid, spec: ModelSpec, options: JobOptions) -> TilePlan:
+    from unetpp.model import halo
+
+    return make_plan(
+        grid.height,
+        grid.width,
+        halo=halo(spec.architecture),
+        multiple=spec.architecture.multiple,
+        core=options.get("core", DEFAULT_CORE),
+        shard=options.get("shard", "auto"),
+    )
+
+
+def _validity(
+    raster: Raster, grid: OutputGrid, mask: str | Path | None, tissue: Literal["auto", "none"]
+) -> tuple[ValidityMask | None, str | None]:
+    """Return where the image is to be segmented, and the tissue algorithm that said so (None when none did)."""
+    if mask is not None:
+        return load_mask(mask, grid.height, grid.width), None
+    if tissue == "none" or raster.kind != "slide":
+        return None, None
+    small = thumbnail(raster, _MASK_SIDE)
+    return ValidityMask(tissue_mask(small.pixels) & small.valid, grid.height, grid.width), ALGORITHM
+
+
+def _describe(raster: Raster) -> dict[str, Any]:
+    top = raster.levels[0]
+    return {
+        "kind": raster.kind,
+        "format": raster.format,
+        "height": top.height,
+        "width": top.width,
+        "bands": list(raster.bands),
+        "dtype": str(raster.dtype),
+        "spacing": asdict(raster.spacing) if raster.spacing else None,
+        "crs": raster.crs,
+    }
+
+
+def _discard(store: LabelStore, *, known: bool) -> None:
+    """Delete an earlier job's store and records; job.json goes first, so that half a deletion is never resumed."""
+    store.refuse_foreign()
+    commits = store.folder / COMMITS
+    if commits.exists() and not (known or store.root.exists()):
+        raise StoreError(f"{commits} exists without a job of unetpp; move it away or choose another output folder")
+    with output_errors(store.folder):
+        (store.folder / JOB).unlink(missing_ok=True)
+        (store.folder / VALIDITY).unlink(missing_ok=True)
+    discard_folder(commits)
+    discard_folder(store.root)
+
+
+def _mask_hash(mask: NDArray[np.bool_]) -> str:
+    shape = "x".join(map(str, mask.shape)).encode()
+    return hashlib.sha256(shape + np.packbits(mask).tobytes()).hexdigest()
+
+
+def _png(mask: NDArray[np.bool_]) -> bytes:
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
+    return buffer.getvalue()

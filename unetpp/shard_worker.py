@@ -1,0 +1,233 @@
+"""Computes the shards of one job, each from its own window of the image; knows no queue and no other worker.
+
+read     window + halo, one strip of tiles at a time, each source pixel once
+compute  tile by tile; invalid pixels become 255 and tiles without valid pixels are skipped
+write    one Zarr shard, then its commit record
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp import commit
+from unetpp.commit import CommitRecord
+from unetpp.durable import file_sha256
+from unetpp.engine import choose_engine
+from unetpp.engine.base import Engine
+from unetpp.errors import EngineError, ModelPackageError, StoreError
+from unetpp.geometry import Box
+from unetpp.io import open_raster
+from unetpp.io.resample import GridReader
+from unetpp.job import VALIDITY, EngineChoice, SegmentJob
+from unetpp.lock import FolderLock
+from unetpp.package import ModelSpec, Package, load_package
+from unetpp.store import NO_DATA, LabelStore
+from unetpp.tiling import Shard, Tile, cut
+from unetpp.tissue import load_mask
+
+_ENGINES_KEPT = 4
+
+
+class ShardWorker:
+    """Computes shards of one job, one at a time; open one per thread or process and close it.
+
+    Args:
+        stop: when set, the running shard ends before its next tile with `CancelledError`, uncommitted.
+
+    Raises:
+        ModelPackageError: the model package changed since the job was prepared.
+        StoreError: another run is preparing the folder, or did.
+        Also what `open_raster` and `choose_engine` raise.
+    """
+
+    def __init__(self, job: SegmentJob, stop: threading.Event | None = None) -> None:
+        self.job = job
+        self._stop = stop or threading.Event()
+        self._store = LabelStore(job.out, job.plan)
+        package = load_package(job.package)
+        if package.digest != job.model_ref["digest"]:
+            raise ModelPackageError(f"{job.package} changed after the job was prepared; run segment again")
+        self._engine = _planned_engine(package, job.engine)
+        self._fill = _fill_values(package.spec)
+        with ExitStack() as stack:
+            stack.enter_context(FolderLock(job.out, exclusive=False))
+            current = SegmentJob.load(job.out)
+            if current is None or current.key != job.key:
+                raise StoreError(f"{job.out} now belongs to another job; give each run its own output folder")
+            size = job.plan.height, job.plan.width
+            self._validity = load_mask(job.out / VALIDITY, *size) if job.validity is not None else None
+            self._reader = GridReader(stack.enter_context(open_raster(job.uri)), job.grid)
+            self._open = stack.pop_all()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def run(self, shard: Shard, attempt: int = 1) -> CommitRecord:
+        """Compute, write and commit one shard; what an earlier try left of it is deleted.
+
+        Raises:
+            CorruptImageError: the source does not decode there.
+            OutputError: the shard or its record cannot be written.
+            EngineError: the engine failed.
+        """
+        seconds: defaultdict[str, float] = defaultdict(float)
+        counts = dict.fromkeys((c.value for c in self.job.classes), 0)
+        labels = self._labels(shard, counts, seconds)
+        digest, size = None, 0
+        with _timed(seconds, "write"):
+            if labels is None:
+                self._store.delete_shard(shard)
+            else:
+                path = self._store.write_shard(shard, labels)
+                digest, size = file_sha256(path), path.stat().st_size
+        record = CommitRecord(
+            shard=shard.id,
+            key=self.job.key,
+            sha256=digest,
+            size=size,
+            valid_px=sum(counts.values()),
+            counts=counts,
+            attempt=attempt,
+            finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            seconds=dict(seconds),
+        )
+        commit.write(self._store, record)
+        return record
+
+    def _labels(self, shard: Shard, counts: dict[int, int], seconds: dict[str, float]) -> NDArray[np.uint8] | None:
+        """Return the shard's labels (h, w) and add its pixels per class to `counts`; None where nothing is valid."""
+        labels: NDArray[np.uint8] | None = None
+        strip: _Strip | None = None
+        for _, row in groupby(self.job.plan.tiles(shard), key=lambda tile: tile.write_box.y0):
+            tiles = [tile for tile in row if self._validity is None or self._validity.any(tile.write_box)]
+            if not tiles:
+                continue
+            with _timed(seconds, "read"):
+                strip = self._read(tiles, strip)
+            for tile in tiles:
+                if self._stop.is_set():
+                    raise CancelledError
+                with _timed(seconds, "compute"):
+                    part = self._tile(tile, strip)
+                if part is not None:
+                    labels = np.full(shard.box.shape, NO_DATA, np.uint8) if labels is None else labels
+                    labels[tile.write_box.slices(shard.box)] = part
+                    found = np.bincount(part.ravel(), minlength=256)
+                    for value in counts:
+                        counts[value] += int(found[value])
+        return labels
+
+    def _read(self, tiles: list[Tile], before: _Strip | None) -> _Strip:
+        """Return the pixels that a row of tiles needs; rows that `before` holds are not read again."""
+        first, last = tiles[0].read_box, tiles[-1].read_box
+        box = Box(first.y0, first.x0, last.y1, last.x1).clip(self.job.plan.height, self.job.plan.width)
+        if before is not None and before.covers(box):
+            y = min(before.box.y1, box.y1)
+            kept = before.crop(Box(box.y0, box.x0, y, box.x1))
+            return kept if y == box.y1 else kept.above(self._read_box(Box(y, box.x0, box.y1, box.x1)))
+        return self._read_box(box)
+
+    def _read_box(self, box: Box) -> _Strip:
+        window = self._reader.read(box)
+        pixels, valid = window.pixels, window.valid
+        if not valid.all():
+            pixels = np.where(valid[..., None], pixels, self._fill)
+        return _Strip(box, pixels, valid)
+
+    def _tile(self, tile: Tile, strip: _Strip) -> NDArray[np.uint8] | None:
+        """Return the labels of a tile's write box, None where none of its pixels is valid."""
+        valid = strip.valid[tile.write_box.slices(strip.box)]
+        if self._validity is not None:
+            valid = valid & self._validity.crop(tile.write_box)
+        if not valid.any():
+            return None
+        pixels = cut(strip.pixels, strip.box, tile.read_box, self.job.plan.height, self.job.plan.width)
+        labels = self._engine.labels(pixels)[tile.write_box.slices(tile.read_box)]
+        return np.where(valid, labels, np.uint8(NO_DATA))
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Pixels (h, w, C), filled where invalid, and validity (h, w) of one box of the output grid."""
+
+    box: Box
+    pixels: NDArray[Any]
+    valid: NDArray[np.bool_]
+
+    def covers(self, box: Box) -> bool:
+        """Say whether this strip holds the upper rows of `box`."""
+        return self.box.y0 <= box.y0 < self.box.y1 and self.box.x0 <= box.x0 and box.x1 <= self.box.x1
+
+    def crop(self, box: Box) -> _Strip:
+        part = box.slices(self.box)
+        return _Strip(box, self.pixels[part], self.valid[part])
+
+    def above(self, below: _Strip) -> _Strip:
+        box = Box(self.box.y0, self.box.x0, below.box.y1, below.box.x1)
+        return _Strip(box, np.concatenate([self.pixels, below.pixels]), np.concatenate([self.valid, below.valid]))
+
+
+def _fill_values(spec: ModelSpec) -> NDArray[Any]:
+    """Return the value per band that stands for missing pixels: the mean, which the network sees as 0."""
+    dtype = np.dtype(spec.dtype)
+    mean = np.asarray(spec.mean)
+    return (np.rint(mean).clip(0, np.iinfo(dtype).max) if dtype.kind == "u" else mean).astype(dtype)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] += time.perf_counter() - start
+
+
+_engines: OrderedDict[tuple[str, str, str, int], Engine] = OrderedDict()
+_engines_lock = threading.Lock()
+
+
+def shared_engine(package: Package, *, name: str = "auto", precision: str = "auto", threads: int = 1) -> Engine:
+    """Return the process's engine for these settings, made once for all threads and jobs; errors: `choose_engine`."""
+    asked = (package.digest, name, precision, threads)
+    with _engines_lock:
+        if asked not in _engines:
+            made = choose_engine(package, name=name, precision=precision, threads=threads)
+            exact = (package.digest, made.name, made.precision, made.threads)
+            _engines[asked] = _engines.setdefault(exact, made)
+            while len(_engines) > _ENGINES_KEPT:
+                _engines.popitem(last=False)
+        _engines.move_to_end(asked)
+        return _engines[asked]
+
+
+def engine_choice(engine: Engine) -> EngineChoice:
+    """Return what identifies an engine's results."""
+    return EngineChoice(
+        name=engine.name,
+        version=engine.version,
+        precision=engine.precision,
+        threads=engine.threads,
+        device=engine.device,
+    )
+
+
+def _planned_engine(package: Package, choice: EngineChoice) -> Engine:
+    engine = shared_engine(package, name=choice.name, precision=choice.precision, threads=choice.threads)
+    if engine_choice(engine) != choice:
+        raise EngineError(
+            f"this worker has {engine_choice(engine)}, the job was planned for {choice}; install the same on every node"
+        )
+    return engine

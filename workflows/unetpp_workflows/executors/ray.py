@@ -1,0 +1,203 @@
+"""Runs shards on Ray actors, on this machine or on a cluster; knows nothing about what a shard is.
+
+One actor is one worker and one call is one try of one shard: the actor reads its own window and writes its own shard,
+and only names and numbers travel. Every node needs the same software and sees inputs, model and outputs under the same
+paths. Ray's own retries are off: they would repeat a shard that kills its worker forever.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from unetpp.errors import EngineError
+from unetpp_workflows.executors.base import (
+    ATTEMPTS,
+    OnCommit,
+    Outcome,
+    Result,
+    ShardQueue,
+    Task,
+    Worker,
+    one_line,
+)
+
+if TYPE_CHECKING:
+    from unetpp.segment import SegmentJob
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+_LONGEST_TEMP = 24
+"""Ray appends about 60 characters to its folder and a socket's path may have 107."""
+_LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+def run_ray(
+    jobs: Sequence[SegmentJob],
+    *,
+    workers: int = 1,
+    address: str | None = None,
+    attempts: int = ATTEMPTS,
+    on_commit: OnCommit | None = None,
+) -> tuple[Outcome, ...]:
+    """Compute every pending shard of the jobs on `workers` actors; returns one outcome per job, in their order.
+
+    Args:
+        address: of a running cluster ("auto", "host:6379", "ray://..."); None starts Ray on this machine and stops it
+            afterwards. A session that this process has open already is used, whatever the address, and left open.
+        attempts: tries per shard, counting those whose worker died, before it is recorded as failed.
+        on_commit: called in the calling thread after each committed shard.
+
+    Raises:
+        EngineError: no worker could start.
+    """
+    queue = ShardQueue(jobs, attempts, on_commit)
+    if not len(queue):
+        return queue.outcomes()
+    workers = max(1, min(workers, len(queue)))
+    threads = max(job.engine.threads for job in queue.jobs)
+    with ray_session(address, cpus=workers * threads):
+        crew = _Crew(queue, workers, threads)
+        try:
+            crew.drain()
+        finally:
+            crew.close()
+    return queue.outcomes()
+
+
+class ShardActor:
+    """The process that computes shards; Ray gives it as many OpenMP threads as CPUs."""
+
+    def __init__(self) -> None:
+        self._worker = Worker()
+        self._job: tuple[str, SegmentJob] | None = None
+
+    def ready(self) -> int:
+        """Return the process id: the actor runs."""
+        return os.getpid()
+
+    def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
+        from unetpp.segment import SegmentJob
+
+        return self._worker.run(SegmentJob.from_json(job), shard, attempt)
+
+
+class _Crew:
+    """The actors of one call: starts them, gives them tasks, replaces the dead."""
+
+    def __init__(self, queue: ShardQueue, workers: int, threads: int) -> None:
+        import ray
+
+        self._queue = queue
+        self._payloads = [job.to_json() for job in queue.jobs]
+        gpus = _gpu_share(queue.jobs, workers, ray.cluster_resources().get("GPU", 0.0))
+        options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        self._actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(ShardActor)
+        self._running: dict[Any, tuple[Any, Task | None]] = {}
+        self._idle: list[Any] = []
+        self._failed_starts = 0
+        for _ in range(workers):
+            self._start()
+
+    def drain(self) -> None:
+        """Return when every task is settled."""
+        import ray
+
+        while self._assign():
+            for reference in ray.wait(list(self._running), num_returns=1)[0]:
+                self._collect(reference)
+
+    def close(self) -> None:
+        import ray
+
+        for actor in {*self._idle, *(actor for actor, _ in self._running.values())}:
+            ray.kill(actor)
+
+    def _start(self) -> None:
+        actor = self._actor_class.remote()
+        self._running[actor.ready.remote()] = (actor, None)
+
+    def _assign(self) -> bool:
+        """Give tasks to idle actors; False when nothing is left to wait for."""
+        while self._idle and (task := self._queue.take()) is not None:
+            actor = self._idle.pop()
+            reference = actor.run.remote(self._payloads[task.job], task.shard, task.attempt)
+            self._running[reference] = (actor, task)
+        return len(self._queue) > 0 or any(task is not None for _, task in self._running.values())
+
+    def _collect(self, reference: Any) -> None:
+        import ray
+
+        actor, task = self._running.pop(reference)
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            result = Result(error=one_line(error.cause))
+        except ray.exceptions.RayError as error:
+            self._replace(actor, task, error)
+            return
+        self._idle.append(actor)
+        if task is not None:
+            self._queue.settle(task, result)
+        else:
+            self._failed_starts = 0
+
+    def _replace(self, actor: Any, task: Task | None, error: Exception) -> None:
+        """Start another actor for one that died; certainly dead first, for one shard has one writer."""
+        import ray
+
+        ray.kill(actor)
+        if task is not None:
+            message = f"the worker process died on try {task.attempt} (killed, or out of memory)"
+            self._queue.settle(task, Result(error=message))
+        else:
+            self._failed_starts += 1
+            if self._failed_starts >= ATTEMPTS:
+                raise EngineError(f"Ray cannot start a worker ({one_line(error)}); is unetpp installed on every node?")
+        self._start()
+
+
+@contextmanager
+def ray_session(address: str | None, *, cpus: int) -> Iterator[None]:
+    """Use the session this process has, else join the cluster at `address`, else run Ray on this machine meanwhile."""
+    import ray
+
+    with ExitStack() as stack:
+        # Ray reports dead workers on standard output, which belongs to the program's results.
+        stack.enter_context(redirect_stdout(sys.stderr))
+        if not ray.is_initialized():
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if address is not None:
+                ray.init(address=address, **quiet)
+            else:
+                stack.enter_context(mock.patch.dict(os.environ, _LOCAL_ENVIRONMENT))
+                folder = tempfile.mkdtemp(prefix="unetpp-", dir=_short_temp())
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                    **quiet,
+                )
+            stack.callback(ray.shutdown)
+        yield
+
+
+def _short_temp() -> Path:
+    usual = Path(tempfile.gettempdir())
+    return usual if len(str(usual)) <= _LONGEST_TEMP else Path("/tmp")  # noqa: S108  # mkdtemp makes a private folder
+
+
+def _gpu_share(jobs: Sequence[SegmentJob], workers: int, gpus: float) -> float:
+    """Return the part of a GPU that one worker asks for: all workers share those of the session."""
+    if all(job.engine.device == "cpu" for job in jobs) or gpus <= 0:
+        return 0.0
+    return min(1.0, gpus / workers)
