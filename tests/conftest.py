@@ -20,6 +20,34 @@ def data_dir() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model package: 3 bands uint8, 3 classes (values 0, 1, 7), random weights, multiple 4, halo 28."""
+    import torch
+
+    from unetpp.model import GridConfig, UNetPlusPlus
+    from unetpp.package import ClassInfo, ModelSpec, save_package
+
+    config = GridConfig(bands=3, classes=3, filters=(4, 8, 8))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = UNetPlusPlus(config)
+    classes = (
+        ClassInfo(value=0, name="background", color=(0, 0, 0), background=True),
+        ClassInfo(value=1, name="red", color=(200, 0, 0)),
+        ClassInfo(value=7, name="blue", color=(0, 0, 200)),
+    )
+    spec = ModelSpec(
+        name="tiny",
+        architecture=config,
+        classes=classes,
+        bands=("red", "green", "blue"),
+        mean=(170.4, 150.0, 180.0),
+        std=(60.0, 50.0, 40.0),
+    )
+    return save_package(tmp_path_factory.mktemp("tiny"), model, spec, "A tiny random model.").folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
