@@ -1,0 +1,264 @@
+"""Vector files as geopandas, GDAL and the formats' own rules see them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from pyproj import CRS, Geod, Transformer
+from rasterio.features import shapes
+from rasterio.transform import Affine
+
+from unetpp.finalize.lonlat import LonLat, bent
+from unetpp.finalize.pieces import write_pieces
+from unetpp.finalize.polygons import iter_objects
+from unetpp.finalize.vectors import write_vectors
+from unetpp.geometry import Box, Spacing, Transform
+from unetpp.package import ClassInfo
+
+CLASSES = (
+    ClassInfo(value=0, name="background", color=(0, 0, 0), background=True),
+    ClassInfo(value=1, name="nucleus", color=(200, 10, 20)),
+    ClassInfo(value=4, name="Gebäude", color=(0, 90, 255)),
+)
+UTM = (0.5, 0.0, 449000.0, 0.0, -0.5, 36500.0)
+ROTATED = (0.3, 0.4, 449000.0, 0.4, -0.3, 36500.0)
+MIRRORED = (-0.5, 0.0, 449000.0, 0.0, -0.5, 36500.0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    width: int
+    height: int
+    crs: str | None = None
+    transform: Transform | None = None
+    spacing: Spacing | None = None
+    step_y: float = 1.0
+    step_x: float = 1.0
+
+
+def random_labels(seed: int = 0, shape: tuple[int, int] = (50, 41)) -> np.ndarray:
+    return np.random.default_rng(seed).choice(np.array([0, 1, 4, 255], np.uint8), shape, p=[0.4, 0.3, 0.2, 0.1])
+
+
+def write(labels: np.ndarray, grid: Grid, folder: Path, side: int = 16) -> dict[int, int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width = labels.shape
+    boxes = [
+        Box(y, x, y + side, x + side).clip(height, width) for y in range(0, height, side) for x in range(0, width, side)
+    ]
+    keep = np.isin(np.arange(256), (1, 4))
+    spilled = folder / f"pieces{side}"
+    write_pieces(lambda box: labels[box.slices()], boxes, keep, spilled)
+    counts, names = write_vectors(iter_objects(boxes, spilled), grid=grid, classes=CLASSES, key="k", folder=folder)
+    assert all((folder / name).is_file() for name in names)
+    return counts
+
+
+def scene(labels: np.ndarray, code: str, transform: Transform) -> Grid:
+    return Grid(labels.shape[1], labels.shape[0], CRS.from_user_input(code).to_wkt(), transform)
+
+
+def gdal_polygons(labels: np.ndarray, transform: Transform) -> list[tuple[int, shapely.Geometry]]:
+    """Return GDAL's polygons of the whole image in the CRS."""
+    a, b, c, d, e, f = transform
+    found = shapes(labels, mask=np.isin(labels, (1, 4)), connectivity=4, transform=Affine(a, b, c, d, e, f))
+    return [(int(value), shapely.geometry.shape(geometry)) for geometry, value in found]
+
+
+def features(folder: Path) -> list[dict]:  # type: ignore[type-arg]
+    content = json.loads((folder / "polygons.geojson").read_text(encoding="utf-8"))
+    assert set(content) == {"type", "features"} and content["type"] == "FeatureCollection"
+    return list(content["features"])
+
+
+@pytest.mark.parametrize("transform", [UTM, ROTATED, MIRRORED], ids=["north up", "rotated", "mirrored"])
+def test_geopackage_holds_gdals_polygons_in_the_scenes_crs(transform: Transform, tmp_path: Path) -> None:
+    labels = random_labels()
+    counts = write(labels, scene(labels, "EPSG:32636", transform), tmp_path)
+    table = geopandas.read_file(tmp_path / "polygons.gpkg", layer="polygons")
+    expected = gdal_polygons(labels, transform)
+    assert CRS.from_user_input(table.crs) == CRS.from_epsg(32636)
+    assert counts == {value: sum(v == value for v, _ in expected) for value in (1, 4)}
+
+    def key(value: int, geometry: shapely.Geometry) -> tuple[int, bytes]:
+        return value, shapely.normalize(shapely.set_precision(geometry, 1e-6)).wkb
+
+    ours = sorted(key(v, g) for v, g in zip(table["class"], table.geometry, strict=True))
+    assert ours == sorted(key(v, g) for v, g in expected)
+    assert table.geometry.area.to_numpy() == pytest.approx(table["area_m2"].to_numpy(), rel=1e-9)
+    assert table.geometry.exterior.is_ccw.all() and table.geometry.is_valid.all()
+    assert set(zip(table["class"], table["name"], strict=True)) == {(1, "nucleus"), (4, "Gebäude")}
+
+
+def test_lonlat_geojson_follows_rfc_7946(tmp_path: Path) -> None:
+    labels = random_labels(1)
+    write(labels, scene(labels, "EPSG:32636", ROTATED), tmp_path)
+    project = Transformer.from_crs(32636, 4326, always_xy=True)
+    expected = [
+        (v, shapely.transform(g, project.transform, interleaved=False)) for v, g in gdal_polygons(labels, ROTATED)
+    ]
+    table = geopandas.read_file(tmp_path / "polygons.geojson")
+    assert table.crs.to_epsg() == 4326
+    for feature in features(tmp_path):
+        shell, *holes = (shapely.LinearRing(ring) for ring in feature["geometry"]["coordinates"])
+        assert shell.is_ccw and not any(hole.is_ccw for hole in holes)
+        west, south, _, _ = shell.bounds
+        assert 32 < west < 33 and 0.3 < south < 0.4
+    tree = shapely.STRtree([shapely.centroid(g) for _, g in expected])
+    twins = [int(tree.nearest(shapely.centroid(polygon))) for polygon in table.geometry]
+    assert len(set(twins)) == len(twins) == len(expected)
+    for value, polygon, twin in zip(table["class"], table.geometry, twins, strict=True):
+        assert value == expected[twin][0] and polygon.hausdorff_distance(expected[twin][1]) < 2e-9
+    digits = [
+        len(repr(v).split(".")[1]) for f in features(tmp_path) for p in f["geometry"]["coordinates"][0] for v in p
+    ]
+    assert np.median(digits) >= 7
+
+
+def test_geodesic_area_of_each_object(tmp_path: Path) -> None:
+    labels = random_labels(2)
+    write(labels, scene(labels, "EPSG:4326", (1e-4, 0.0, 20.0, 0.0, -1e-4, 61.0)), tmp_path)
+    table = geopandas.read_file(tmp_path / "polygons.gpkg")
+    geod = Geod(ellps="WGS84")
+    truth = [abs(geod.geometry_area_perimeter(shapely.orient_polygons(g))[0]) for g in table.geometry]
+    assert table["area_m2"].to_numpy() == pytest.approx(np.array(truth), rel=1e-6)
+    lonlat = geopandas.read_file(tmp_path / "polygons.geojson")
+    assert lonlat["area_m2"].tolist() == table["area_m2"].tolist()
+
+
+def test_qupath_features_lie_in_level_0_pixels(tmp_path: Path) -> None:
+    labels = random_labels(3)
+    spacing = Spacing(1.0, 0.5, "um")
+    write(labels, Grid(41, 50, spacing=spacing, step_y=4.0, step_x=2.5), tmp_path)
+    assert not (tmp_path / "polygons.gpkg").exists()
+    found = features(tmp_path)
+    ours = sorted(shapely.normalize(shapely.geometry.shape(f["geometry"])).wkb for f in found)
+    expected = gdal_polygons(labels, (2.5, 0.0, 0.0, 0.0, 4.0, 0.0))
+    assert ours == sorted(shapely.normalize(g).wkb for _, g in expected)
+    for feature in found:
+        polygon = shapely.geometry.shape(feature["geometry"])
+        properties = feature["properties"]
+        assert properties["objectType"] == "detection"
+        assert properties["classification"] in (
+            {"name": "nucleus", "color": [200, 10, 20]},
+            {"name": "Gebäude", "color": [0, 90, 255]},
+        )
+        assert properties["measurements"] == {
+            "Area px^2": pytest.approx(polygon.area),
+            "Area µm^2": pytest.approx(polygon.area / (4.0 * 2.5) * 0.5),
+        }
+        assert shapely.LinearRing(feature["geometry"]["coordinates"][0]).is_ccw
+
+
+def test_unknown_spacing_gives_pixels_only(tmp_path: Path) -> None:
+    write(np.ones((3, 4), np.uint8), Grid(4, 3), tmp_path)
+    (feature,) = features(tmp_path)
+    assert feature["properties"]["measurements"] == {"Area px^2": 12}
+    assert feature["geometry"]["coordinates"] == [[[0, 0], [4, 0], [4, 3], [0, 3], [0, 0]]]
+
+
+def test_ids_are_uuids_that_do_not_depend_on_shards(tmp_path: Path) -> None:
+    labels = random_labels(4)
+    ids = []
+    for side in (9, 64):
+        write(labels, Grid(41, 50), tmp_path / str(side), side)
+        ids.append({f["id"] for f in features(tmp_path / str(side))})
+        assert len(ids[-1]) == len(features(tmp_path / str(side)))
+    assert ids[0] == ids[1]
+    assert all(UUID(value).version == 5 for value in ids[0])
+
+
+@pytest.mark.parametrize("batch", [50, 4096])
+def test_reruns_are_byte_identical_and_batches_do_not_lose_features(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetpp.finalize.vectors._BATCH_FEATURES", batch)
+    labels = random_labels(5)
+    grid = scene(labels, "EPSG:3857", (10.0, 0.0, 2e6, 0.0, -10.0, 8e6))
+    digests = []
+    for run in ("a", "b"):
+        counts = write(labels, grid, tmp_path / run)
+        digests.append(
+            [hashlib.sha256((tmp_path / run / f"polygons.{x}").read_bytes()).hexdigest() for x in ("gpkg", "geojson")]
+        )
+        assert len(geopandas.read_file(tmp_path / run / "polygons.gpkg")) == sum(counts.values())
+        assert len(features(tmp_path / run)) == sum(counts.values())
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("code", ["EPSG:32636", None])
+def test_no_objects(code: str | None, tmp_path: Path) -> None:
+    labels = np.full((20, 20), 255, np.uint8)
+    counts = write(labels, scene(labels, code, UTM) if code else Grid(20, 20), tmp_path)
+    assert counts == {1: 0, 4: 0}
+    assert features(tmp_path) == []
+    if code:
+        table = geopandas.read_file(tmp_path / "polygons.gpkg", layer="polygons")
+        assert len(table) == 0 and list(table.columns) == ["id", "class", "name", "area_m2", "geometry"]
+        assert table.crs.to_epsg() == 32636
+
+
+def test_a_local_crs_has_a_geopackage_but_no_place_on_the_globe(tmp_path: Path) -> None:
+    labels = np.ones((4, 4), np.uint8)
+    grid = Grid(4, 4, 'LOCAL_CS["site",UNIT["metre",1]]', (1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
+    write(labels, grid, tmp_path)
+    assert not (tmp_path / "polygons.geojson").exists()
+    table = geopandas.read_file(tmp_path / "polygons.gpkg")
+    assert table["area_px"].tolist() == [16.0]
+
+
+def square(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], np.int64)
+
+
+def test_long_edges_bend_with_the_projection() -> None:
+    wkt = CRS.from_epsg(32636).to_wkt()
+    lonlat = LonLat(wkt, (30.0, 0.0, 200000.0, 0.0, -30.0, 7000000.0), 10000)
+    geometry = lonlat.geometry([square(0, 0, 10000, 300)])
+    assert geometry is not None
+    edge = np.linspace(0, 10000, 501)
+    x, y = Transformer.from_crs(32636, 4326, always_xy=True).transform(30 * edge + 200000, np.full(501, 7000000.0))
+    outline = shapely.geometry.shape(geometry).exterior
+    metres = shapely.distance(shapely.points(x, y), outline) * 111e3
+    assert metres.max() < 0.03 * 30
+
+
+def test_neighbours_of_a_long_edge_share_its_vertices() -> None:
+    upper, lower = (bent(box, 256) for box in (square(3, 0, 1000, 5), square(0, 5, 1200, 9)))
+    assert {tuple(p) for p in upper if p[1] == 5} - {(3, 5), (1000, 5)} == {(256, 5), (512, 5), (768, 5)}
+    assert {(256, 5), (512, 5), (768, 5)} <= {tuple(p) for p in lower}
+
+
+@pytest.mark.parametrize("code", ["EPSG:32660", "EPSG:4326"])
+def test_antimeridian_cuts_polygons(code: str) -> None:
+    transform = (
+        (1000.0, 0.0, 500000.0, 0.0, -1000.0, 8000000.0) if code != "EPSG:4326" else (0.01, 0, 179.0, 0, -0.01, 70)
+    )
+    geometry = LonLat(CRS.from_user_input(code).to_wkt(), transform, 300).geometry(
+        [square(0, 0, 300, 60), square(100, 20, 200, 40)[::-1]]
+    )
+    assert geometry is not None and geometry["type"] == "MultiPolygon"
+    found = shapely.geometry.shape(geometry)
+    assert found.is_valid
+    west, east = sorted(part.bounds for part in found.geoms)
+    assert west[0] == -180 and east[2] == 180 and west[2] < -170 and east[0] > 170
+    for polygon in geometry["coordinates"]:
+        assert shapely.LinearRing(polygon[0]).is_ccw
+
+
+def test_a_polygon_round_a_pole_covers_the_pole() -> None:
+    lonlat = LonLat(CRS.from_epsg(3031).to_wkt(), (10000.0, 0.0, -500000.0, 0.0, -10000.0, 500000.0), 100)
+    geometry = lonlat.geometry([square(0, 0, 100, 100)])
+    assert geometry is not None
+    found = shapely.make_valid(shapely.geometry.shape(geometry))
+    cap = found.bounds
+    assert cap[0] == -180 and cap[2] == 180 and cap[1] == -90 and -86 < cap[3] < -83
+    assert found.contains(shapely.Point(10.0, -89.9)) and not found.contains(shapely.Point(10.0, -80.0))

@@ -1,0 +1,118 @@
+"""Pixel outlines as RFC 7946 coordinates: WGS 84, longitude first, shells counter-clockwise; knows no labels or files.
+
+RFC 7946 (2016): polygons follow the right-hand rule (section 3.1.6), what crosses the antimeridian is cut there
+(3.1.9), positions are longitude and latitude in degrees of WGS 84 (4). Straight edges of the grid are bent by most
+projections, so long ones get vertices at fixed grid lines, the same ones for both neighbours of an edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unetpp.finalize.trace import Ints
+from unetpp.geometry import Transform
+
+Coordinates = npt.NDArray[np.float64]
+DECIMALS = 9
+"""Of a degree: 0.1 mm on the ground, so that even pixels of a centimetre keep their outline."""
+_BEND = 128
+"""Longest edge in pixels; at 60 degrees of latitude its arc leaves the chord by 0.02 of a pixel for pixels of 30 m."""
+
+
+class LonLat:
+    """Turns outlines of one output grid into GeoJSON geometries.
+
+    Args:
+        crs: WKT of the grid's CRS.
+        transform: output-grid pixels -> CRS.
+        width: of the grid in pixels.
+
+    Raises:
+        ValueError: the CRS has no known relation to longitude and latitude.
+    """
+
+    def __init__(self, crs: str, transform: Transform, width: int) -> None:
+        from pyproj import CRS, Transformer
+        from pyproj.exceptions import ProjError
+
+        source = CRS.from_wkt(crs)
+        try:
+            self._project = Transformer.from_crs(source, CRS.from_epsg(4326), always_xy=True)
+        except ProjError as error:
+            raise ValueError(f"no transformation from {source.name} to WGS 84: {error}") from error
+        self._transform = transform
+        self._bend = None if source.is_geographic else min(_BEND, max(1, width // 8))
+
+    def geometry(self, rings: Sequence[Ints]) -> dict[str, Any] | None:
+        """Return a Polygon, a MultiPolygon where the antimeridian cuts it, None where it does not lie on the globe."""
+        projected = [self._ring(ring) for ring in rings]
+        if not all(np.isfinite(ring).all() for ring in projected):
+            return None
+        shell, *holes = projected
+        centre = (shell[:, 0].min() + shell[:, 0].max()) / 2
+        for hole in holes:
+            hole[:, 0] += 360 * np.round((centre - hole[:, 0].mean()) / 360)
+        within = shell[:, 0].min() >= -180 and shell[:, 0].max() <= 180
+        parts = [[shell, *holes]] if within else _cut(shell, holes)
+        polygons = [[_closed(ring, k == 0) for k, ring in enumerate(part)] for part in parts]
+        if len(polygons) == 1:
+            return {"type": "Polygon", "coordinates": polygons[0]}
+        return {"type": "MultiPolygon", "coordinates": polygons}
+
+    def _ring(self, ring: Ints) -> Coordinates:
+        """Return (n, 2) degrees, longitudes running on across the antimeridian; a ring round a pole is led over it."""
+        points = ring if self._bend is None else bent(ring, self._bend)
+        a, b, c, d, e, f = self._transform
+        x, y = points[:, 0], points[:, 1]
+        longitude, latitude = self._project.transform(a * x + b * y + c, d * x + e * y + f)
+        degrees = np.stack([longitude, latitude], axis=1)
+        if self._bend is None or not np.isfinite(degrees).all():
+            return degrees
+        around = np.unwrap(np.append(degrees[:, 0], degrees[0, 0]), period=360)
+        degrees[:, 0] = around[:-1]
+        if abs(around[-1] - around[0]) > 180:
+            pole = np.copysign(90.0, degrees[:, 1].mean())
+            degrees = np.concatenate([degrees, [[around[-1], degrees[0, 1]], [around[-1], pole], [around[0], pole]]])
+        return degrees
+
+
+def bent(ring: Ints, step: int) -> Ints:
+    """Add vertices to axis-parallel edges wherever they cross a multiple of `step`."""
+    following = np.roll(ring, -1, axis=0)
+    if np.abs(following - ring).max() < step:
+        return ring
+    points = []
+    for (x0, y0), (x1, y1) in zip(ring.tolist(), following.tolist(), strict=True):
+        points.append((x0, y0))
+        begin, end = (x0, x1) if y0 == y1 else (y0, y1)
+        low, high = sorted((begin, end))
+        between = range((low // step + 1) * step, high, step)
+        between = between if end > begin else between[::-1]
+        points += [(k, y0) if y0 == y1 else (x0, k) for k in between]
+    return np.asarray(points, np.int64)
+
+
+def _cut(shell: Coordinates, holes: Sequence[Coordinates]) -> list[list[Coordinates]]:
+    """Cut a polygon along the antimeridian and bring every part to longitudes from -180 to 180."""
+    import shapely
+    from shapely.affinity import translate
+
+    polygon = shapely.make_valid(shapely.Polygon(shell, holes))
+    turns = range(int(np.floor((shell[:, 0].min() + 180) / 360)), int(np.ceil((shell[:, 0].max() + 180) / 360)))
+    parts: list[list[Coordinates]] = []
+    for turn in turns:
+        inside = shapely.intersection(polygon, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
+        pieces = [part for part in shapely.get_parts(translate(inside, -360 * turn)) if part.geom_type == "Polygon"]
+        parts += [[shapely.get_coordinates(r)[:-1] for r in (piece.exterior, *piece.interiors)] for piece in pieces]
+    return parts
+
+
+def _closed(ring: Coordinates, shell: bool) -> list[list[float]]:
+    x, y = ring[:, 0] - ring[0, 0], ring[:, 1]
+    counter_clockwise = np.dot(x, np.roll(y, -1)) > np.dot(np.roll(x, -1), y)
+    rounded = np.round(ring if counter_clockwise == shell else ring[::-1], DECIMALS)
+    return [*rounded.tolist(), rounded[0].tolist()]

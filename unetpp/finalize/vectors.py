@@ -1,0 +1,233 @@
+"""Write outlined objects as the files that other programs open; knows formats and classes, not how objects are found.
+
+    image without a CRS   polygons.geojson   for QuPath: level-0 pixels, detections with class, colour and area
+    image with a CRS      polygons.gpkg      GeoPackage in the image's CRS, layer "polygons"
+                          polygons.geojson   RFC 7946, WGS 84
+
+Objects are QuPath detections, not annotations: QuPath keeps hundreds of thousands of them and measures them in tables,
+while every annotation is an editable object of its interface. One QuPath command turns chosen ones into annotations.
+
+Equal objects give equal bytes. Files grow feature by feature, and a GeoPackage batch by batch.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from unetpp.durable import output_errors, sync
+from unetpp.errors import OutputError
+from unetpp.finalize.areas import Measure, measure
+from unetpp.finalize.lonlat import LonLat
+from unetpp.finalize.polygons import PixelObject
+from unetpp.finalize.trace import Ints
+from unetpp.geometry import Transform
+
+if TYPE_CHECKING:
+    from unetpp.io.resample import OutputGrid
+    from unetpp.package import ClassInfo
+
+GEOJSON, GEOPACKAGE, LAYER = "polygons.geojson", "polygons.gpkg", "polygons"
+_BATCH_FEATURES, _BATCH_BYTES = 4096, 2**23
+_EPOCH = "1970-01-01T00:00:00.000Z"
+
+
+def write_vectors(
+    objects: Iterable[PixelObject], *, grid: OutputGrid, classes: Sequence[ClassInfo], key: str, folder: Path
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Write the vector files of one image into `folder`, replacing what is there.
+
+    Args:
+        key: of the job; object ids derive from it, the class and the object's first pixel.
+
+    Returns:
+        Objects per class value, and the names of the files.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    names = {info.value: info for info in classes}
+    counts = Counter({info.value: 0 for info in classes if not info.background})
+    how = measure(grid)
+    with output_errors(folder), ExitStack() as stack:
+        sinks = {name: stack.enter_context(sink) for name, sink in _sinks(grid, how, folder)}
+        for found in objects:
+            counts[found.label] += 1
+            identity = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{key}/{found.label}/{found.first[0]}/{found.first[1]}"))
+            area = float(f"{how.rings(found.rings, found.pixels):.12g}")
+            for sink in sinks.values():
+                sink.add(found, identity, names[found.label], area)
+    for name in sinks:
+        sync(folder / name)
+    return dict(counts), tuple(sinks)
+
+
+class _Sink(Protocol):
+    def add(self, found: PixelObject, identity: str, info: ClassInfo, area: float) -> None: ...
+    def __enter__(self) -> _Sink: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _sinks(grid: OutputGrid, how: Measure, folder: Path) -> Iterator[tuple[str, _Sink]]:
+    if grid.crs is None or grid.transform is None:
+        yield GEOJSON, _QuPath(folder / GEOJSON, grid)
+        return
+    yield GEOPACKAGE, _GeoPackage(folder / GEOPACKAGE, grid.crs, grid.transform, how)
+    try:
+        lonlat = LonLat(grid.crs, grid.transform, grid.width)
+    except ValueError:
+        return  # A local CRS has no place on the globe; the GeoPackage says all there is.
+    yield GEOJSON, _Rfc7946(folder / GEOJSON, lonlat, how)
+
+
+class _FeatureCollection:
+    """A GeoJSON file that is written one feature per line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str]
+        self._separator = "\n"
+
+    def __enter__(self) -> Any:
+        self._file = self._path.open("w", encoding="utf-8", newline="\n")
+        self._file.write('{"type":"FeatureCollection","features":[')
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._file.write("\n]}\n")
+        finally:
+            self._file.close()
+
+    def _write(self, identity: str, geometry: dict[str, Any] | None, properties: dict[str, Any]) -> None:
+        feature = {"type": "Feature", "id": identity, "geometry": geometry, "properties": properties}
+        text = json.dumps(feature, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        self._file.write(self._separator + text)
+        self._separator = ",\n"
+
+
+class _QuPath(_FeatureCollection):
+    def __init__(self, path: Path, grid: OutputGrid) -> None:
+        super().__init__(path)
+        self._step = grid.step_x, grid.step_y
+        self._square_um = grid.spacing.y * grid.spacing.x if grid.spacing and grid.spacing.unit == "um" else None
+
+    def add(self, found: PixelObject, identity: str, info: ClassInfo, area: float) -> None:
+        step_x, step_y = self._step
+        measurements = {"Area px^2": found.pixels * step_x * step_y}
+        if self._square_um is not None:
+            measurements["Area µm^2"] = found.pixels * self._square_um
+        properties = {
+            "objectType": "detection",
+            "classification": {"name": info.name, "color": list(info.color)},
+            "measurements": {name: float(f"{value:.12g}") for name, value in measurements.items()},
+        }
+        coordinates = [self._closed(ring) for ring in found.rings]
+        self._write(identity, {"type": "Polygon", "coordinates": coordinates}, properties)
+
+    def _closed(self, ring: Ints) -> list[list[float]]:
+        # Clockwise on screen is counter-clockwise in x and y as numbers, as RFC 7946 wants shells.
+        points: Any = ring if self._step == (1, 1) else np.round(ring * np.asarray(self._step), 4)
+        return [*points.tolist(), points[0].tolist()]
+
+
+class _Rfc7946(_FeatureCollection):
+    def __init__(self, path: Path, lonlat: LonLat, how: Measure) -> None:
+        super().__init__(path)
+        self._lonlat = lonlat
+        self._area = f"area_{how.unit}"
+
+    def add(self, found: PixelObject, identity: str, info: ClassInfo, area: float) -> None:
+        properties = {"class": info.value, "name": info.name, self._area: area}
+        self._write(identity, self._lonlat.geometry(found.rings), properties)
+
+
+class _GeoPackage:
+    """A GeoPackage that is appended to in batches of bounded size."""
+
+    def __init__(self, path: Path, crs: str, transform: Transform, how: Measure) -> None:
+        self._path, self._crs, self._transform = path, crs, transform
+        self._fields = ["id", "class", "name", f"area_{how.unit}"]
+        self._rows: list[tuple[bytes, str, int, str, float]] = []
+        self._bytes = 0
+        self._started = False
+
+    def __enter__(self) -> _GeoPackage:
+        self._path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None and (self._rows or not self._started):
+            self._flush()
+
+    def add(self, found: PixelObject, identity: str, info: ClassInfo, area: float) -> None:
+        self._rows.append((well_known_binary(found.rings, self._transform), identity, info.value, info.name, area))
+        self._bytes += len(self._rows[-1][0])
+        if len(self._rows) >= _BATCH_FEATURES or self._bytes >= _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        from pyogrio.errors import DataSourceError, FeatureError
+        from pyogrio.raw import write
+
+        columns = [[row[k] for row in self._rows] for k in range(5)]
+        kinds: list[Any] = [object, object, np.int32, object, np.float64]
+        geometry, *fields = (np.array(column, kind) for column, kind in zip(columns, kinds, strict=True))
+        try:
+            with _gdal_options():
+                write(
+                    self._path,
+                    geometry=geometry,
+                    field_data=fields,
+                    fields=self._fields,
+                    layer=LAYER,
+                    driver="GPKG",
+                    geometry_type="Polygon",
+                    crs=self._crs,
+                    append=self._started,
+                )
+        except (DataSourceError, FeatureError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise OutputError(f"cannot write {self._path}: {first}; check the disk and run the same command") from error
+        self._started = True
+        self._rows, self._bytes = [], 0
+
+
+def well_known_binary(rings: Sequence[Ints], transform: Transform) -> bytes:
+    """Return the polygon as little-endian WKB in the transform's CRS, shell counter-clockwise."""
+    a, b, c, d, e, f = transform
+    parts = [struct.pack("<BII", 1, 3, len(rings))]
+    for ring in rings:
+        closed = np.concatenate([ring, ring[:1]])
+        if a * e - b * d < 0:
+            closed = closed[::-1]
+        x, y = closed[:, 0], closed[:, 1]
+        points = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1).astype("<f8")
+        parts += [struct.pack("<I", len(points)), points.tobytes()]
+    return b"".join(parts)
+
+
+@contextmanager
+def _gdal_options() -> Iterator[None]:
+    """Set how GDAL writes GeoPackages, for this block.
+
+    The time of day stays out of the file: equal results have equal bytes, times are in records. SQLite need not sync
+    each batch: an interrupted file is never kept, and a finished one is synced once.
+    """
+    from pyogrio import get_gdal_config_option, set_gdal_config_options
+
+    options = {"OGR_CURRENT_DATE": _EPOCH, "OGR_SQLITE_SYNCHRONOUS": "OFF"}
+    before = {name: get_gdal_config_option(name) for name in options}
+    set_gdal_config_options(options)
+    try:
+        yield
+    finally:
+        set_gdal_config_options(before)
