@@ -15,7 +15,7 @@ from unetpp.errors import UnetppError
 from unetpp.store import OUTPUT_FORMAT
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.inputs import Source, identity
-from unetpp_workflows.mlflow_store import shown
+from unetpp_workflows.mlflow_store import shown, store_uri
 from unetpp_workflows.progress import Display
 from unetpp_workflows.record import CONFIG, RECORD, ImageRecord, software, write_json
 from unetpp_workflows.report import PICTURE, REPORT, SIDE, write_picture, write_report
@@ -197,6 +197,7 @@ def _record(call: Call, job: SegmentJob, state: Progress, failures: Mapping[str,
         },
         model={
             **job.model_ref,
+            "alias": call.model.alias,
             "spacing": str(call.package.spec.spacing) if call.package.spec.spacing else None,
             "classes": [asdict(c) for c in job.classes],
         },
@@ -244,6 +245,15 @@ def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
 
 def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
     """Return the record with its MLflow run; a store that does not take it is only a warning."""
+    from unetpp_workflows.tracking import log_segmentation
+
+    try:
+        with call.timed(job.uri, "tracking"):
+            run = log_segmentation(record, job.out, tracking_uri=call.config.tracking.uri)
+    except UnetppError as error:
+        warning = "; ".join(filter(None, (record.warning, f"not recorded in MLflow: {error}")))
+        return replace(record, warning=warning)
+    return replace(record, tracking_uri=shown(store_uri(call.config.tracking.uri)), tracking_run=run)
 
 
 def _write_picture(job: SegmentJob) -> None:

@@ -1,0 +1,196 @@
+"""The command line as a user meets it: start-up, help, exit codes, one-line messages; commands run as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from unetpp_workflows.cli import app
+
+Draw = Callable[..., Path]
+FAST = ["--engine", "torch", "--precision", "fp32", "--set", "tiling.core=32", "--set", "tracking.enabled=false"]
+HEAVY = ("torch", "ray", "mlflow", "zarr", "numpy", "pydantic", "openvino", "rasterio", "openslide", "PIL")
+
+
+def unetpp(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "unetpp_workflows", *map(str, args)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
+def call(*args: object) -> tuple[int, str]:
+    """Run a command in this process: for what does not depend on being one."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from unetpp_workflows.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.rstrip().endswith("LOADED []")
+    assert "segment" in done.stdout
+
+
+COMMANDS = ["demo", "segment", "plan", "status", "verify", "train", "report", "doctor"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "models register"])
+def test_help_of_every_command_shows_an_example(command: str) -> None:
+    code, text = call(*command.split(), "--help")
+    assert code == 0
+    assert f"unetpp {command}" in text.split("Options")[0].split("Usage")[1].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["segment", "x.png"], "Missing option"),
+        (["segment", "x.png", "-o", "out", "--modell", "m"], "--modell"),
+        (["segment", "x.png", "-o", "out"], "no model"),
+        (["segment", "x.png", "-o", "out", "-m", "nonesuch"], "no model 'nonesuch'"),
+        (["segment", "x.png", "-o", "out", "-m", "m", "--set", "engine.thread=2"], "did you mean 'engine.threads'"),
+        (["segment", "x.png", "-o", "out", "-m", "m", "--engine", "tpu"], "engine.name = 'tpu'"),
+        (["segment", "x.png", "-o", "out", "-m", "m", "--spacing", "0.25"], "write it like 0.25um"),
+        (["segment", "x.png", "-o", "out", "-m", "m", "--spacing", "1m", "--mpp", "0.2"], "give one"),
+        (["segment", "x.png", "-o", "out", "-m", "m", "--config", "absent.toml"], "absent.toml: no such"),
+        (["segment", "x.png", "-o", "out", "-m", "m", "--mask", "absent.png"], "absent.png is no file"),
+        (["status", "nowhere"], "nowhere: no such folder"),
+        (["verify", "nowhere"], "nowhere: no such folder"),
+        (["report", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_wrong_usage_exits_2_and_says_what_is_wrong(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = call(*args)
+    assert code == 2, text
+    assert message in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_call_with_good_and_bad_images(ink_package: Path, blots: Draw, tmp_path: Path) -> None:
+    good, corrupt = blots("good.png"), blots("corrupt.png")
+    corrupt.write_bytes(corrupt.read_bytes()[:120])
+    unknown = tmp_path / "in/letter.doc"
+    unknown.write_bytes(b"\xd0\xcf\x11\xe0 some office file")
+    grey16 = tmp_path / "in/grey16.png"
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(grey16)
+    missing = tmp_path / "in/missing.svs"
+    out = tmp_path / "out"
+    done = unetpp("segment", missing, corrupt, good, unknown, grey16, "-m", ink_package, "-o", out, *FAST)
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
+    for line, name in zip(lines, ("missing.svs", "corrupt.png", "letter.doc", "grey16.png"), strict=True):
+        assert name in line
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "1 of 5 images segmented" in done.stdout
+    assert json.loads((out / "good/record.json").read_text())["status"] == "done"
+
+
+def test_a_slide_without_pixel_size_needs_one_and_takes_it(
+    data_dir: Path, ink_package_with_spacing: Path, tmp_path: Path
+) -> None:
+    slide, out = data_dir / "slides/TCGA-CR-7395-01A-01-TS1.svs", tmp_path / "out"
+    model = ("-m", ink_package_with_spacing, "-o", out, *FAST[:4], "--set", "tracking.enabled=false")
+    code, text = call("segment", slide, *model)
+    assert code == 1, text
+    [line] = [line for line in text.splitlines() if line.startswith("failed: ")]
+    assert slide.name in line
+    assert "--mpp" in line or "--spacing" in line
+    code, text = call("plan", slide, *model[:2], "--mpp", "1.0", "--set", "engine.name=torch")
+    assert code == 0, text
+
+
+def test_plan_status_verify_and_report_on_one_output(ink_package: Path, blots: Draw, tmp_path: Path) -> None:
+    path, out = blots("slide.png"), tmp_path / "out"
+    code, text = call(
+        "plan", path, "-m", ink_package, "-o", out, "--set", "tiling.core=32", "--set", "engine.name=torch"
+    )
+    assert code == 0, text
+    assert "1 images, 0.0 Mpx, 12 shards of which 0 are done" in text
+    assert not out.exists()
+    assert call("segment", path, "-m", ink_package, "-o", out, *FAST)[0] == 0
+    assert call("status", out)[0] == 0
+    assert call("verify", out)[0] == 0
+    (out / "slide/report.html").unlink()
+    assert call("report", out)[0] == 0
+    assert (out / "slide/report.html").exists()
+
+
+def test_verify_finds_a_changed_byte_and_repair_lets_segment_make_it_again(
+    ink_package: Path, blots: Draw, tmp_path: Path
+) -> None:
+    path, out = blots("slide.png"), tmp_path / "out"
+    assert call("segment", path, "-m", ink_package, "-o", out, *FAST)[0] == 0
+    victim = out / "slide/labels.ome.zarr/classes/0/c/0/0"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    code, text = call("verify", out)
+    assert code == 1
+    assert "shard 0.0" in text
+    assert call("verify", out, "--repair")[0] == 1
+    assert call("status", out)[1].count("running or interrupted") >= 1
+    assert call("segment", path, "-m", ink_package, "-o", out, *FAST)[0] == 0
+    assert victim.read_bytes() == whole
+    assert call("verify", out)[0] == 0
+
+
+def test_status_names_what_failed(ink_package: Path, blots: Draw, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call("segment", blots("good.png"), tmp_path / "gone.png", "-m", ink_package, "-o", out, *FAST)
+    code, text = call("status", out)
+    assert code == 1
+    assert "gone" in text
+    assert "1 done, 1 failed" in " ".join(text.split()) or "1 failed, 1 done" in " ".join(text.split())
+
+
+def test_ctrl_c_exits_130_and_the_same_command_continues(ink_package: Path, blots: Draw, tmp_path: Path) -> None:
+    path, out = blots("big.png", height=1500, width=1500), tmp_path / "out"
+    args = ("segment", path, "-m", ink_package, "-o", out, *FAST, "--workers", 1)
+    command = [sys.executable, "-m", "unetpp_workflows", *map(str, args)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    commits = out / "big/commits"
+    deadline = time.monotonic() + 60
+    while not list(commits.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "run the same command again to continue" in errors
+    kept = {file: file.read_bytes() for file in commits.glob("*.json")}
+    assert 0 < len(kept) < 47 * 47
+    assert call(*args)[0] == 0
+    assert all(file.read_bytes() == content for file, content in kept.items())
+
+
+def test_models_are_registered_listed_and_aliased(ink_package: Path) -> None:
+    assert call("models", "register", ink_package, "--alias", "champion") == (
+        0,
+        "models:/ink/1 is now models:/ink@champion\n",
+    )
+    code, text = call("models", "list")
+    assert code == 0
+    assert "models:/ink/1" in text
+    assert "@champion" in text
+    assert call("models", "alias", "ink", "1", "challenger")[0] == 0
+    code, text = call("models", "alias", "ink", "9", "champion")
+    assert code == 2
+    assert "no version 9" in text

@@ -1,0 +1,267 @@
+"""A whole call on images whose segmentation is known: figures, records, resume, and one bad image among good ones."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from rich.console import Console
+
+from unetpp.errors import ConfigError, EngineError, ModelNotFoundError
+from unetpp_workflows import pipeline
+from unetpp_workflows.config import RunConfig, load_config
+from unetpp_workflows.record import ImageRecord
+from unetpp_workflows.summary import Summary
+from unetpp_workflows.truth import Truth
+
+Draw = Callable[..., Path]
+FAST = ("tracking.enabled=false", "engine.name=torch", "engine.precision=fp32", "tiling.core=32", "executor.workers=2")
+INK_PX = 10 * 10 + 20 * 30
+
+
+@pytest.fixture
+def run(ink_package: Path, tmp_path: Path) -> Callable[..., Summary]:
+    def call(*inputs: Path | str, sets: tuple[str, ...] = (), **more: Any) -> Summary:
+        config = load_config(sets=[*FAST, *sets])
+        console = Console(file=io.StringIO())
+        return pipeline.segment(inputs, ink_package, tmp_path / "out", config=config, console=console, **more)
+
+    return call
+
+
+def test_a_known_image_gives_its_figures_and_a_complete_record(run: Any, blots: Draw, tmp_path: Path) -> None:
+    path = blots("slide.png")
+    summary = run(path)
+    assert summary.exit_code == 0
+    [image] = summary.images
+    folder = tmp_path / "out/slide"
+    assert (image.name, image.status, image.folder, image.reused) == ("slide", "done", folder, False)
+    record = ImageRecord.read(folder)
+    assert record == image.record is not None
+    paper, ink = record.figures["classes"]
+    assert (ink["px"], ink["area"], ink["unit"], ink["objects"]) == (INK_PX, INK_PX, "px", 2)
+    assert (paper["px"], paper["objects"]) == (96 * 128 - INK_PX, None)
+    assert record.input["uri"] == str(path)
+    assert record.model["name"] == "ink"
+    assert len(record.model["digest"]) == 64
+    assert record.engine["name"] == "torch"
+    assert record.software["unetpp"]
+    assert record.shards["total"] == record.shards["committed"] > 1
+    for file in record.outputs.values():
+        assert (folder / file).exists(), file
+    written = json.loads((folder / "config.json").read_text())
+    assert RunConfig.model_validate(written["config"]).tiling.core == 32
+    assert written["hash"] == record.config_hash
+
+
+def test_a_second_call_reuses_the_image_without_opening_it(
+    run: Any, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = blots("slide.png")
+    run(path)
+    before = _bytes(tmp_path / "out")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a finished image was prepared again")
+
+    monkeypatch.setattr(pipeline, "prepare", refuse)
+    [image] = run(path).images
+    assert (image.status, image.reused) == ("done", True)
+    assert _bytes(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("change", ["configuration", "input", "product"])
+def test_what_changed_is_made_again(run: Any, blots: Draw, tmp_path: Path, change: str) -> None:
+    path = blots("slide.png")
+    [first] = run(path).images
+    sets: tuple[str, ...] = ()
+    if change == "configuration":
+        sets = ("tiling.core=64",)
+    elif change == "input":
+        blots("slide.png", height=80)
+    else:
+        (tmp_path / "out/slide" / first.record.outputs["report"]).unlink()
+    [second] = run(path, sets=sets).images
+    assert (second.status, second.reused) == ("done", False)
+    assert second.record.figures["classes"][1]["px"] == INK_PX
+    assert (second.record.key == first.record.key) == (change == "product")
+    assert (tmp_path / "out/slide/report.html").exists()
+
+
+def test_bad_images_are_named_in_one_line_and_the_others_are_done(run: Any, blots: Draw, tmp_path: Path) -> None:
+    good = blots("good.png")
+    bad = {
+        "missing.png": None,
+        "truncated.png": good.read_bytes()[:150],
+        "notes.txt": b"no image at all",
+        "empty.tif": b"",
+    }
+    paths = [tmp_path / "in" / name for name in bad]
+    for path, content in zip(paths, bad.values(), strict=True):
+        if content is not None:
+            path.write_bytes(content)
+    four_bands = tmp_path / "in/bands.tif"
+    import tifffile
+
+    tifffile.imwrite(four_bands, np.zeros((64, 64, 4), np.uint16), photometric="minisblack", planarconfig="contig")
+    (tmp_path / "nothing").mkdir()
+    summary = run(paths[0], paths[1], good, paths[2], paths[3], four_bands, tmp_path / "nothing")
+    assert summary.exit_code == 1
+    assert {image.name: image.status for image in summary.images} == {
+        **dict.fromkeys(["missing", "truncated", "notes", "empty", "bands", str(tmp_path / "nothing")], "failed"),
+        "good": "done",
+    }
+    for image in summary.of("failed"):
+        assert image.message is not None
+        assert Path(image.uri).name in image.message
+        assert "\n" not in image.message
+        assert "unexpected" not in image.message
+    record = ImageRecord.read(tmp_path / "out/missing")
+    assert record is not None
+    assert (record.status, record.input["uri"]) == ("failed", str(paths[0]))
+
+
+def test_an_unexpected_error_of_one_image_does_not_stop_the_others(
+    run: Any, blots: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pipeline.prepare
+
+    def fragile(call: Any, source: Any) -> Any:
+        if source.name == "a":
+            raise ZeroDivisionError("surprise")
+        return real(call, source)
+
+    monkeypatch.setattr(pipeline, "prepare", fragile)
+    first, second = run(blots("a.png"), blots("b.png")).images
+    assert first.status == "failed"
+    assert first.message is not None
+    assert "unexpected ZeroDivisionError: surprise" in first.message
+    assert second.status == "done"
+
+
+def test_an_image_without_a_valid_pixel_is_empty_and_not_segmented(run: Any, blots: Draw, tmp_path: Path) -> None:
+    Image.new("L", (16, 12), 0).save(tmp_path / "mask.png")
+    summary = run(blots("blank.png"), sets=(f"input.mask={tmp_path / 'mask.png'}",))
+    assert summary.exit_code == 0
+    assert [image.status for image in summary.images] == ["empty"]
+    assert "nothing to segment in: blank" in summary.sentence()
+    assert summary.sentence().startswith("0 of 1")
+
+
+def test_a_failing_shard_makes_the_image_partial_and_the_next_call_completes_it(
+    run: Any, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetpp.segment import ShardWorker
+
+    real = ShardWorker.run
+
+    def poisoned(self: Any, shard: Any, attempt: int = 1) -> Any:
+        if shard.id == "1.2":
+            raise EngineError("poison")
+        return real(self, shard, attempt)
+
+    path = blots("slide.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWorker, "run", poisoned)
+        summary = run(path)
+    [image] = summary.images
+    assert (image.status, summary.exit_code) == ("partial", 1)
+    assert "poison" in (image.message or "")
+    assert image.record.shards["failed"].keys() == {"1.2"}
+    assert image.record.figures == {}
+    [image] = run(path).images
+    assert image.status == "done"
+    assert image.record.figures["classes"][1]["px"] == INK_PX
+
+
+def test_an_interrupted_call_continues_where_it_was(
+    run: Any, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetpp_workflows.progress import ShardMeter
+
+    real = ShardMeter.add
+
+    def interrupt(self: ShardMeter, *values: Any) -> None:
+        real(self, *values)
+        if self.done == 3:
+            raise KeyboardInterrupt
+
+    path = blots("slide.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardMeter, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(path)
+    commits = {file: file.read_bytes() for file in (tmp_path / "out/slide/commits").iterdir()}
+    assert len(commits) >= 3
+    assert ImageRecord.read(tmp_path / "out/slide") is None
+    [image] = run(path).images
+    assert image.record.figures["classes"][1]["px"] == INK_PX
+    assert all(file.read_bytes() == content for file, content in commits.items()), "a committed shard was made again"
+
+
+def test_truth_gives_iou_per_class_and_ignores_255(run: Any, blots: Draw, tmp_path: Path) -> None:
+    path = blots("scene.png")
+    truth = np.zeros((96, 128), np.uint8)
+    truth[5:15, 5:15] = 7  # one blot of two
+    truth[40:60, 60:75] = 255  # half of the other is unknown
+    Image.fromarray(truth).save(tmp_path / "truth.png")
+    [image] = run(path, truths={str(path): Truth(tmp_path / "truth.png", {"ink": 7})}).images
+    assert image.record.iou == {"ink": pytest.approx(100 / 400)}
+    assert "0.250" in (image.folder / "report.html").read_text()
+
+
+def test_a_truth_that_does_not_fit_is_a_warning(run: Any, blots: Draw, tmp_path: Path) -> None:
+    Image.new("L", (10, 10)).save(tmp_path / "truth.png")
+    summary = run(blots("scene.png"), sets=(f"truth.path={tmp_path / 'truth.png'}",))
+    [image] = summary.images
+    assert (image.status, summary.exit_code) == ("done", 1)
+    assert "not scored" in (image.warning or "")
+
+
+def test_runs_are_recorded_in_mlflow_and_a_dead_store_is_only_a_warning(
+    run: Any, blots: Draw, tmp_path: Path, own_home: Path
+) -> None:
+    from unetpp_workflows.mlflow_store import init_store
+
+    path = blots("slide.png")
+    (tmp_path / "file").write_text("")
+    summary = run(path, sets=("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/file/mlflow.db"))
+    [image] = summary.images
+    assert (image.status, summary.exit_code) == ("done", 1)
+    assert "not recorded in MLflow" in (image.warning or "")
+    uri = f"sqlite:///{own_home}/mlflow.db"
+    [image] = run(path, sets=("tracking.enabled=true", f"tracking.uri={uri}")).images
+    assert (image.warning, image.reused) == (None, False)
+    found = init_store(uri).get_run(image.record.tracking_run)
+    assert found.data.metrics["px.ink"] == INK_PX
+    [image] = run(path, sets=("tracking.enabled=true", f"tracking.uri={uri}")).images
+    assert image.reused
+
+
+def test_metadata_of_the_image_reaches_no_output(run: Any, blots: Draw, tmp_path: Path) -> None:
+    path = blots("slide.png")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("PatientName", "JANE ROE 1234")
+    Image.open(path).save(path, pnginfo=info)
+    assert run(path).exit_code == 0
+    for file, content in _bytes(tmp_path / "out").items():
+        assert b"JANE ROE" not in content, file
+
+
+def test_a_call_without_a_usable_model_does_nothing(run: Any, blots: Draw, tmp_path: Path) -> None:
+    path = blots("slide.png")
+    with pytest.raises(ConfigError, match="no model"):
+        pipeline.segment([path], output=tmp_path / "out")
+    with pytest.raises(ModelNotFoundError):
+        pipeline.segment([path], "no-such-model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _bytes(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
