@@ -62,7 +62,8 @@ def run_ray(
         return queue.outcomes()
     workers = max(1, min(workers, len(queue)))
     threads = max(job.engine.threads for job in queue.jobs)
-    with ray_session(address, cpus=workers * threads):
+    # Ray reports dead workers on standard output, which belongs to the program's results.
+    with redirect_stdout(sys.stderr), ray_session(address, cpus=workers * threads):
         crew = _Crew(queue, workers, threads)
         try:
             crew.drain()
@@ -169,8 +170,6 @@ def ray_session(address: str | None, *, cpus: int) -> Iterator[None]:
     import ray
 
     with ExitStack() as stack:
-        # Ray reports dead workers on standard output, which belongs to the program's results.
-        stack.enter_context(redirect_stdout(sys.stderr))
         if not ray.is_initialized():
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if address is not None:

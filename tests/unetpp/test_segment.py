@@ -1,0 +1,386 @@
+"""One image, one job: shards equal whole-image inference, invalid stays 255, resume and keys never mix results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from unetpp import commit, shard_worker
+from unetpp import lock as lock_module
+from unetpp.durable import file_sha256
+from unetpp.errors import BandsError, CorruptImageError, MaskError, ModelPackageError, StoreError
+from unetpp.geometry import Box, Spacing
+from unetpp.io.resample import GridReader
+from unetpp.job import JOB
+from unetpp.package import load_package
+from unetpp.segment import SegmentJob, ShardWorker, pending, plan_job, prepare_job, progress
+
+Pixels = NDArray[np.uint8]
+OPTIONS: dict[str, Any] = {"core": 64, "shard": 128, "engine": "torch", "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def tissue() -> Pixels:
+    """A real stained section, 301 x 413 pixels: neither side is a multiple of anything."""
+    from skimage.data import immunohistochemistry
+
+    return np.ascontiguousarray(immunohistochemistry()[:301, :413])
+
+
+@pytest.fixture
+def image(tmp_path: Path, tissue: Pixels) -> Path:
+    return save_png(tmp_path / "image.png", tissue)
+
+
+def save_png(path: Path, pixels: Pixels) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def save_scene(path: Path, pixels: Pixels, nodata: int | None = 0) -> Path:
+    import rasterio
+
+    height, width, bands = pixels.shape
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": pixels.dtype}
+    tiles = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 5e6)}
+    with rasterio.open(path, "w", **profile, **tiles, **place, nodata=nodata) as scene:
+        scene.write(np.moveaxis(pixels, -1, 0))
+    return path
+
+
+def run_all(job: SegmentJob) -> NDArray[np.uint8]:
+    worker = ShardWorker(job)
+    for shard in pending(job):
+        worker.run(shard)
+    worker.close()
+    return job.store.read(Box(0, 0, job.plan.height, job.plan.width))
+
+
+def whole_image(package: Path, pixels: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return the labels of one forward pass of the plain model over all of `pixels`, and where they are no near tie."""
+    loaded = load_package(package)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (loaded.spec.mean, loaded.spec.std))
+    with torch.inference_mode():
+        x = (torch.from_numpy(np.moveaxis(pixels, -1, 0).astype(np.float32)) - mean) / std
+        logits = loaded.load_model()(x[None])[0].numpy()
+    best = np.sort(logits, axis=0)
+    sure = best[-1] - best[-2] > 1e-4
+    values = np.array([c.value for c in loaded.spec.classes], np.uint8)
+    return values[logits.argmax(0)], sure
+
+
+def test_shards_equal_whole_image_inference(tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path) -> None:
+    job = prepare_job(image, tmp_path / "out", tiny_package, **OPTIONS)
+    labels = run_all(job)
+    expected, sure = whole_image(tiny_package, tissue)
+    assert sure.mean() > 0.99 and np.array_equal(labels[sure], expected[sure])
+    assert min(np.bincount(labels.ravel(), minlength=8)[[0, 1, 7]]) > 500
+    assert commit.verify(job.store, job.key) == {}
+    state = progress(job)
+    assert (state.status, state.shards, state.committed, state.empty) == ("done", 12, 12, 0)
+    assert state.counts == {v: int((labels == v).sum()) for v in (0, 1, 7)} and state.valid_px == labels.size
+    assert set(state.seconds) == {"read", "compute", "write"}
+
+
+@pytest.mark.parametrize(("core", "shard"), [(32, 32), (128, 256), (1024, 1024)])
+def test_labels_do_not_depend_on_tiles_and_shards(
+    tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path, core: int, shard: int
+) -> None:
+    labels = run_all(prepare_job(image, tmp_path / "o", tiny_package, **{**OPTIONS, "core": core, "shard": shard}))
+    expected, sure = whole_image(tiny_package, tissue)
+    assert np.array_equal(labels[sure], expected[sure])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 130), (64, 64), (65, 67)])
+def test_small_images(tmp_path: Path, tissue: Pixels, tiny_package: Path, shape: tuple[int, int]) -> None:
+    pixels = np.ascontiguousarray(tissue[: shape[0], : shape[1]])
+    labels = run_all(prepare_job(save_png(tmp_path / "i.png", pixels), tmp_path / "o", tiny_package, **OPTIONS))
+    expected, sure = whole_image(tiny_package, pixels)
+    assert labels.shape == shape and np.array_equal(labels[sure], expected[sure])
+
+
+def test_nodata_stays_255_and_the_network_sees_the_mean_there(
+    tmp_path: Path, tissue: Pixels, tiny_package: Path
+) -> None:
+    pixels = np.maximum(tissue, 1)
+    pixels[40:200, 100:300] = 0
+    pixels[:, 400:] = 0
+    invalid = (pixels == 0).all(-1)
+    job = prepare_job(save_scene(tmp_path / "scene.tif", pixels), tmp_path / "out", tiny_package, **OPTIONS)
+    labels = run_all(job)
+    filled = np.where(invalid[..., None], np.array([170, 150, 180], np.uint8), pixels)
+    expected, sure = whole_image(tiny_package, filled)
+    assert np.array_equal(labels == 255, invalid)
+    assert np.array_equal(labels[sure & ~invalid], expected[sure & ~invalid])
+    assert progress(job).valid_px == (~invalid).sum()
+
+
+def test_an_image_without_a_valid_pixel_is_empty_and_writes_no_shard(tmp_path: Path, tiny_package: Path) -> None:
+    scene = save_scene(tmp_path / "scene.tif", np.zeros((200, 210, 3), np.uint8))
+    job = prepare_job(scene, tmp_path / "out", tiny_package, **OPTIONS)
+    assert (run_all(job) == 255).all()
+    state = progress(job)
+    assert (state.status, state.committed, state.empty, state.valid_px) == ("empty", 4, 4, 0)
+    assert not any(job.store.shard_object(shard).exists() for shard in job.plan.shards())
+    assert commit.verify(job.store, job.key) == {} and pending(job) == []
+
+
+def test_the_users_mask_hides_labels_but_not_context(
+    tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = np.zeros(tissue.shape[:2], np.uint8)
+    mask[20:100, 70:120] = 255
+    mask[250:, 300:] = 255
+    job = prepare_job(image, tmp_path / "out", tiny_package, mask=save_png(tmp_path / "mask.png", mask), **OPTIONS)
+    calls = count_tiles(monkeypatch)
+    labels = run_all(job)
+    expected, sure = whole_image(tiny_package, tissue)
+    assert np.array_equal(labels == 255, mask == 0)
+    seen = sure & (mask > 0)
+    assert np.array_equal(labels[seen], expected[seen])
+    assert len(calls) == 2 + 6, "tiles whose write box the mask hides must not be computed"
+    assert (tmp_path / "out" / "validity.png").is_file() and job.validity is not None
+
+
+def count_tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    from unetpp.engine.torch import TorchEngine
+
+    calls: list[tuple[int, ...]] = []
+    labels = TorchEngine.labels
+
+    def counted(self: TorchEngine, tile: Pixels) -> Pixels:
+        calls.append(tile.shape)
+        return labels(self, tile)
+
+    monkeypatch.setattr(TorchEngine, "labels", counted)
+    return calls
+
+
+def test_a_shard_reads_each_pixel_once(
+    tmp_path: Path, image: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes: list[Box] = []
+    read = GridReader.read
+    monkeypatch.setattr(GridReader, "read", lambda self, box: boxes.append(box) or read(self, box))
+    job = prepare_job(image, tmp_path / "out", tiny_package, **{**OPTIONS, "core": 32, "shard": 256})
+    for shard in job.plan.shards():
+        boxes.clear()
+        ShardWorker(job).run(shard)
+        window = job.plan.shard_read_box(shard).clip(job.plan.height, job.plan.width)
+        assert sum(box.area for box in boxes) == window.area
+        assert max(box.height for box in boxes) < window.height or len(boxes) == 1
+
+
+def test_a_second_run_computes_nothing(
+    tmp_path: Path, image: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    job = prepare_job(image, out, tiny_package, **OPTIONS)
+    first, second = job.plan.shards()[:2]
+    worker = ShardWorker(job)
+    for shard in (first, second):
+        worker.run(shard)
+    worker.close()
+    before = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (out / "commits").iterdir()}
+    again = prepare_job(image, out, tiny_package, **OPTIONS)
+    assert again == job and [s.id for s in pending(again)] == [s.id for s in job.plan.shards()[2:]]
+    run_all(again)
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in before} == before
+    calls = count_tiles(monkeypatch)
+    run_all(prepare_job(image, out, tiny_package, **OPTIONS))
+    assert calls == []
+
+
+def test_a_damaged_shard_is_made_again(tmp_path: Path, image: Path, tiny_package: Path) -> None:
+    job = prepare_job(image, tmp_path / "out", tiny_package, **OPTIONS)
+    run_all(job)
+    first, second, third = job.plan.shards()[:3]
+    wanted = {shard.id: file_sha256(job.store.shard_object(shard)) for shard in job.plan.shards()}
+    job.store.shard_object(first).write_bytes(b"")
+    job.store.shard_object(second).unlink()
+    path = job.store.shard_object(third)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert [s.id for s in pending(job)] == [first.id, second.id, third.id]
+    run_all(job)
+    assert {shard.id: file_sha256(job.store.shard_object(shard)) for shard in job.plan.shards()} == wanted
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "core": lambda o: {**o, "core": 32},
+    "shard": lambda o: {**o, "shard": 64},
+    "threads": lambda o: {**o, "threads": 2},
+    "precision": lambda o: {**o, "precision": "bf16"},
+    "engine": lambda o: {**o, "engine": "openvino"},
+    "spacing": lambda o: {**o, "spacing": Spacing(0.5, 0.5, "um")},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_can_change_the_bytes_changes_the_key(
+    tmp_path: Path, image: Path, tiny_package: Path, change: str
+) -> None:
+    plain, _ = plan_job(image, tmp_path, tiny_package, **OPTIONS)
+    other, _ = plan_job(image, tmp_path, tiny_package, **CHANGES[change](OPTIONS))
+    assert plain.key != other.key
+
+
+def test_key_follows_the_input_and_the_mask_but_not_the_folder(
+    tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path
+) -> None:
+    def key(**more: Any) -> str:
+        return plan_job(image, more.pop("out", tmp_path), tiny_package, **OPTIONS, **more)[0].key
+
+    plain = key()
+    mask = save_png(tmp_path / "mask.png", np.full((10, 10), 255, np.uint8))
+    masked = key(mask=mask)
+    assert key(out=tmp_path / "elsewhere", model_ref={"version": "4"}) == plain != masked
+    save_png(mask, np.eye(10, dtype=np.uint8) * 255)
+    assert key(mask=mask) != masked
+    os.utime(image, ns=(1, 1))
+    assert key() != plain
+
+
+def test_another_key_redoes_everything_and_leaves_nothing_behind(
+    tmp_path: Path, image: Path, tiny_package: Path
+) -> None:
+    out = tmp_path / "out"
+    run_all(prepare_job(image, out, tiny_package, **OPTIONS))
+    (out / "notes.txt").write_text("the user's own")
+    job = prepare_job(image, out, tiny_package, **{**OPTIONS, "shard": 256})
+    assert len(pending(job)) == len(job.plan.shards()) == 4
+    assert not (out / "commits").exists() and (job.store.read(Box(0, 0, 9, 9)) == 255).all()
+    labels = run_all(job)
+    fresh = run_all(prepare_job(image, tmp_path / "fresh", tiny_package, **{**OPTIONS, "shard": 256}))
+    assert np.array_equal(labels, fresh) and len(list((out / "commits").iterdir())) == 4
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "commits", "job.json", "labels.ome.zarr", "notes.txt"]
+
+
+@pytest.mark.parametrize("killed_after", ["job", "commits", "store"])
+def test_a_change_of_key_that_was_killed_half_way_is_finished(
+    tmp_path: Path, image: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch, killed_after: str
+) -> None:
+    from unetpp import segment
+
+    out = tmp_path / "out"
+    old = run_all(prepare_job(image, out, tiny_package, **OPTIONS))
+    discard = segment.discard_folder
+
+    def killed(folder: Path) -> None:
+        if killed_after == "job" or (killed_after == "commits" and folder.name != "commits"):
+            raise KeyboardInterrupt
+        discard(folder)
+        if folder.name == "labels.ome.zarr":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(segment, "discard_folder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_job(image, out, tiny_package, **{**OPTIONS, "shard": 256})
+    monkeypatch.undo()
+    job = prepare_job(image, out, tiny_package, **OPTIONS)
+    assert len(pending(job)) == 12
+    assert np.array_equal(run_all(job), old)
+
+
+def test_a_folder_that_is_not_ours_is_refused_and_kept(tmp_path: Path, image: Path, tiny_package: Path) -> None:
+    for name, content in ((JOB, '{"mine": 1}'), (JOB, "not json"), ("labels.ome.zarr", "x"), ("commits/a.json", "{}")):
+        out = tmp_path / f"{name}-{len(content)}".replace("/", "-")
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text(content)
+        with pytest.raises(StoreError, match="move it away"):
+            prepare_job(image, out, tiny_package, **OPTIONS)
+        assert (out / name).read_text() == content
+
+
+def test_a_job_is_found_again_in_a_folder_that_moved(tmp_path: Path, image: Path, tiny_package: Path) -> None:
+    assert SegmentJob.load(tmp_path) is None
+    job = prepare_job(image, tmp_path / "out", tiny_package, model_ref={"version": "3", "alias": "champion"}, **OPTIONS)
+    run_all(job)
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    found = SegmentJob.load(moved)
+    assert found is not None and found == replace(job, out=moved)
+    assert found.model_ref["version"] == "3" and found.model_ref["name"] == "tiny" and found.model_ref["digest"]
+    assert progress(found).status == "done" and commit.verify(found.store, found.key) == {}
+
+
+def test_bands_and_sample_type_must_be_the_models(tmp_path: Path, tissue: Pixels, tiny_package: Path) -> None:
+    five = save_scene(tmp_path / "five.tif", np.dstack([tissue, tissue[..., :2]]), nodata=None)
+    deep = save_scene(tmp_path / "deep.tif", tissue.astype(np.uint16), nodata=None)
+    with pytest.raises(BandsError, match=r"five\.tif: 5 bands of uint8 .* needs 3 bands of uint8 \(red, green, blue\)"):
+        prepare_job(five, tmp_path / "out", tiny_package, **OPTIONS)
+    with pytest.raises(BandsError, match=r"3 bands of uint16 .* needs 3 bands of uint8"):
+        prepare_job(deep, tmp_path / "out", tiny_package, **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_mask_is_an_error(tmp_path: Path, image: Path, tiny_package: Path) -> None:
+    with pytest.raises((MaskError, FileNotFoundError)):
+        prepare_job(image, tmp_path / "out", tiny_package, mask=tmp_path / "none.png", **OPTIONS)
+
+
+def test_a_corrupt_tile_fails_its_shard_only(tmp_path: Path, tissue: Pixels, tiny_package: Path) -> None:
+    import tifffile
+
+    scene = save_scene(tmp_path / "scene.tif", np.maximum(tissue, 1))
+    with tifffile.TiffFile(scene) as tiff:
+        start, size = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    with scene.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * size)
+    job = prepare_job(scene, tmp_path / "out", tiny_package, **OPTIONS)
+    worker = ShardWorker(job)
+    with pytest.raises(CorruptImageError, match=r"scene\.tif") as caught:
+        worker.run(job.plan.shards()[0])
+    assert "\n" not in str(caught.value)
+    for shard in job.plan.shards()[3:]:
+        worker.run(shard)
+    assert progress(job).committed == 9 and job.plan.shards()[0] in pending(job)
+
+
+def test_a_package_that_changed_is_not_used(tmp_path: Path, image: Path, tiny_package: Path) -> None:
+    import shutil
+
+    package = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    job = prepare_job(image, tmp_path / "out", package, **OPTIONS)
+    text = (package / "model.json").read_text()
+    (package / "model.json").write_text(text.replace('"blue"', '"green"'))
+    with pytest.raises(ModelPackageError, match="changed after"):
+        ShardWorker(job)
+
+
+def test_two_runs_never_share_a_folder(
+    tmp_path: Path, image: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "WAIT_S", 0.2)
+    job = prepare_job(image, tmp_path / "out", tiny_package, **OPTIONS)
+    first, second = ShardWorker(job), ShardWorker(job)
+    other = {**OPTIONS, "shard": 256}
+    with pytest.raises(StoreError, match="in use by another run"):
+        prepare_job(image, tmp_path / "out", tiny_package, **other)
+    first.run(job.plan.shards()[0])
+    first.close()
+    second.close()
+    prepare_job(image, tmp_path / "out", tiny_package, **other)
+    with pytest.raises(StoreError, match="another job"):
+        ShardWorker(job)
+
+
+def test_engines_are_made_once_per_process(tmp_path: Path, image: Path, tiny_package: Path) -> None:
+    job = prepare_job(image, tmp_path / "out", tiny_package, **OPTIONS)
+    workers = [ShardWorker(job) for _ in range(2)]
+    assert (
+        workers[0]._engine
+        is workers[1]._engine
+        is shard_worker.shared_engine(load_package(tiny_package), name="torch", precision="fp32")
+    )
+    for worker in workers:
+        worker.close()

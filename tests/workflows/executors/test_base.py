@@ -1,0 +1,90 @@
+"""The queue: every shard is tried, failed ones at most the allowed times, and a hopeless job stops early."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from unetpp.errors import OutputError
+from unetpp.segment import SegmentJob
+from unetpp_workflows.executors import base
+from unetpp_workflows.executors.base import Outcome, Result, ShardQueue, Task, Worker, one_line
+
+RECORD = {"shard": "0.0", "key": "k", "sha256": None, "size": 0, "valid_px": 0, "counts": {"0": 0}}
+
+
+@pytest.fixture
+def two_jobs(prepare) -> list[SegmentJob]:  # type: ignore[no-untyped-def]
+    return [prepare("a", shard=256), prepare("b", shard=256)]
+
+
+def test_shards_of_all_jobs_come_in_order(two_jobs: list[SegmentJob]) -> None:
+    queue = ShardQueue(two_jobs)
+    tasks = [queue.take() for _ in range(len(queue))]
+    assert tasks == [Task(job, shard) for job in (0, 1) for shard in ("0.0", "0.1", "1.0", "1.1")]
+    assert queue.take() is None and queue.outcomes() == (Outcome(), Outcome())
+
+
+def test_a_failed_shard_is_tried_again_last_and_given_up(two_jobs: list[SegmentJob]) -> None:
+    queue = ShardQueue(two_jobs[:1], attempts=3)
+    order = []
+    while (task := queue.take()) is not None:
+        order.append((task.shard, task.attempt))
+        queue.settle(task, Result(error=f"bad {task.attempt}") if task.shard == "0.1" else Result(record=RECORD))
+    assert order == [("0.0", 1), ("0.1", 1), ("1.0", 1), ("1.1", 1), ("0.1", 2), ("0.1", 3)]
+    assert queue.outcomes() == (Outcome(3, {"0.1": "bad 3"}),)
+
+
+def test_a_hopeless_job_stops_and_the_others_go_on(two_jobs: list[SegmentJob]) -> None:
+    queue = ShardQueue(two_jobs)
+    done = []
+    while (task := queue.take()) is not None:
+        done.append(task)
+        full = Result(error="disk full", job_failed=True)
+        queue.settle(task, full if (task.job, task.shard) == (0, "0.1") else Result(record=RECORD))
+    assert [task.shard for task in done if task.job == 0] == ["0.0", "0.1"]
+    first, second = queue.outcomes()
+    assert first == Outcome(1, dict.fromkeys(("0.1", "1.0", "1.1"), "disk full")) and second == Outcome(4)
+
+
+def test_the_callback_gets_job_and_record(two_jobs: list[SegmentJob]) -> None:
+    seen = []
+    queue = ShardQueue(two_jobs, on_commit=lambda job, record: seen.append((job, record.shard, record.counts)))
+    task = queue.take()
+    assert task is not None
+    queue.settle(task, Result(record=RECORD))
+    assert seen == [(two_jobs[0], "0.0", {0: 0})]
+
+
+def test_a_worker_turns_errors_into_one_line(
+    two_jobs: list[SegmentJob], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_with(error: Exception) -> Result:
+        def run(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("unetpp.segment.ShardWorker.run", run)
+        worker = Worker()
+        result = worker.run(two_jobs[0], "0.0", 1)
+        worker.close()
+        return result
+
+    assert fail_with(OutputError("disk full")) == Result(error="disk full", job_failed=True)
+    with caplog.at_level(logging.WARNING, base.__name__):
+        assert fail_with(IndexError("a bug\nin two lines")) == Result(error="IndexError: a bug")
+    assert "in two lines" in caplog.text, "the traceback of a bug must reach the log"
+
+
+def test_an_image_that_vanished_fails_the_job(two_jobs: list[SegmentJob], image) -> None:  # type: ignore[no-untyped-def]
+    hidden = image.rename(image.with_suffix(".hidden"))
+    try:
+        result = Worker().run(two_jobs[0], "0.0", 1)
+    finally:
+        hidden.rename(image)
+    assert result.job_failed and str(image) in result.error and "\n" not in result.error
+
+
+def test_one_line_names_foreign_errors() -> None:
+    assert one_line(ValueError("")) == "ValueError: no message"
+    assert one_line(OutputError("full")) == "full"

@@ -1,0 +1,123 @@
+"""Threads of this process: the same bytes for any number, real faults named, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.data import immunohistochemistry
+
+from unetpp.commit import CommitRecord, verify
+from unetpp.segment import SegmentJob, pending, progress
+from unetpp_workflows.executors.base import Outcome
+from unetpp_workflows.executors.local import run_local
+
+Prepare = Callable[..., SegmentJob]
+Files = Callable[[SegmentJob], dict[str, str]]
+
+
+def test_any_number_of_threads_makes_the_same_bytes(prepare: Prepare, hashes: Files) -> None:
+    one, three = prepare("one"), prepare("three")
+    assert run_local([one], workers=1) == (Outcome(35),)
+    assert run_local([three], workers=3) == (Outcome(35),)
+    assert hashes(one) == hashes(three) and len(hashes(one)) == 3 + 35
+
+
+def test_one_queue_over_all_images(prepare: Prepare) -> None:
+    jobs = [prepare("a", shard=256), prepare("b", shard=128), prepare("c", tissue="none")]
+    seen: list[tuple[Path, str]] = []
+
+    def on_commit(job: SegmentJob, record: CommitRecord) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        seen.append((job.out, record.shard))
+
+    assert run_local(jobs, workers=2, on_commit=on_commit) == (Outcome(4), Outcome(12), Outcome(35))
+    assert len(seen) == len(set(seen)) == 51
+    assert [progress(job).status for job in jobs] == ["done"] * 3
+    assert run_local(jobs, workers=2, on_commit=on_commit) == (Outcome(),) * 3 and len(seen) == 51
+
+
+def test_nothing_to_do() -> None:
+    assert run_local([]) == ()
+
+
+def save_scene_with_a_corrupt_tile(path: Path) -> None:
+    import rasterio
+    import tifffile
+
+    pixels = np.maximum(immunohistochemistry()[:300, :300], 1)
+    profile = {"driver": "GTiff", "height": 300, "width": 300, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
+    tiles = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
+    with rasterio.open(path, "w", **profile, **tiles, transform=rasterio.Affine(1, 0, 5e5, 0, -1, 5e6)) as scene:
+        scene.write(np.moveaxis(pixels, -1, 0))
+    with tifffile.TiffFile(path) as tiff:
+        start, size = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * size)
+
+
+def test_a_corrupt_tile_is_named_and_the_rest_is_done(prepare: Prepare, tmp_path: Path) -> None:
+    save_scene_with_a_corrupt_tile(tmp_path / "scene.tif")
+    bad, good = prepare("bad", uri=tmp_path / "scene.tif"), prepare("good")
+    first, second = run_local([bad, good], workers=2)
+    assert set(first.failed) == {"0.0", "0.1", "1.0", "1.1"} and first.done == 21 and second == Outcome(35)
+    assert all("scene.tif" in message and "\n" not in message for message in first.failed.values())
+    assert {shard.id for shard in pending(bad)} == set(first.failed)
+    assert progress(bad).status == "partial"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_its_image_only_and_keeps_what_is_done(
+    prepare: Prepare, small_disk: Path, hashes: Files, records: Callable[[SegmentJob], dict[str, tuple[int, int]]]
+) -> None:
+    full, good = prepare("disk/full", shard=64), prepare("good", shard=128)
+    (small_disk / "ballast").write_bytes(bytes(200_000))
+    first, second = run_local([full, good], workers=1)
+    assert 0 < first.done < 35 and len(first.failed) == 35 - first.done and second == Outcome(12)
+    messages = set(first.failed.values())
+    assert all("No space left on device; free disk space" in m and "\n" not in m for m in messages)
+    done = records(full)
+    assert len(done) == first.done
+    (small_disk / "ballast").unlink()
+    again = prepare("disk/full", shard=64)
+    assert run_local([again]) == (Outcome(35 - first.done),)
+    assert {shard: stat for shard, stat in records(again).items() if shard in done} == done
+    whole = prepare("whole", shard=64)
+    run_local([whole])
+    assert hashes(again) == hashes(whole) and verify(again.store, again.key) == {}
+
+
+def test_ctrl_c_ends_soon_and_keeps_what_is_done(prepare: Prepare) -> None:
+    job = prepare()
+    seen: list[str] = []
+
+    def on_commit(_: SegmentJob, record: CommitRecord) -> None:
+        seen.append(record.shard)
+        if len(seen) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run_local([job], workers=2, on_commit=on_commit)
+    assert threading.active_count() <= before
+    left = {shard.id for shard in pending(job)}
+    assert not left & set(seen) and len(left) > 20
+    assert run_local([prepare()], workers=2) == (Outcome(len(left)),)

@@ -1,0 +1,102 @@
+"""Actors on this machine: the bytes of a local run, dead workers replaced, poison recorded, foreign sessions kept."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from unetpp.commit import CommitRecord
+from unetpp.segment import SegmentJob, pending
+from unetpp_workflows.executors import ray as ray_executor
+from unetpp_workflows.executors.base import Outcome, Result
+from unetpp_workflows.executors.local import run_local
+from unetpp_workflows.executors.ray import ShardActor, run_ray
+
+Prepare = Callable[..., SegmentJob]
+Files = Callable[[SegmentJob], dict[str, str]]
+pytestmark = pytest.mark.usefixtures("ray_on_this_machine")
+
+
+def actor_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ShardActor" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_one_and_two_actors_make_the_bytes_of_a_local_run(prepare: Prepare, hashes: Files) -> None:
+    local, one, two = prepare("local"), prepare("one"), prepare("two")
+    run_local([local], workers=2)
+    seen: list[str] = []
+    assert run_ray([one], workers=1) == (Outcome(35),)
+    assert run_ray([two], workers=2, on_commit=lambda _, record: seen.append(record.shard)) == (Outcome(35),)
+    assert hashes(local) == hashes(one) == hashes(two) and len(hashes(local)) == 38
+    assert sorted(seen) == sorted(shard.id for shard in two.plan.shards())
+
+
+def test_a_killed_worker_is_replaced(prepare: Prepare, hashes: Files) -> None:
+    expected, job = prepare("expected"), prepare("killed")
+    run_local([expected])
+    commits: list[str] = []
+
+    def kill_now_and_then(_: SegmentJob, record: CommitRecord) -> None:
+        commits.append(record.shard)
+        if len(commits) in (5, 15):
+            random.choice(actor_processes()).send_signal(signal.SIGKILL)  # noqa: S311  # no secret
+
+    assert run_ray([job], workers=2, on_commit=kill_now_and_then) == (Outcome(35),)
+    assert len(commits) == len(set(commits)) == 35
+    assert hashes(job) == hashes(expected)
+    _, alive = psutil.wait_procs(actor_processes(), timeout=20)
+    assert alive == [], "actors outlive the call"
+
+
+def test_a_shard_that_kills_its_worker_is_recorded_and_the_rest_is_done(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Poisoned(ShardActor):
+        def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
+            if shard == "2.3":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().run(job, shard, attempt)
+
+    monkeypatch.setattr(ray_executor, "ShardActor", Poisoned)
+    poisoned, good = prepare("a", engine="torch", shard=128), prepare("b", engine="torch", shard=256)
+    first, second = run_ray([poisoned, good], workers=1)
+    assert list(first.failed) == ["2.3"] and "died on try 3" in first.failed["2.3"] and first.done == 11
+    assert second == Outcome(4) and [shard.id for shard in pending(poisoned)] == ["2.3"]
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_to_do_starts_nothing(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "ray_session", None)
+    assert run_ray([]) == ()
+
+
+def test_only_names_and_numbers_travel(prepare: Prepare) -> None:
+    import json
+
+    payload = prepare().to_json()
+    assert len(json.dumps(payload)) < 8000
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "share"),
+    [("cpu", 2, 1, 0.0), ("cuda", 4, 2, 0.5), ("cuda", 1, 2, 1.0), ("cuda", 2, 0, 0.0)],
+)
+def test_workers_share_the_gpus(prepare: Prepare, device: str, workers: int, gpus: float, share: float) -> None:
+    from dataclasses import replace
+
+    job = prepare(engine="torch")
+    job = replace(job, engine=replace(job.engine, device=device))
+    assert ray_executor._gpu_share([job], workers, gpus) == share
