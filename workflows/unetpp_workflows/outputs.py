@@ -122,6 +122,7 @@ def _each(output: Path, console: Console, step: Callable[[Path, ImageRecord], st
 
 def _faults(folder: Path, *, repair: bool) -> Iterator[str]:
     from unetpp import commit
+    from unetpp.finalize import discard_products, verify_products
     from unetpp.job import SegmentJob
 
     job = SegmentJob.load(folder)
@@ -132,6 +133,11 @@ def _faults(folder: Path, *, repair: bool) -> Iterator[str]:
         if repair:
             commit.revoke(job.store, job.plan.shard_by_id(shard_id))
         yield f"shard {shard_id}: {fault}"
+    products = verify_products(job)
+    for path, fault in products.items():
+        yield f"{path}: {fault}"
+    if products and repair:
+        discard_products(folder)
 
 
 def _is_image(folder: Path) -> bool:

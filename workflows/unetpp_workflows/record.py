@@ -49,8 +49,8 @@ class ImageRecord:
         shards: total, committed (now or in an earlier call), invalid (committed without a valid pixel), valid_px,
             failed {"row.col": message}.
         seconds: read, compute and write, each summed over workers and calls, then the steps of this call.
-        figures: valid_px, and classes with name, value, color, background, px, area, unit ("mm2", "m2" or "px") and
-            objects (None for the background); empty when not done.
+        figures: valid_px, method (how areas were measured), and classes with name, value, color, background, px,
+            area, unit ("mm2", "m2" or "px") and objects (None for the background); empty when not done.
         outputs: Name of each product -> path relative to the image's folder.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,15 @@ def area_text(area: float, unit: str) -> str:
     return f"{area:,.0f} {sign}" if area >= 1000 or area == int(area) else f"{area:.4g} {sign}"
 
 
+def crs_name(wkt: str | None) -> str:
+    """Return a CRS by its name and, where its WKT states one, its authority's code."""
+    if not wkt:
+        return "none"
+    name = re.search(r'"([^"]*)"', wkt)
+    code = re.search(r'(?:AUTHORITY|ID)\["(\w+)",\s*"?(\w+)"?\]+\s*$', wkt)
+    return (name[1] if name else wkt) + (f" ({code[1]}:{code[2]})" if code else "")
+
+
 def _mask_png(mask: NDArray[np.bool_], color: tuple[int, int, int, int]) -> str | None:
     """Return the mask as a two-colour PNG data URI (outside transparent), None where it is empty."""
     from PIL import Image
@@ -181,17 +191,20 @@ def _tissue(folder: Path, record: ImageRecord) -> dict[str, str] | None:
 
 def _lead(record: ImageRecord) -> str:
     size = f"{record.plan['width']:,} \u00d7 {record.plan['height']:,} px" if record.plan else "not planned"
-    model = record.model.get("name", "?")
     version = f" version {record.model['version']}" if record.model.get("version") else ""
-    return (
-        f"{size} · {record.input.get('spacing') or 'pixel size unknown'} · model {model}{version} · {record.finished}"
-    )
+    model = f"model {record.model.get('name', '?')}{version}"
+    moment = record.finished[:16].replace("T", " ")
+    return " · ".join((size, record.input.get("spacing") or "pixel size unknown", model, f"{moment} UTC"))
 
 
 def _figures_note(record: ImageRecord) -> str:
-    units = {entry["unit"] for entry in record.figures.get("classes", [])}
-    note = "Objects are 4-connected regions of the whole image, joined across shards."
-    return note + " No physical size is known, so areas are in pixels." if units == {"px"} else note
+    areas = {
+        "spacing": "Areas are pixels times the pixel size.",
+        "planar": "Areas are measured in the plane of the CRS.",
+        "geodesic": "Areas are geodesic: exact pixel cells on the ellipsoid.",
+        "pixels": "No physical size is known, so areas are in pixels.",
+    }.get(record.figures.get("method", ""), "")
+    return f"Objects are 4-connected regions of the whole image, joined across shards. {areas}"
 
 
 def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -214,7 +227,7 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("format", f"{record.input.get('format', _NONE)}, {record.input.get('dtype', _NONE)}"),
         ("bands", ", ".join(record.input.get("bands", [])) or _NONE),
         ("pixel size", record.input.get("spacing") or "unknown"),
-        ("CRS", record.input.get("crs") or "none"),
+        ("CRS", crs_name(record.input.get("crs"))),
         ("fingerprint", str(record.input.get("fingerprint", _NONE))[:16]),
     ]
     weights = [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetpp.errors import UnetppError
+from unetpp.geometry import Spacing
 from unetpp.store import OUTPUT_FORMAT
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.inputs import Source, identity
@@ -81,10 +82,14 @@ def reuse(call: Call, source: Source) -> ImageResult | None:
 
 def prepare(call: Call, source: Source) -> SegmentJob:
     """Open, check and plan one image, and write its job and configuration. Raises what is wrong with the image."""
-    from unetpp.segment import prepare_job
+    from unetpp.finalize import discard_products
+    from unetpp.segment import SegmentJob, prepare_job
 
+    before = SegmentJob.load(source.folder)
     with call.timed(source.uri, "prepare"):
         job = prepare_job(source.uri, source.folder, call.package, **job_options(call))
+    if before is not None and before.key != job.key:
+        discard_products(source.folder)
     (source.folder / RECORD).unlink(missing_ok=True)  # from here on the folder is this job's, and not finished
     write_json(source.folder / CONFIG, {"config": shown_config(call.config), "hash": call.config_hash})
     return job
@@ -191,6 +196,7 @@ def _record(call: Call, job: SegmentJob, state: Progress, failures: Mapping[str,
             "uri": job.uri,
             "fingerprint": job.fingerprint,
             **job.image,
+            "spacing": str(Spacing(**job.image["spacing"])) if job.image["spacing"] else None,
             "spacing_override": str(job.spacing_override) if job.spacing_override else None,
             "tissue": job.tissue,
             "mask": job.mask,
@@ -223,10 +229,9 @@ def _record(call: Call, job: SegmentJob, state: Progress, failures: Mapping[str,
 def _figures(job: SegmentJob, figures: Figures) -> dict[str, Any]:
     classes = []
     for info in job.classes:
-        area = figures.areas[info.value]
-        objects = None if info.background else figures.objects.get(info.value, 0)
+        area, objects = figures.areas[info.name], figures.objects.get(info.name)
         classes.append({**asdict(info), "px": area.px, "area": area.value, "unit": area.unit, "objects": objects})
-    return {"valid_px": sum(entry["px"] for entry in classes), "classes": classes}
+    return {"valid_px": sum(entry["px"] for entry in classes), "method": figures.method, "classes": classes}
 
 
 def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
