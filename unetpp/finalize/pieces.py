@@ -8,6 +8,7 @@ neighbour ("part"): only the latter are ever looked up again, and only they pay 
 from __future__ import annotations
 
 import math
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.durable import output_errors, sync
+from unetpp.durable import output_errors
 from unetpp.finalize.trace import Bools, Ints, Traced, trace_block
 from unetpp.geometry import Box
 
@@ -61,7 +62,7 @@ def write_pieces(
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for count, shard in enumerate(shards):
-            blocks = [box for box in block_boxes([shard]) if not _path(folder, box).exists()]
+            blocks = [box for box in block_boxes([shard]) if not zipfile.is_zipfile(_path(folder, box))]
             if blocks:
                 around = shard.expand(1)
                 inside = around.clip(height, width)
@@ -94,10 +95,10 @@ def _save(traced: Traced, path: Path) -> None:
         content[f"{prefix}_closed"] = traced.closed[chains]
         content[f"{prefix}_clean"] = ~traced.pinched[chains]
         content[f"{prefix}_vertices"] = traced.vertices[np.repeat(chains, lengths)]
+    # Not synced: pieces are cheap to make again, and a file that a power cut emptied is no archive any more.
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **content)
-    sync(temporary)
     temporary.replace(path)
 
 

@@ -1,0 +1,200 @@
+"""Fill the coarser levels of a label store; knows arrays of class values, nothing of what they mean or where they lie.
+
+A pixel of the next level takes the most frequent class of its 2 x 2 pixels. No data (255) has no vote, so a pixel is
+without data only where all four are. Ties go to the class met first in raster order, upper left pixel first: of two
+equally frequent classes each wins about half of the time, whereas a smallest-value rule would shrink every object.
+
+A level's shard is written like any other: deleted first, by one writer, on the disk before its line in the journal. A
+line names the shard, its size and SHA-256, so that a killed run goes on behind the last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unetpp.durable import file_sha256, output_errors, sync, write_file
+from unetpp.geometry import Box
+from unetpp.store import CLASSES, LABELS, NO_DATA, LabelStore, level_shapes, level_shard
+
+Labels = npt.NDArray[np.uint8]
+_READ_SIDE = 1024
+
+
+def write_pyramid(
+    store: LabelStore, journal: Path, progress: Callable[[float], None] = lambda share: None
+) -> list[tuple[str, int, str]]:
+    """Write all levels above 0; shards that the journal names are kept.
+
+    Args:
+        journal: file of the finished shards; it must be another one where the content of level 0 is another.
+
+    Returns:
+        Path below the store's folder, size and SHA-256 of each object. Shards without any data have no object.
+
+    Raises:
+        OutputError: a level cannot be written.
+        StoreError: level 0 is damaged.
+    """
+    with _Journal(journal, store) as done:
+        targets = list(_targets(store))
+        for count, target in enumerate(targets):
+            if target.first and not done.started(target.level):
+                store.create_level(target.level)
+                done.start(target.level)
+            if not done.has(target):
+                done.add(target, _write_shard(store, target))
+            progress((count + 1) / len(targets))
+        return done.objects()
+
+
+def halve(labels: Labels) -> Labels:
+    """Return (ceil(h/2), ceil(w/2)) class values by the rule above; a missing last row or column counts as no data."""
+    height, width = labels.shape
+    if height % 2 or width % 2:
+        labels = np.pad(labels, ((0, height % 2), (0, width % 2)), constant_values=NO_DATA)
+    a, b, c, d = labels[::2, ::2], labels[::2, 1::2], labels[1::2, ::2], labels[1::2, 1::2]
+    one = np.uint8(1)
+    best = a.copy()
+    most = (one + (a == b) + (a == c) + (a == d)) * (a != NO_DATA)
+    # An equal pixel before it has counted the same votes and one more, so earlier pixels need no look.
+    for value, equal in ((b, one + (b == c) + (b == d)), (c, one + (c == d)), (d, one)):
+        votes = equal * (value != NO_DATA)
+        wins = votes > most
+        best[wins] = value[wins]
+        most = np.maximum(most, votes)
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    level: int
+    row: int
+    col: int
+    box: Box
+    first: bool
+
+    @property
+    def object(self) -> str:
+        return f"{LABELS}/{CLASSES}/{self.level}/c/{self.row}/{self.col}"
+
+
+def _targets(store: LabelStore) -> Iterator[_Target]:
+    for level, (height, width) in list(enumerate(level_shapes(store.plan)))[1:]:
+        side = level_shard(store.plan, level)
+        for row in range(-(-height // side)):
+            for col in range(-(-width // side)):
+                y, x = row * side, col * side
+                box = Box(y, x, y + side, x + side).clip(height, width)
+                yield _Target(level, row, col, box, first=row == col == 0)
+
+
+def _write_shard(store: LabelStore, target: _Target) -> Path | None:
+    labels = _reduced(store, target)
+    path = store.folder / target.object
+    with output_errors(path):
+        path.unlink(missing_ok=True)
+        for litter in path.parent.glob(f"{path.name}.*.partial"):
+            litter.unlink()
+        if labels is None:
+            return None
+        store.level(target.level)[target.box.slices()] = labels
+        for written in (path, path.parent, path.parent.parent, path.parent.parent.parent):
+            sync(written)
+    return path
+
+
+def _reduced(store: LabelStore, target: _Target) -> Labels | None:
+    """Return the labels of a shard from the level below, None where there is no data."""
+    box = target.box
+    height, width = level_shapes(store.plan)[target.level - 1]
+    labels: Labels | None = None
+    for y in range(box.y0, box.y1, _READ_SIDE // 2):
+        for x in range(box.x0, box.x1, _READ_SIDE // 2):
+            part = Box(y, x, y + _READ_SIDE // 2, x + _READ_SIDE // 2).intersect(box)
+            source = Box(2 * part.y0, 2 * part.x0, 2 * part.y1, 2 * part.x1).clip(height, width)
+            found = store.read(source, target.level - 1)
+            if (found != NO_DATA).any():
+                labels = np.full(box.shape, NO_DATA, np.uint8) if labels is None else labels
+                labels[part.slices(box)] = halve(found)
+    return labels
+
+
+class _Journal:
+    """Lines of JSON, one per level started and per shard finished."""
+
+    def __init__(self, path: Path, store: LabelStore) -> None:
+        self._path, self._store = path, store
+        self._started: set[int] = set()
+        self._done: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> _Journal:
+        kept = [line for line in self._read() if self._holds(line)]
+        # Written anew: a line appended behind a torn one would be lost with it.
+        write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for line in kept:
+            self._note(line)
+        with output_errors(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def started(self, level: int) -> bool:
+        return level in self._started
+
+    def start(self, level: int) -> None:
+        self._append({"level": level})
+
+    def has(self, target: _Target) -> bool:
+        return target.object in self._done
+
+    def add(self, target: _Target, path: Path | None) -> None:
+        size, digest = (0, None) if path is None else (path.stat().st_size, file_sha256(path))
+        self._append({"object": target.object, "size": size, "sha256": digest})
+
+    def objects(self) -> list[tuple[str, int, str]]:
+        return [(line["object"], line["size"], line["sha256"]) for line in self._done.values() if line["sha256"]]
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with output_errors(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._note(line)
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if "level" in line:
+            self._started.add(line["level"])
+        else:
+            self._done[line["object"]] = line
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Return the lines up to a torn one."""
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return []
+        lines: list[dict[str, Any]] = []
+        for line in text.split("\n")[:-1]:
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def _holds(self, line: dict[str, Any]) -> bool:
+        """Say whether what the line says is still there."""
+        if "level" in line:
+            return (self._store.root / CLASSES / str(line["level"]) / "zarr.json").is_file()
+        path = self._store.folder / str(line["object"])
+        size: int = path.stat().st_size if path.is_file() else 0
+        return size == int(line["size"])
