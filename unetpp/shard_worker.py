@@ -15,7 +15,6 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -109,74 +108,70 @@ class ShardWorker:
     def _labels(self, shard: Shard, counts: dict[int, int], seconds: dict[str, float]) -> NDArray[np.uint8] | None:
         """Return the shard's labels (h, w) and add its pixels per class to `counts`; None where nothing is valid."""
         labels: NDArray[np.uint8] | None = None
-        strip: _Strip | None = None
-        for _, row in groupby(self.job.plan.tiles(shard), key=lambda tile: tile.write_box.y0):
-            tiles = [tile for tile in row if self._validity is None or self._validity.any(tile.write_box)]
-            if not tiles:
+        window: _Window | None = None
+        for tile in sorted(self.job.plan.tiles(shard), key=lambda tile: tile.write_box.x0):
+            if self._stop.is_set():
+                raise CancelledError
+            if self._validity is not None and not self._validity.any(tile.write_box):
                 continue
             with _timed(seconds, "read"):
-                strip = self._read(tiles, strip)
-            for tile in tiles:
-                if self._stop.is_set():
-                    raise CancelledError
-                with _timed(seconds, "compute"):
-                    part = self._tile(tile, strip)
-                if part is not None:
-                    labels = np.full(shard.box.shape, NO_DATA, np.uint8) if labels is None else labels
-                    labels[tile.write_box.slices(shard.box)] = part
-                    found = np.bincount(part.ravel(), minlength=256)
-                    for value in counts:
-                        counts[value] += int(found[value])
+                window = self._read(tile.read_box, window)
+            with _timed(seconds, "compute"):
+                part = self._tile(tile, window)
+            if part is not None:
+                labels = np.full(shard.box.shape, NO_DATA, np.uint8) if labels is None else labels
+                labels[tile.write_box.slices(shard.box)] = part
+                found = np.bincount(part.ravel(), minlength=256)
+                for value in counts:
+                    counts[value] += int(found[value])
         return labels
 
-    def _read(self, tiles: list[Tile], before: _Strip | None) -> _Strip:
-        """Return the pixels that a row of tiles needs; rows that `before` holds are not read again."""
-        first, last = tiles[0].read_box, tiles[-1].read_box
-        box = Box(first.y0, first.x0, last.y1, last.x1).clip(self.job.plan.height, self.job.plan.width)
-        if before is not None and before.covers(box):
-            y = min(before.box.y1, box.y1)
-            kept = before.crop(Box(box.y0, box.x0, y, box.x1))
-            return kept if y == box.y1 else kept.above(self._read_box(Box(y, box.x0, box.y1, box.x1)))
-        return self._read_box(box)
+    def _read(self, box: Box, before: _Window | None) -> _Window:
+        """Return the pixels of `box`; rows that the tile above has read already are taken from `before`."""
+        box = box.clip(self.job.plan.height, self.job.plan.width)
+        if before is None or not before.holds_top_of(box):
+            return self._read_box(box)
+        y = min(before.box.y1, box.y1)
+        kept = before.crop(Box(box.y0, box.x0, y, box.x1))
+        return kept if y == box.y1 else kept.above(self._read_box(Box(y, box.x0, box.y1, box.x1)))
 
-    def _read_box(self, box: Box) -> _Strip:
-        window = self._reader.read(box)
-        pixels, valid = window.pixels, window.valid
+    def _read_box(self, box: Box) -> _Window:
+        found = self._reader.read(box)
+        pixels, valid = found.pixels, found.valid
         if not valid.all():
             pixels = np.where(valid[..., None], pixels, self._fill)
-        return _Strip(box, pixels, valid)
+        return _Window(box, pixels, valid)
 
-    def _tile(self, tile: Tile, strip: _Strip) -> NDArray[np.uint8] | None:
+    def _tile(self, tile: Tile, window: _Window) -> NDArray[np.uint8] | None:
         """Return the labels of a tile's write box, None where none of its pixels is valid."""
-        valid = strip.valid[tile.write_box.slices(strip.box)]
+        valid = window.valid[tile.write_box.slices(window.box)]
         if self._validity is not None:
             valid = valid & self._validity.crop(tile.write_box)
         if not valid.any():
             return None
-        pixels = cut(strip.pixels, strip.box, tile.read_box, self.job.plan.height, self.job.plan.width)
+        pixels = cut(window.pixels, window.box, tile.read_box, self.job.plan.height, self.job.plan.width)
         labels = self._engine.labels(pixels)[tile.write_box.slices(tile.read_box)]
         return np.where(valid, labels, np.uint8(NO_DATA))
 
 
 @dataclass(frozen=True)
-class _Strip:
+class _Window:
     """Pixels (h, w, C), filled where invalid, and validity (h, w) of one box of the output grid."""
 
     box: Box
     pixels: NDArray[Any]
     valid: NDArray[np.bool_]
 
-    def covers(self, box: Box) -> bool:
-        """Say whether this strip holds the upper rows of `box`."""
+    def holds_top_of(self, box: Box) -> bool:
         return self.box.y0 <= box.y0 < self.box.y1 and self.box.x0 <= box.x0 and box.x1 <= self.box.x1
 
-    def crop(self, box: Box) -> _Strip:
+    def crop(self, box: Box) -> _Window:
         part = box.slices(self.box)
-        return _Strip(box, self.pixels[part], self.valid[part])
+        return _Window(box, self.pixels[part], self.valid[part])
 
-    def above(self, below: _Strip) -> _Strip:
+    def above(self, below: _Window) -> _Window:
         box = Box(self.box.y0, self.box.x0, below.box.y1, below.box.x1)
-        return _Strip(box, np.concatenate([self.pixels, below.pixels]), np.concatenate([self.valid, below.valid]))
+        return _Window(box, np.concatenate([self.pixels, below.pixels]), np.concatenate([self.valid, below.valid]))
 
 
 def _fill_values(spec: ModelSpec) -> NDArray[Any]:
