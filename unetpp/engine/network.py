@@ -45,4 +45,7 @@ class TileNetwork(nn.Module):
 def tile_networks(model: UNetPlusPlus | UNet, spec: ModelSpec) -> dict[Output, TileNetwork]:
     """Return both functions over one folded copy of the model, without gradients."""
     network = fold(model).requires_grad_(False)  # type: ignore[type-var]  # either network, never a mixture
-    return {"logits": TileNetwork(network, spec, "logits"), "labels": TileNetwork(network, spec, "labels")}
+    return {
+        "logits": TileNetwork(network, spec, "logits").eval(),
+        "labels": TileNetwork(network, spec, "labels").eval(),
+    }

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile
-from unetpp.engine.network import tile_networks
+from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import EngineError
 from unetpp.package import ModelSpec, Package
@@ -25,7 +25,6 @@ from unetpp.package import ModelSpec, Package
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 _COMPILED_SHAPES: Final = 2
 """Compiled graphs kept per thread; each holds every layer's buffers."""
-_tracing: Final = threading.Lock()
 
 
 def import_openvino() -> Any:
@@ -73,7 +72,10 @@ class OpenVinoEngine:
         self._raw_in_graph = self.spec.dtype == "uint8"
         self._mean = np.asarray(self.spec.mean, np.float32)
         self._std = np.asarray(self.spec.std, np.float32)
-        self._graphs = self._export(package)
+        spec = self.spec if self._raw_in_graph else _without_normalisation(self.spec)
+        self._networks = tile_networks(package.load_model(), spec)
+        self._graphs: dict[Output, Any] = {}
+        self._exporting = threading.Lock()
         self._core = self._openvino.Core()
         self._thread = threading.local()
 
@@ -109,7 +111,7 @@ class OpenVinoEngine:
         return requests[key]
 
     def _compile(self, output: Output, shape: tuple[int, int]) -> Any:
-        graph = self._graphs[output].clone()
+        graph = self._graph(output).clone()
         graph.reshape([*shape, len(self.spec.bands)])
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
@@ -127,24 +129,27 @@ class OpenVinoEngine:
             raise EngineError(f"OpenVINO computes in {used} here, not {self.precision}; choose another --precision")
         return compiled
 
-    def _export(self, package: Package) -> dict[Output, Any]:
-        """Trace the plain definition at a small size and leave height and width open."""
+    def _graph(self, output: Output) -> Any:
+        """Return the exported function with open height and width; exports it on first use."""
+        with self._exporting:
+            if output not in self._graphs:
+                self._graphs[output] = self._export(self._networks[output])
+            return self._graphs[output]
+
+    def _export(self, network: TileNetwork) -> Any:
+        """Trace the plain definition at a small size, then leave height and width open."""
         import torch
 
         side, bands = 2 * self.multiple, len(self.spec.bands)
         dtype = torch.uint8 if self._raw_in_graph else torch.float32
-        spec = self.spec if self._raw_in_graph else _without_normalisation(self.spec)
         example = torch.zeros(side, side + self.multiple, bands, dtype=dtype)
-        graphs: dict[Output, Any] = {}
-        for output, network in tile_networks(package.load_model(), spec).items():
-            with _tracing, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-                # The tracer warns that Python branches on shapes are fixed: here they are, to "needs no padding".
-                warnings.simplefilter("ignore")
-                traced = torch.jit.trace(network.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
-                graph = self._openvino.convert_model(traced, example_input=example, input=[-1, -1, bands])
-            split_concatenations(graph)
-            graphs[output] = graph
-        return graphs
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+            # The tracer warns that Python branches on shapes are fixed: here they are, to "needs no padding".
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
+            graph = self._openvino.convert_model(traced, example_input=example, input=[-1, -1, bands])
+        split_concatenations(graph)
+        return graph
 
 
 def _without_normalisation(spec: ModelSpec) -> ModelSpec:

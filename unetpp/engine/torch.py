@@ -40,9 +40,7 @@ class TorchEngine:
         self.multiple = package.spec.architecture.multiple
         networks = tile_networks(package.load_model(), self.spec)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._networks: dict[Output, TileNetwork] = {
-            output: network.eval().to(device) for output, network in networks.items()
-        }
+        self._networks: dict[Output, TileNetwork] = {output: network.to(device) for output, network in networks.items()}
         for network in self._networks.values():
             network.network.to(dtype)
         self._flags = threading.Lock()
