@@ -6,6 +6,7 @@ and of numbers looked up per block or per house. The whole scene is held in memo
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.drawing.noise import Field, enlarged, smooth_noise
+from unetpp.durable import output_errors
 from unetpp.errors import ShapeError
 
 VERSION = 1
@@ -66,6 +68,10 @@ def draw_scene(
         seed: same seed, same bytes.
         spacing: metres per pixel.
         crs: a projected system in metres, like EPSG:32636 or EPSG:3857.
+
+    Raises:
+        ShapeError: the side is out of range.
+        OutputError: the files cannot be written.
     """
     if not 256 <= side <= 8192:
         raise ShapeError(f"side={side}: the scene is drawn in memory; give 256..8192")
@@ -73,10 +79,19 @@ def draw_scene(
     outside = ~_footprint(side)
     pixels = np.maximum(pixels, 1)  # 0 is nodata
     pixels[outside], labels[outside] = NO_DATA, NO_LABEL
-    note = f"SYNTHETIC scene drawn by unetpp.drawing version {VERSION}, side {side}, seed {seed}; no real place"
-    _write(path, pixels.transpose(2, 0, 1), NO_DATA, spacing, crs, note)
-    _write(truth, labels[None], NO_LABEL, spacing, crs, f"{note}; labels: {SCENE_CLASSES}")
+    note = description(side, seed)
+    with output_errors(path), tempfile.TemporaryDirectory(prefix=".drawing-", dir=path.parent) as scratch:
+        folder = Path(scratch)
+        _write(folder / "truth.tif", labels[None], NO_LABEL, spacing, crs, f"{note}; labels: {SCENE_CLASSES}")
+        _write(folder / "scene.tif", pixels.transpose(2, 0, 1), NO_DATA, spacing, crs, note)
+        (folder / "truth.tif").replace(truth)
+        (folder / "scene.tif").replace(path)  # last: where the scene is, its truth is
     return DrawnScene(path, truth, side, spacing, crs)
+
+
+def description(side: int, seed: int) -> str:
+    """Return the text that marks such a file."""
+    return f"SYNTHETIC scene drawn by unetpp.drawing version {VERSION}, side {side}, seed {seed}; no real place"
 
 
 class _Land:
@@ -220,7 +235,6 @@ def _footprint(side: int) -> Mask:
 
 def _write(path: Path, bands: Labels, nodata: int, spacing: float, crs: str, note: str) -> None:
     import rasterio
-    from rasterio.transform import from_origin
 
     with rasterio.open(
         path,
@@ -231,7 +245,7 @@ def _write(path: Path, bands: Labels, nodata: int, spacing: float, crs: str, not
         count=bands.shape[0],
         dtype="uint8",
         crs=crs,
-        transform=from_origin(*_ORIGIN, spacing, spacing),
+        transform=rasterio.Affine(spacing, 0, _ORIGIN[0], 0, -spacing, _ORIGIN[1]),
         nodata=nodata,
         tiled=True,
         blockxsize=256,

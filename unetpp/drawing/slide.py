@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.drawing.noise import Field, enlarged, fibres, smooth_noise, step, window
+from unetpp.durable import output_errors
 from unetpp.errors import ShapeError
 
 TILE = 512
@@ -52,16 +53,22 @@ def draw_slide(path: Path, truth: Path, *, side: int = 4096, seed: int = 0, mpp:
         side: pixels per side, a multiple of 512. 16384 holds more than 100,000 nuclei.
         seed: same seed, same bytes.
         mpp: micrometres per pixel.
+
+    Raises:
+        ShapeError: the side does not tile.
+        OutputError: the files cannot be written.
     """
     if side < 2 * TILE or side % TILE:
         raise ShapeError(f"side={side}: give a multiple of {TILE} from {2 * TILE} on")
     artist = _Artist(side, seed)
     note = description(side, seed)
-    with tempfile.TemporaryDirectory(prefix="unetpp-", dir=path.parent) as scratch:
-        labels = Path(scratch) / "labels"
-        with labels.open("wb") as file:
-            _write_pyramid(path, artist, file, Path(scratch), note, mpp)
-        _write_truth(truth, labels, side, note, mpp)
+    with output_errors(path), tempfile.TemporaryDirectory(prefix=".drawing-", dir=path.parent) as scratch:
+        folder = Path(scratch)
+        with (folder / "labels").open("wb") as file:
+            _write_pyramid(folder / "slide.tif", artist, file, folder, note, mpp)
+        _write_truth(folder / "truth.tif", folder / "labels", side, note, mpp)
+        (folder / "truth.tif").replace(truth)
+        (folder / "slide.tif").replace(path)  # last: where the slide is, its truth is
     return DrawnSlide(path, truth, side, mpp, artist.nuclei)
 
 
