@@ -41,6 +41,8 @@ def choose_engine(
     if threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one thread")
     chosen, device = _available(name)
+    if chosen == "openvino" and precision == "bf16" and not cpu_has_bf16():
+        raise EngineError("this CPU does not multiply bf16 and OpenVINO does not emulate it; use --precision fp32")
     engine = _build(package, chosen, device, _precision(precision, device), threads)
     if tile_shape is not None:
         engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))

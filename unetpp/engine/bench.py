@@ -136,7 +136,6 @@ def _run(
     noise = np.random.default_rng(0).normal(spec.mean, spec.std, (side, side, len(spec.bands)))
     pixels = np.clip(noise, 0, 255 if spec.dtype == "uint8" else 65_535).astype(spec.dtype)
     core = Box(halo, halo, side - halo, side - halo).slices()
-    shares = [_Share() for _ in range(workers)]
     start = threading.Barrier(workers + 1)
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(_work, engine, pixels, core, seconds, start) for _ in range(workers)]
@@ -162,7 +161,7 @@ def _work(
     start.wait()
     share = _Share()
     began = time.perf_counter()
-    while share.seconds < seconds:
+    while share.calls == 0 or share.seconds < seconds:
         share.written += engine.labels(pixels)[core].size
         share.calls += 1
         share.seconds = time.perf_counter() - began

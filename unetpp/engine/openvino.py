@@ -73,7 +73,10 @@ class OpenVinoEngine:
         self._mean = np.asarray(self.spec.mean, np.float32)
         self._std = np.asarray(self.spec.std, np.float32)
         spec = self.spec if self._raw_in_graph else _without_normalisation(self.spec)
-        self._networks = tile_networks(package.load_model(), spec)
+        import torch
+
+        with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
+            self._networks = tile_networks(package.load_model(), spec)
         self._graphs: dict[Output, Any] = {}
         self._exporting = threading.Lock()
         self._core = self._openvino.Core()

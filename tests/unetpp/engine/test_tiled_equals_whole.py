@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unetpp.engine import Engine, choose_engine
+from unetpp.engine import Engine, choose_engine, cpu_has_bf16
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.package import Package
 from unetpp.tiling import TilePlan, cut
@@ -156,7 +156,7 @@ def test_a_halo_one_step_too_small_is_seen(make_package: Callable[..., Package],
     assert (tiled(plan, image, runner.logits) != runner.logits(image)).any()
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("engine", ["torch", "openvino"] if cpu_has_bf16() else ["torch"])
 def test_bf16_in_tiles_is_as_close_as_bf16_itself(plain: Package, engine: str) -> None:
     image = picture(113, 149)
     exact = choose_engine(plain, name=engine, precision="fp32").logits(image)

@@ -1,0 +1,237 @@
+"""Each engine against the definition: logits, decisions, sample types, determinism, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import unetpp.engine
+import unetpp.engine.openvino
+from unetpp.engine import choose_engine, cpu_has_bf16, engine_reasons
+from unetpp.engine.rewrite import split_concatenations
+from unetpp.errors import BandsError, EngineError, ShapeError
+from unetpp.package import Package, load_package
+
+ENGINES = ("torch", "openvino")
+BF16_ENGINES = ENGINES if cpu_has_bf16() else ("torch",)
+
+
+@pytest.fixture(scope="module")
+def package(make_package: Callable[..., Package]) -> Package:
+    return make_package()
+
+
+def picture(height: int, width: int, bands: int = 3, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, bands), dtype=np.uint8)
+
+
+def definition(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the unfolded network's logits in float64."""
+    pixels = (image.astype(np.float64) - package.spec.mean) / package.spec.std
+    with torch.no_grad():
+        logits = package.load_model().double()(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    result: NDArray[np.float64] = logits[0].numpy()
+    return result
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("config", [{}, {"conv": "dw_pw"}, {"network": "unet", "upsample": "deconv"}], ids=str)
+def test_logits_are_the_definitions(make_package: Callable[..., Package], engine: str, config: dict[str, Any]) -> None:
+    package = make_package(**config)
+    runner = choose_engine(package, name=engine, precision="fp32")
+    for height, width in ((1, 1), (33, 70)):
+        image = picture(height, width)
+        expected = definition(package, image)
+        logits = runner.logits(image)
+        assert logits.dtype == np.float32 and logits.shape == (3, height, width)
+        assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("engine", "precision"), [(e, "fp32") for e in ENGINES] + [(e, "bf16") for e in BF16_ENGINES])
+@pytest.mark.parametrize("classes", [1, 2, 6])
+def test_labels_are_the_class_values_of_the_largest_logit(
+    make_package: Callable[..., Package], engine: str, precision: str, classes: int
+) -> None:
+    package = make_package(classes=classes, spec={"name": f"k{classes}"})
+    runner = choose_engine(package, name=engine, precision=precision)
+    image = picture(61, 53)
+    logits, labels = runner.logits(image), runner.labels(image)
+    assert labels.dtype == np.uint8 and labels.shape == (61, 53)
+    ranks = (logits[0] > 0).astype(int) if classes == 1 else logits.argmax(0)
+    values = np.array([c.value for c in package.spec.classes], np.uint8)
+    assert len(np.unique(labels)) >= min(classes, 2)
+    np.testing.assert_array_equal(labels, values[ranks])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_equal_logits_give_the_first_class(make_package: Callable[..., Package], engine: str, classes: int) -> None:
+    package = make_package(classes=classes, integer=True, norm="none")
+    model = package.load_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    from unetpp.package import save_package
+
+    constant = save_package(package.folder.with_name(f"{package.folder.name}zero"), model, package.spec, "")
+    labels = choose_engine(constant, name=engine, precision="fp32").labels(picture(9, 9))
+    assert (labels == constant.spec.classes[0].value).all()
+
+
+@pytest.mark.parametrize("engine", BF16_ENGINES)
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_bf16_does_not_round_raw_values(make_package: Callable[..., Package], engine: str, dtype: str) -> None:
+    """10,000 and 10,020 are one number in bf16: normalising must come first."""
+    package = make_package(spec={"dtype": dtype, "mean": (10_000.0,) * 3, "std": (20.0,) * 3})
+    image = (10_000 + np.random.default_rng(0).integers(-40, 40, (41, 47, 3))).astype(dtype)
+    expected = definition(package, image)
+    logits = choose_engine(package, name=engine, precision="bf16").logits(image)
+    assert np.sqrt(np.mean((logits - expected) ** 2)) <= 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("engine", BF16_ENGINES)
+def test_precision_is_what_was_asked(package: Package, engine: str) -> None:
+    image = picture(64, 64)
+    expected = definition(package, image)
+    errors = {
+        precision: np.abs(choose_engine(package, name=engine, precision=precision).logits(image) - expected).max()
+        for precision in ("fp32", "bf16")
+    }
+    assert errors["fp32"] < 1e-4 * np.abs(expected).max() < errors["bf16"]
+
+
+def test_openvino_gives_the_same_bits_for_any_threads_and_callers(package: Package) -> None:
+    image = picture(200, 232)
+    one = choose_engine(package, name="openvino", precision="auto", threads=1)
+    two = choose_engine(package, name="openvino", precision="auto", threads=2)
+    expected = one.logits(image)
+    np.testing.assert_array_equal(two.logits(image), expected)
+    with ThreadPoolExecutor(3) as pool:
+        for logits in pool.map(lambda _: one.logits(image), range(9)):
+            np.testing.assert_array_equal(logits, expected)
+
+
+def test_openvino_gives_the_same_bits_in_another_process(package: Package) -> None:
+    script = (
+        "import sys, hashlib, numpy as np\n"
+        "from unetpp.engine import choose_engine\n"
+        "from unetpp.package import load_package\n"
+        "image = np.random.default_rng(0).integers(0, 256, (77, 90, 3), dtype=np.uint8)\n"
+        "engine = choose_engine(load_package(sys.argv[1]), name='openvino', precision='auto')\n"
+        "assert 'openvino_telemetry.main' not in sys.modules\n"
+        "print(hashlib.sha256(engine.logits(image).tobytes()).hexdigest())\n"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", script, str(package.folder)],
+        capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path), "PATH": ""},
+    )  # fmt: skip
+    logits = choose_engine(package, name="openvino", precision="auto").logits(picture(77, 90))
+    assert hashlib.sha256(logits.tobytes()).hexdigest() == other.stdout.strip()
+
+
+def test_results_stay_valid_after_the_next_call(package: Package) -> None:
+    engine = choose_engine(package, name="openvino", precision="fp32")
+    first = engine.labels(picture(32, 32))
+    kept = first.copy()
+    engine.labels(picture(32, 32, seed=1))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_engines_are_made_inside_inference_mode_too(package: Package) -> None:
+    with torch.inference_mode():
+        logits = choose_engine(load_package(package.folder), name="openvino", precision="fp32").logits(picture(8, 8))
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("conv", ["pw_dw", "dw_pw"])
+def test_the_rewritten_graph_concatenates_nothing_and_computes_the_same(
+    make_package: Callable[..., Package], conv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = make_package(conv=conv)
+    counts: list[int] = []
+    concatenations: list[int] = []
+
+    def rewrite(graph: Any) -> int:
+        counts.append(split_concatenations(graph))
+        parameter = graph.inputs[0].get_node()
+        graph.reshape([32, 32, parameter.get_partial_shape()[2].get_length()])
+        concatenations.append(len(reachable_concatenations(graph)))
+        graph.reshape([-1, -1, 3])
+        return counts[-1]
+
+    image = picture(48, 48)
+    monkeypatch.setattr(unetpp.engine.openvino, "split_concatenations", rewrite)
+    split = choose_engine(package, name="openvino", precision="fp32").logits(image)
+    monkeypatch.setattr(unetpp.engine.openvino, "split_concatenations", lambda graph: 0)
+    plain = choose_engine(package, name="openvino", precision="fp32").logits(image)
+    assert counts[0] > 0 and concatenations == [0]
+    assert np.abs(split - plain).max() <= 1e-5 * np.abs(plain).max()
+
+
+def reachable_concatenations(graph: Any) -> list[Any]:
+    """Return the channel concatenations that still feed the result."""
+    return [
+        node
+        for node in graph.get_ordered_ops()
+        if node.get_type_name() == "Concat" and len(node.output(0).get_partial_shape()) == 4
+    ]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_wrong_tiles_are_refused(package: Package, engine: str) -> None:
+    runner = choose_engine(package, name=engine, precision="fp32")
+    with pytest.raises(ShapeError, match=r"expected \(H, W, 3\)"):
+        runner.labels(np.zeros((4, 4), np.uint8))
+    with pytest.raises(ShapeError, match="H, W >= 1"):
+        runner.labels(np.zeros((0, 4, 3), np.uint8))
+    with pytest.raises(BandsError, match="4 bands of uint8, model 'small' reads 3 of uint8"):
+        runner.labels(np.zeros((4, 4, 4), np.uint8))
+    with pytest.raises(BandsError, match="3 bands of uint16"):
+        runner.labels(np.zeros((4, 4, 3), np.uint16))
+
+
+def test_what_is_unknown_or_missing_is_named(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="engine 'tensorrt' is unknown; choose auto, openvino or torch"):
+        choose_engine(package, name="tensorrt")
+    with pytest.raises(EngineError, match="precision 'int8' is unknown"):
+        choose_engine(package, precision="int8")
+    with pytest.raises(EngineError, match="at least one thread"):
+        choose_engine(package, threads=0)
+    monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
+    monkeypatch.setattr(unetpp.engine, "cpu_has_bf16", lambda: False)
+    with pytest.raises(EngineError, match="does not multiply bf16"):
+        choose_engine(package, name="openvino", precision="bf16")
+    assert choose_engine(package, name="openvino").precision == "fp32"
+    monkeypatch.setattr(unetpp.engine.openvino, "openvino_version", lambda: None)
+    with pytest.raises(EngineError, match="OpenVINO is not installed"):
+        choose_engine(package, name="openvino")
+    assert ("openvino", False, "not installed") in engine_reasons()
+    assert choose_engine(package).name == "torch"
+
+
+def test_auto_is_openvino_in_the_cpus_best_precision(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
+    engine = choose_engine(package, threads=2, tile_shape=(32, 48))
+    assert (engine.name, engine.device, engine.threads) == ("openvino", "cpu", 2)
+    assert engine.precision == ("bf16" if cpu_has_bf16() else "fp32")
+    assert engine.version and all(part.isdigit() for part in engine.version.split(".")[:2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_computes_the_definition(package: Package, precision: str) -> None:
+    image = picture(129, 200)
+    engine = choose_engine(package, precision=precision)
+    assert (engine.name, engine.device) == ("torch", "cuda")
+    expected = definition(package, image)
+    tolerance = 1e-5 if precision == "fp32" else 0.05
+    assert np.abs(engine.logits(image) - expected).max() <= tolerance * np.abs(expected).max()
