@@ -1,0 +1,76 @@
+"""Counts predictions against truth and turns counts into figures; knows label arrays, not where they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE = 255
+
+
+class Confusion:
+    """Streaming confusion matrix over class indices 0..K-1; `matrix[t, p]` counts pixels of truth t predicted as p.
+
+    Pixels whose truth is 255, or whose prediction is 255 (no data), do not count.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.matrix: NDArray[np.int64] = np.zeros((classes, classes), np.int64)
+
+    def update(self, truth: NDArray[Any], prediction: NDArray[Any]) -> None:
+        """Add pixels; both arrays hold class indices and have one shape.
+
+        Raises:
+            ValueError: the shapes differ, or an index is not a class.
+        """
+        if truth.shape != prediction.shape:
+            raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}; they must be equal")
+        classes = len(self.matrix)
+        counted = (truth != IGNORE) & (prediction != IGNORE)
+        t, p = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
+        if t.size and max(t.max(), p.max()) >= classes:
+            raise ValueError(f"class index {max(t.max(), p.max())} is outside 0..{classes - 1}")
+        self.matrix += np.bincount(t * classes + p, minlength=classes * classes).reshape(classes, classes)
+
+    def merge(self, other: Confusion) -> None:
+        self.matrix += other.matrix
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union per class, pooled over all pixels; NaN for a class that occurs nowhere."""
+        hit, truth, predicted = self._sums()
+        return _ratio(hit, truth + predicted - hit)
+
+    @property
+    def dice(self) -> NDArray[np.float64]:
+        """2 |A and B| / (|A| + |B|) per class; NaN as for `iou`."""
+        hit, truth, predicted = self._sums()
+        return _ratio(2 * hit, truth + predicted)
+
+    @property
+    def precision(self) -> NDArray[np.float64]:
+        """Share of the predicted pixels that are right, per class; NaN where nothing was predicted."""
+        hit, _, predicted = self._sums()
+        return _ratio(hit, predicted)
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """Share of the true pixels that were found, per class; NaN where the class does not occur."""
+        hit, truth, _ = self._sums()
+        return _ratio(hit, truth)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all counted pixels that are right; NaN when none counted."""
+        return float(_ratio(np.trace(self.matrix)[None], self.matrix.sum()[None])[0])
+
+    def _sums(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        return np.diag(self.matrix), self.matrix.sum(1), self.matrix.sum(0)
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    out: NDArray[np.float64] = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=out, where=whole > 0)
+    return out

@@ -1,0 +1,77 @@
+"""The numbers of one training; nothing about data or networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unetpp.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How far a training patch may differ from its source; everything is drawn per patch from the given ranges.
+
+    Attributes:
+        scale: a patch shows `scale` times more (> 1) or fewer (< 1) source pixels per side, log-uniform.
+        rotate: probability of any angle; otherwise a quarter turn. Mirroring has probability 1/2.
+        gamma, gain, offset: brightness curve, factor and shift, relative to full range.
+        tint: factor and shift per band.
+        saturation: 0 is grey, 1 unchanged.
+        blur, noise: probability of a 3x3 box blur, and of Gaussian noise with at most `noise_sigma`.
+    """
+
+    scale: tuple[float, float] = (0.6, 1.6)
+    rotate: float = 0.5
+    gamma: float = 0.35
+    gain: float = 0.25
+    offset: float = 0.1
+    tint: float = 0.1
+    saturation: tuple[float, float] = (0.5, 1.5)
+    blur: float = 0.2
+    noise: float = 0.2
+    noise_sigma: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Schedule, optimiser and patches.
+
+    Attributes:
+        steps: optimiser steps.
+        batch, patch: patches per step, and their side in pixels.
+        rate, warmup: peak learning rate; steps of linear warm-up before the cosine.
+        decay: AdamW weight decay of convolution weights (norms and biases have none).
+        clip: largest gradient norm.
+        ema: decay of the averaged weights, which are what is validated and kept.
+        validate_every: steps between validations; each one also writes a checkpoint.
+        balance: groups are drawn with probability proportional to (number of images) ** balance.
+        class_aware: probability that a patch is centred on a pixel of a class drawn uniformly, so that rare ones occur.
+        precision: "bf16" (autocast) or "fp32".
+        seed: of everything random.
+        threads: CPU threads; 0 leaves torch's choice. Losses on one CPU thread count are reproducible.
+    """
+
+    steps: int = 2000
+    batch: int = 8
+    patch: int = 128
+    rate: float = 2e-3
+    warmup: int = 100
+    decay: float = 1e-2
+    clip: float = 1.0
+    ema: float = 0.995
+    validate_every: int = 400
+    balance: float = 1.0
+    class_aware: float = 0.0
+    precision: str = "bf16"
+    seed: int = 0
+    threads: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "patch", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give at least 1")
+        if self.precision not in ("bf16", "fp32"):
+            raise ConfigError(f"precision = {self.precision!r}: choose bf16 or fp32")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema = {self.ema}: give a decay from 0 (off) to below 1")
