@@ -1,0 +1,54 @@
+"""Confusion counts against a hand-computed case and torchmetrics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from unetpp.metrics import Confusion
+
+
+def test_hand_computed() -> None:
+    confusion = Confusion(2)
+    confusion.update(np.array([[0, 0, 1, 1, 255]]), np.array([[0, 1, 1, 1, 0]]))
+    assert confusion.matrix.tolist() == [[1, 1], [0, 2]]
+    assert confusion.iou.tolist() == [1 / 2, 2 / 3]
+    assert confusion.dice.tolist() == [2 / 3, 4 / 5]
+    assert confusion.precision.tolist() == [1.0, 2 / 3]
+    assert confusion.recall.tolist() == [1 / 2, 1.0]
+    assert confusion.accuracy == 3 / 4
+
+
+def test_streaming_equals_torchmetrics() -> None:
+    from torchmetrics.functional.classification import multiclass_jaccard_index, multiclass_precision
+
+    random = np.random.default_rng(0)
+    truth, prediction = random.integers(0, 4, (5, 33, 21)), random.integers(0, 4, (5, 33, 21))
+    truth[random.random(truth.shape) < 0.2] = 255
+    confusion = Confusion(4)
+    for t, p in zip(truth, prediction, strict=True):
+        confusion.update(t, p)
+    a, b = torch.from_numpy(prediction), torch.from_numpy(truth)
+    for ours, theirs in ((confusion.iou, multiclass_jaccard_index), (confusion.precision, multiclass_precision)):
+        expected = theirs(a, b, num_classes=4, average="none", ignore_index=255)
+        np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-6)
+
+
+def test_absent_classes_have_no_figure() -> None:
+    confusion = Confusion(3)
+    confusion.update(np.zeros((2, 2), int), np.zeros((2, 2), int))
+    assert confusion.iou[0] == 1 and np.isnan(confusion.iou[1:]).all()
+
+
+def test_no_data_in_the_prediction_never_counts() -> None:
+    confusion = Confusion(2)
+    confusion.update(np.array([0, 1]), np.array([255, 1]))
+    assert confusion.matrix.tolist() == [[0, 0], [0, 1]]
+
+
+def test_wrong_arrays_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"outside 0\.\.1"):
+        Confusion(2).update(np.array([0]), np.array([2]))
+    with pytest.raises(ValueError, match="must be equal"):
+        Confusion(2).update(np.zeros((2, 3)), np.zeros((3, 2)))
