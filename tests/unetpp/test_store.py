@@ -102,15 +102,17 @@ def test_a_torn_shard_is_replaced(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_flipped_byte_is_not_read_silently(tmp_path: Path) -> None:
+def test_no_flipped_byte_is_read_silently(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     shard = store.plan.shards()[0]
     path = store.write_shard(shard, draw(store.plan)[shard.box.slices()])
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(StoreError, match="damaged"):
-        store.read(shard.box)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), len(whole) // 20):
+        content = bytearray(whole)
+        content[position] ^= 0x10
+        path.write_bytes(content)
+        with pytest.raises(StoreError, match="damaged"):
+            store.read(shard.box)
 
 
 def test_deleting_a_shard_takes_the_litter_of_a_killed_writer_with_it(tmp_path: Path) -> None:
