@@ -202,6 +202,32 @@ def verify(
 
 @app.command()
 @reported()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A bundled recipe (nuclei, landcover) or a TOML file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, history and model package.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of the training data; default: UNETPP_DATA.")
+    ] = None,
+    tracking_uri: Tracking = None,
+    sets: Sets = None,
+) -> None:
+    """Train a network from a recipe to a model package; run again to continue where it stopped.
+
+    [bold]Examples[/]
+
+        unetpp train nuclei --data DATA --output runs/nuclei
+        unetpp train my.toml --data DATA -o runs/mine --set train.steps=200
+        unetpp models register runs/mine --alias challenger
+    """
+    from unetpp_workflows.training import run_training
+
+    raise typer.Exit(run_training(recipe, data, output, sets or [], tracking_uri, standard_output()))
+
+
+@app.command()
+@reported()
 def report(output: Outputs) -> None:
     """Draw the report pages of an output folder again, from what lies there.
 

@@ -70,6 +70,36 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     console.print(table)
 
 
+def print_bench(console: Console) -> None:
+    """Measure the engine of this machine on a bundled model and print the rows; `ModelNotFoundError` without one."""
+    from unetpp.engine.bench import bench, best_row
+    from unetpp.package import bundled_names, bundled_package, load_package
+    from unetpp_workflows.machine import worker_count
+
+    names = bundled_names()
+    package = load_package(bundled_package(names[0] if names else "nuclei"))
+    columns = ("engine", "workers", "tile px", "core px", "useful", "computed Mpx/s", "written Mpx/s", "peak MB")
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    workers = worker_count(threads=1)
+    with console.status(f"measuring {package.spec.name} with {workers} worker(s)"):
+        rows = bench(package, workers=workers)
+    best = best_row(rows)
+    for row in rows:
+        table.add_row(
+            f"{row.engine} {row.precision} {row.device}",
+            f"{row.workers} x {row.threads}",
+            str(row.tile),
+            str(row.core),
+            f"{row.useful_share:.0%}",
+            f"{row.computed_mpx_s:.2f}",
+            f"{row.written_mpx_s:.2f}",
+            "-" if row.peak_mb is None else f"{row.peak_mb:.0f}",
+            style="bold" if row is best else None,
+        )
+    console.print(table)
+    console.print(f"model {package.spec.name}; measured now on this machine; most pixels written per second in bold")
+
+
 def _versions() -> Iterator[Finding]:
     versions = software()
     yield Finding("python", "ok", f"{versions.pop('python')} on {versions.pop('platform')}")

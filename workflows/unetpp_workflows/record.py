@@ -87,9 +87,11 @@ class ImageRecord:
         pixels = self.shards.get("valid_px", 0)
         return pixels / seconds / 1e6 if seconds > 0 and pixels else None
 
-    def write(self, folder: Path) -> None:
-        """Replace the folder's record.json in one step. Raises `OutputError`."""
-        write_json(folder / RECORD, dataclasses.asdict(self))
+    def write(self, folder: Path) -> ImageRecord:
+        """Replace the folder's record.json in one step and return it as `read` will. Raises `OutputError`."""
+        values = dataclasses.asdict(self)
+        write_json(folder / RECORD, values)
+        return ImageRecord(**json.loads(json.dumps(values)))
 
     @classmethod
     def read(cls, folder: Path) -> ImageRecord | None:

@@ -157,7 +157,7 @@ def complete(call: Call, job: SegmentJob, failures: Mapping[str, str]) -> ImageR
     if state.status != "partial" and call.config.tracking.enabled:
         record = _tracked(call, job, record)
         write_report(job.out, record)  # now it names its MLflow run
-    record.write(job.out)
+    record = record.write(job.out)
     return ImageResult(
         name=job.out.name,
         uri=job.uri,

@@ -17,9 +17,8 @@ from unetpp.package import ClassInfo
 from unetpp.store import NO_DATA, LabelStore
 
 if TYPE_CHECKING:
-    from unetpp.io.resample import OutputGrid
-
     from unetpp.io.base import Raster
+    from unetpp.io.resample import OutputGrid
 
 
 @dataclass(frozen=True)
