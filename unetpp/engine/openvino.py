@@ -98,8 +98,7 @@ class OpenVinoEngine:
             # In bf16 the graph would round raw values first: 10050 and 10000 become one number.
             pixels = (pixels.astype(np.float32) - self._mean) / self._std
         request = self._request(output, (pixels.shape[0], pixels.shape[1]))
-        request.infer([np.ascontiguousarray(pixels)], share_inputs=True)
-        result: NDArray[Any] = request.get_output_tensor().data
+        result: NDArray[Any] = request.infer([np.ascontiguousarray(pixels)], share_inputs=True, share_outputs=True)[0]
         return result
 
     def _request(self, output: Output, shape: tuple[int, int]) -> Any:
