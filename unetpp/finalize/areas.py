@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from unetpp.finalize.outlines import Outlines
 from unetpp.finalize.trace import Ints
 from unetpp.geometry import Box, Transform
 
@@ -49,8 +50,8 @@ class FlatMeasure:
     unit: AreaUnit
     method: Method
 
-    def rings(self, rings: Sequence[Ints], pixels: int) -> float:
-        """Return the area of one object, in `unit`."""
+    def objects(self, outlines: Outlines, pixels: Ints) -> Floats:
+        """Return the areas (n,) in `unit` of objects with these pixel counts (n,)."""
         return pixels * self.pixel
 
 
@@ -91,17 +92,16 @@ class GeodesicMeasure:
                 total += weight_v * weight_u * self._density(d * (x + u) + e * (y + v) + f)
         return total * abs(a * e - b * d) * self.to_radians
 
-    def rings(self, rings: Sequence[Ints], pixels: int) -> float:
-        """Return the area in m2 of an object with these outlines (as `PixelObject` has them), by Green's theorem."""
+    def objects(self, outlines: Outlines, pixels: Ints) -> Floats:
+        """Return the areas (n,) in m2 of objects with these outlines, by Green's theorem."""
         a, b, _, d, e, f = self.transform
-        total = 0.0
-        for ring in rings:
-            step = np.roll(ring, -1, axis=0) - ring
-            longitude = (a * step[:, 0] + b * step[:, 1]) * self.to_radians
-            for t, weight in _GAUSS:
-                x, y = ring[:, 0] + t * step[:, 0], ring[:, 1] + t * step[:, 1]
-                total += weight * float(np.dot(longitude, self._zone(d * x + e * y + f)))
-        return abs(total)
+        start, step = outlines.vertices[:-1], outlines.steps()
+        longitude = (a * step[:, 0] + b * step[:, 1]) * self.to_radians
+        total = np.zeros(outlines.count)
+        for t, weight in _GAUSS:
+            x, y = start[:, 0] + t * step[:, 0], start[:, 1] + t * step[:, 1]
+            total += weight * outlines.total(longitude * self._zone(d * x + e * y + f))
+        return np.abs(total)
 
     def _latitude(self, northing: Floats) -> Floats:
         if self.mercator_radius is None:

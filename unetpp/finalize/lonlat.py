@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unetpp.finalize.outlines import Outlines
 from unetpp.finalize.trace import Ints
 from unetpp.geometry import Transform
 
@@ -47,8 +48,39 @@ class LonLat:
         self._transform = transform
         self._bend = None if source.is_geographic else min(_BEND, max(1, width // 8))
 
-    def geometry(self, rings: Sequence[Ints]) -> dict[str, Any] | None:
+    def geometries(self, outlines: Outlines) -> list[dict[str, Any] | None]:
         """Return a Polygon, a MultiPolygon where the antimeridian cuts it, None where it does not lie on the globe."""
+        degrees = self._degrees(outlines.vertices)
+        backwards = _runs_clockwise(degrees, outlines) == outlines.shells
+        points = np.round(degrees, DECIMALS).tolist()
+        found: list[dict[str, Any] | None] = [{"type": "Polygon", "coordinates": []} for _ in range(outlines.count)]
+        bounds = outlines.starts.tolist()
+        for k, owner in enumerate(outlines.owner.tolist()):
+            ring = points[bounds[k] : bounds[k + 1]]
+            found[owner]["coordinates"].append(ring[::-1] if backwards[k] else ring)
+        for one in self._special(outlines, degrees).tolist():
+            rings = np.flatnonzero(outlines.owner == one).tolist()
+            found[one] = self._geometry([outlines.vertices[bounds[k] : bounds[k + 1] - 1] for k in rings])
+        return found
+
+    def _special(self, outlines: Outlines, degrees: Coordinates) -> Ints:
+        """Return the objects that need more than a projection: bent edges, antimeridian, a pole, no place at all."""
+        steps = np.abs(outlines.steps()).max(axis=1)
+        with np.errstate(invalid="ignore"):  # points off the globe are infinite
+            jumps = np.abs(np.diff(degrees[:, 0]))
+        jumps[steps == 0] = 0
+        special = ~np.isfinite(degrees).all(axis=1) | ~(np.abs(degrees[:, 0]) <= 180)
+        if self._bend is not None:
+            special[:-1] |= (steps > self._bend) | ~(jumps <= 180)
+        ring = np.searchsorted(outlines.starts, np.flatnonzero(special), side="right") - 1
+        return np.unique(outlines.owner[ring])
+
+    def _degrees(self, points: Ints) -> Coordinates:
+        a, b, c, d, e, f = self._transform
+        x, y = points[:, 0], points[:, 1]
+        return np.stack(self._project.transform(a * x + b * y + c, d * x + e * y + f), axis=1)
+
+    def _geometry(self, rings: Sequence[Ints]) -> dict[str, Any] | None:
         projected = [self._ring(ring) for ring in rings]
         if not all(np.isfinite(ring).all() for ring in projected):
             return None
@@ -66,10 +98,7 @@ class LonLat:
     def _ring(self, ring: Ints) -> Coordinates:
         """Return (n, 2) degrees, longitudes running on across the antimeridian; a ring round a pole is led over it."""
         points = ring if self._bend is None else bent(ring, self._bend)
-        a, b, c, d, e, f = self._transform
-        x, y = points[:, 0], points[:, 1]
-        longitude, latitude = self._project.transform(a * x + b * y + c, d * x + e * y + f)
-        degrees = np.stack([longitude, latitude], axis=1)
+        degrees = self._degrees(points)
         if self._bend is None or not np.isfinite(degrees).all():
             return degrees
         around = np.unwrap(np.append(degrees[:, 0], degrees[0, 0]), period=360)
@@ -78,6 +107,17 @@ class LonLat:
             pole = np.copysign(90.0, degrees[:, 1].mean())
             degrees = np.concatenate([degrees, [[around[-1], degrees[0, 1]], [around[-1], pole], [around[0], pole]]])
         return degrees
+
+
+def _runs_clockwise(degrees: Coordinates, outlines: Outlines) -> npt.NDArray[np.bool_]:
+    """Return (rings,) the sense of each ring."""
+    # From each ring's own corner, or else the products of large coordinates would drown the area of a small pixel.
+    corner = np.repeat(degrees[outlines.starts[:-1]], np.diff(outlines.starts), axis=0)
+    with np.errstate(invalid="ignore"):  # points off the globe are infinite
+        x, y = (degrees - corner).T
+        products = np.append(x[:-1] * y[1:] - x[1:] * y[:-1], 0.0)
+    # A ring starts and ends at its corner, so that the product that reaches into the next ring is 0.
+    return np.asarray(np.add.reduceat(products, outlines.starts[:-1]) < 0)
 
 
 def bent(ring: Ints, step: int) -> Ints:

@@ -12,6 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from unetpp.durable import output_errors
 from unetpp.finalize.trace import Bools, Ints, Traced, trace_block
 from unetpp.geometry import Box
+from unetpp.store import NO_DATA
 
 BLOCK_SIDE = 1024
 """Largest side of a traced block: bounds memory whatever the shard's side."""
@@ -62,11 +64,12 @@ def write_pieces(
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for count, shard in enumerate(shards):
-            blocks = [box for box in block_boxes([shard]) if not zipfile.is_zipfile(_path(folder, box))]
-            if blocks:
-                around = shard.expand(1)
+            missing = [box for box in block_boxes([shard]) if not zipfile.is_zipfile(_path(folder, box))]
+            for _, row in groupby(missing, key=lambda box: box.y0):
+                blocks = list(row)
+                around = Box(blocks[0].y0, blocks[0].x0, blocks[-1].y1, blocks[-1].x1).expand(1)
                 inside = around.clip(height, width)
-                labels = np.full(around.shape, 255, np.uint8)
+                labels = np.full(around.shape, NO_DATA, np.uint8)
                 labels[inside.slices(around)] = read(inside)
                 for box in blocks:
                     _save(trace_block(labels[box.expand(1).slices(around)], keep), _path(folder, box))

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,8 +27,8 @@ from unetpp.durable import output_errors, sync
 from unetpp.errors import OutputError
 from unetpp.finalize.areas import Measure, measure
 from unetpp.finalize.lonlat import LonLat
+from unetpp.finalize.outlines import Outlines, batches
 from unetpp.finalize.polygons import PixelObject
-from unetpp.finalize.trace import Ints
 from unetpp.geometry import Transform
 
 if TYPE_CHECKING:
@@ -59,19 +59,36 @@ def write_vectors(
     how = measure(grid)
     with output_errors(folder), ExitStack() as stack:
         sinks = {name: stack.enter_context(sink) for name, sink in _sinks(grid, how, folder)}
-        for found in objects:
-            counts[found.label] += 1
-            identity = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{key}/{found.label}/{found.first[0]}/{found.first[1]}"))
-            area = float(f"{how.rings(found.rings, found.pixels):.12g}")
+        for batch, outlines in batches(objects):
+            counts.update(found.label for found in batch)
+            areas = how.objects(outlines, np.array([found.pixels for found in batch])).tolist()
+            rows = [
+                _Row(_identity(key, found), names[found.label], found.pixels, float(f"{area:.12g}"))
+                for found, area in zip(batch, areas, strict=True)
+            ]
             for sink in sinks.values():
-                sink.add(found, identity, names[found.label], area)
+                sink.add(rows, outlines)
     for name in sinks:
         sync(folder / name)
     return dict(counts), tuple(sinks)
 
 
+def _identity(key: str, found: PixelObject) -> str:
+    y, x = found.first
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{key}/{found.label}/{y}/{x}"))
+
+
+class _Row(NamedTuple):
+    """All of an object but its outline; `area` is in the measure's unit."""
+
+    identity: str
+    info: ClassInfo
+    pixels: int
+    area: float
+
+
 class _Sink(Protocol):
-    def add(self, found: PixelObject, identity: str, info: ClassInfo, area: float) -> None: ...
+    def add(self, rows: Sequence[_Row], outlines: Outlines) -> None: ...
     def __enter__(self) -> _Sink: ...
     def __exit__(self, *error: object) -> None: ...
 
@@ -120,23 +137,20 @@ class _QuPath(_FeatureCollection):
         self._step = grid.step_x, grid.step_y
         self._square_um = grid.spacing.y * grid.spacing.x if grid.spacing and grid.spacing.unit == "um" else None
 
-    def add(self, found: PixelObject, identity: str, info: ClassInfo, area: float) -> None:
+    def add(self, rows: Sequence[_Row], outlines: Outlines) -> None:
         step_x, step_y = self._step
-        measurements = {"Area px^2": found.pixels * step_x * step_y}
-        if self._square_um is not None:
-            measurements["Area µm^2"] = found.pixels * self._square_um
-        properties = {
-            "objectType": "detection",
-            "classification": {"name": info.name, "color": list(info.color)},
-            "measurements": {name: float(f"{value:.12g}") for name, value in measurements.items()},
-        }
-        coordinates = [self._closed(ring) for ring in found.rings]
-        self._write(identity, {"type": "Polygon", "coordinates": coordinates}, properties)
-
-    def _closed(self, ring: Ints) -> list[list[float]]:
         # Clockwise on screen is counter-clockwise in x and y as numbers, as RFC 7946 wants shells.
-        points: Any = ring if self._step == (1, 1) else np.round(ring * np.asarray(self._step), 4)
-        return [*points.tolist(), points[0].tolist()]
+        level0: Any = outlines.vertices if self._step == (1, 1) else outlines.vertices * np.asarray(self._step)
+        for row, rings in zip(rows, _nested(np.round(level0, 4).tolist(), outlines), strict=True):
+            measurements = {"Area px^2": row.pixels * step_x * step_y}
+            if self._square_um is not None:
+                measurements["Area µm^2"] = row.pixels * self._square_um
+            properties = {
+                "objectType": "detection",
+                "classification": {"name": row.info.name, "color": list(row.info.color)},
+                "measurements": {name: float(f"{value:.12g}") for name, value in measurements.items()},
+            }
+            self._write(row.identity, {"type": "Polygon", "coordinates": rings}, properties)
 
 
 class _Rfc7946(_FeatureCollection):
@@ -145,9 +159,10 @@ class _Rfc7946(_FeatureCollection):
         self._lonlat = lonlat
         self._area = f"area_{how.unit}"
 
-    def add(self, found: PixelObject, identity: str, info: ClassInfo, area: float) -> None:
-        properties = {"class": info.value, "name": info.name, self._area: area}
-        self._write(identity, self._lonlat.geometry(found.rings), properties)
+    def add(self, rows: Sequence[_Row], outlines: Outlines) -> None:
+        for row, geometry in zip(rows, self._lonlat.geometries(outlines), strict=True):
+            properties = {"class": row.info.value, "name": row.info.name, self._area: row.area}
+            self._write(row.identity, geometry, properties)
 
 
 class _GeoPackage:
@@ -168,9 +183,10 @@ class _GeoPackage:
         if error[0] is None and (self._rows or not self._started):
             self._flush()
 
-    def add(self, found: PixelObject, identity: str, info: ClassInfo, area: float) -> None:
-        self._rows.append((well_known_binary(found.rings, self._transform), identity, info.value, info.name, area))
-        self._bytes += len(self._rows[-1][0])
+    def add(self, rows: Sequence[_Row], outlines: Outlines) -> None:
+        for row, geometry in zip(rows, well_known_binary(outlines, self._transform), strict=True):
+            self._rows.append((geometry, row.identity, row.info.value, row.info.name, row.area))
+            self._bytes += len(geometry)
         if len(self._rows) >= _BATCH_FEATURES or self._bytes >= _BATCH_BYTES:
             self._flush()
 
@@ -201,18 +217,27 @@ class _GeoPackage:
         self._rows, self._bytes = [], 0
 
 
-def well_known_binary(rings: Sequence[Ints], transform: Transform) -> bytes:
-    """Return the polygon as little-endian WKB in the transform's CRS, shell counter-clockwise."""
+def _nested(points: list[list[float]], outlines: Outlines) -> list[list[list[list[float]]]]:
+    """Return GeoJSON polygon coordinates per object."""
+    found: list[list[list[list[float]]]] = [[] for _ in range(outlines.count)]
+    bounds = outlines.starts.tolist()
+    for k, owner in enumerate(outlines.owner.tolist()):
+        found[owner].append(points[bounds[k] : bounds[k + 1]])
+    return found
+
+
+def well_known_binary(outlines: Outlines, transform: Transform) -> list[bytes]:
+    """Return each object as little-endian WKB polygon in the transform's CRS, shells counter-clockwise."""
     a, b, c, d, e, f = transform
-    parts = [struct.pack("<BII", 1, 3, len(rings))]
-    for ring in rings:
-        closed = np.concatenate([ring, ring[:1]])
-        if a * e - b * d < 0:
-            closed = closed[::-1]
-        x, y = closed[:, 0], closed[:, 1]
-        points = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1).astype("<f8")
-        parts += [struct.pack("<I", len(points)), points.tobytes()]
-    return b"".join(parts)
+    x, y = outlines.vertices[:, 0], outlines.vertices[:, 1]
+    points = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1).astype("<f8")
+    mirrored = a * e - b * d < 0
+    rings: list[list[bytes]] = [[] for _ in range(outlines.count)]
+    bounds = outlines.starts.tolist()
+    for k, owner in enumerate(outlines.owner.tolist()):
+        ring = points[bounds[k] : bounds[k + 1]]
+        rings[owner].append(struct.pack("<I", len(ring)) + (ring[::-1] if mirrored else ring).tobytes())
+    return [struct.pack("<BII", 1, 3, len(parts)) + b"".join(parts) for parts in rings]
 
 
 @contextmanager

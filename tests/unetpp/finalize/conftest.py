@@ -58,7 +58,7 @@ def make_job(tmp_path: Path) -> MakeJob:
         out = tmp_path / name
         out.mkdir()
         grid = OutputGrid(height, width, step, step, 0, spacing, transform, crs)
-        plan = make_plan(height, width, halo=16, multiple=16, core=16, shard=shard)
+        plan = make_plan(height, width, halo=16, multiple=16, core=128 if shard % 128 == 0 else 64, shard=shard)
         engine = EngineChoice(name="torch", version="0", precision="fp32", threads=1)
         job = SegmentJob(
             uri="image",

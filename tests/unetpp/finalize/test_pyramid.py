@@ -50,11 +50,11 @@ def random_labels(height: int, width: int, seed: int = 0) -> np.ndarray:
     return labels
 
 
-@pytest.mark.parametrize("shape", [(1100, 530), (513, 1), (512, 512)])
+@pytest.mark.parametrize("shape", [(1100, 330), (513, 1), (512, 512)])
 def test_levels_equal_halving_the_whole_image(
     shape: tuple[int, int], make_job: Callable[..., SegmentJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyramid, "_READ_SIDE", 48)
+    monkeypatch.setattr(pyramid, "_READ_SIDE", 96)
     labels = random_labels(*shape)
     job = make_job(labels, shard=256)
     write_pyramid(job.store, tmp_path / "journal")
@@ -71,7 +71,7 @@ def test_ome_zarr_reads_every_level(make_job: Callable[..., SegmentJob], tmp_pat
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
 
-    labels = random_labels(1050, 700)
+    labels = random_labels(1050, 300)
     job = make_job(labels, shard=256, spacing=Spacing(0.5, 0.25, "um"))
     write_pyramid(job.store, tmp_path / "journal")
     location = parse_url(job.store.root / "classes")

@@ -17,6 +17,7 @@ from rasterio.features import shapes
 from rasterio.transform import Affine
 
 from unetpp.finalize.lonlat import LonLat, bent
+from unetpp.finalize.outlines import Outlines
 from unetpp.finalize.pieces import write_pieces
 from unetpp.finalize.polygons import iter_objects
 from unetpp.finalize.vectors import write_vectors
@@ -222,7 +223,7 @@ def square(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
 def test_long_edges_bend_with_the_projection() -> None:
     wkt = CRS.from_epsg(32636).to_wkt()
     lonlat = LonLat(wkt, (30.0, 0.0, 200000.0, 0.0, -30.0, 7000000.0), 10000)
-    geometry = lonlat.geometry([square(0, 0, 10000, 300)])
+    (geometry,) = lonlat.geometries(Outlines.of([[square(0, 0, 10000, 300)]]))
     assert geometry is not None
     edge = np.linspace(0, 10000, 501)
     x, y = Transformer.from_crs(32636, 4326, always_xy=True).transform(30 * edge + 200000, np.full(501, 7000000.0))
@@ -242,9 +243,9 @@ def test_antimeridian_cuts_polygons(code: str) -> None:
     transform = (
         (1000.0, 0.0, 500000.0, 0.0, -1000.0, 8000000.0) if code != "EPSG:4326" else (0.01, 0, 179.0, 0, -0.01, 70)
     )
-    geometry = LonLat(CRS.from_user_input(code).to_wkt(), transform, 300).geometry(
-        [square(0, 0, 300, 60), square(100, 20, 200, 40)[::-1]]
-    )
+    rings = [square(0, 0, 300, 60), square(100, 20, 200, 40)[::-1]]
+    lonlat = LonLat(CRS.from_user_input(code).to_wkt(), transform, 300)
+    (geometry,) = lonlat.geometries(Outlines.of([rings]))
     assert geometry is not None and geometry["type"] == "MultiPolygon"
     found = shapely.geometry.shape(geometry)
     assert found.is_valid
@@ -254,9 +255,23 @@ def test_antimeridian_cuts_polygons(code: str) -> None:
         assert shapely.LinearRing(polygon[0]).is_ccw
 
 
+def test_a_batch_of_easy_and_special_outlines_equals_each_alone() -> None:
+    lonlat = LonLat(CRS.from_epsg(32660).to_wkt(), (1000.0, 0.0, 560000.0, 0.0, -1000.0, 8000000.0), 300)
+    easy = [square(0, 0, 9, 9), square(2, 2, 4, 4)[::-1], square(6, 6, 7, 8)[::-1]]
+    special = [
+        [square(20, 0, 60, 60), square(40, 20, 50, 40)[::-1]],
+        [square(100, 0, 300, 3)],
+        [square(0, 0, 10**7, 9)],
+    ]
+    objects = [easy, special[0], easy, easy, special[1], special[2], easy]
+    together = lonlat.geometries(Outlines.of(objects))
+    assert together == [lonlat.geometries(Outlines.of([one]))[0] for one in objects]
+    assert [g and g["type"] for g in together] == ["Polygon", "MultiPolygon", *["Polygon"] * 3, None, "Polygon"]
+
+
 def test_a_polygon_round_a_pole_covers_the_pole() -> None:
     lonlat = LonLat(CRS.from_epsg(3031).to_wkt(), (10000.0, 0.0, -500000.0, 0.0, -10000.0, 500000.0), 100)
-    geometry = lonlat.geometry([square(0, 0, 100, 100)])
+    (geometry,) = lonlat.geometries(Outlines.of([[square(0, 0, 100, 100)]]))
     assert geometry is not None
     found = shapely.make_valid(shapely.geometry.shape(geometry))
     cap = found.bounds

@@ -1,0 +1,68 @@
+"""The rings of a few hundred objects in flat arrays, to work numbers out for all at once; knows no file format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from unetpp.finalize.polygons import PixelObject
+from unetpp.finalize.trace import Bools, Ints
+
+Floats = npt.NDArray[np.float64]
+_BATCH_OBJECTS, _BATCH_VERTICES = 512, 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Outlines:
+    """Rings of n objects, each ring closed: its first vertex comes again at its end.
+
+    `vertices[starts[k]:starts[k + 1]]` is ring k, of object `owner[k]`; the first ring of an object is its shell.
+    """
+
+    vertices: Ints
+    """(m, 2) lattice points (x, y) in output-grid pixels."""
+    starts: Ints
+    owner: Ints
+    count: int
+
+    @classmethod
+    def of(cls, objects: Sequence[Sequence[Ints]]) -> Outlines:
+        """Gather objects, each given by its rings as `PixelObject` has them."""
+        rings = [ring for rings in objects for ring in rings]
+        vertices = np.concatenate([part for ring in rings for part in (ring, ring[:1])])
+        starts = np.concatenate(([0], np.cumsum([len(ring) + 1 for ring in rings])))
+        owner = np.repeat(np.arange(len(objects)), [len(rings) for rings in objects])
+        return cls(vertices, starts, owner, len(objects))
+
+    @property
+    def shells(self) -> Bools:
+        """(rings,) whether the ring is a shell."""
+        return np.diff(self.owner, prepend=-1) > 0
+
+    def steps(self) -> Ints:
+        """Return (m - 1, 2) differences of successive vertices, 0 between two rings."""
+        steps = np.diff(self.vertices, axis=0)
+        steps[self.starts[1:-1] - 1] = 0
+        return steps
+
+    def total(self, of_steps: npt.NDArray[np.float64]) -> Floats:
+        """Return (n,) the sum over each object of (m - 1,) values of `steps`."""
+        by_ring = np.add.reduceat(of_steps, self.starts[:-1])
+        return np.asarray(np.bincount(self.owner, weights=by_ring, minlength=self.count), np.float64)
+
+
+def batches(objects: Iterable[PixelObject]) -> Iterator[tuple[list[PixelObject], Outlines]]:
+    """Group objects in their order; a batch ends with the object that fills it."""
+    batch: list[PixelObject] = []
+    vertices = 0
+    for found in objects:
+        batch.append(found)
+        vertices += sum(map(len, found.rings))
+        if len(batch) >= _BATCH_OBJECTS or vertices >= _BATCH_VERTICES:
+            yield batch, Outlines.of([one.rings for one in batch])
+            batch, vertices = [], 0
+    if batch:
+        yield batch, Outlines.of([one.rings for one in batch])
