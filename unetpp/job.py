@@ -15,6 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from unetpp import commit
 from unetpp.commit import CommitRecord
 from unetpp.durable import write_file
@@ -24,6 +27,7 @@ from unetpp.io.resample import OutputGrid
 from unetpp.package import ClassInfo
 from unetpp.store import OUTPUT_FORMAT, LabelStore
 from unetpp.tiling import Shard, TilePlan
+from unetpp.tissue import ValidityMask
 
 JOB, VALIDITY = "job.json", "validity.png"
 
@@ -77,6 +81,22 @@ class SegmentJob:
     @cached_property
     def store(self) -> LabelStore:
         return LabelStore(self.out, self.plan)
+
+    def validity_mask(self) -> ValidityMask | None:
+        """Read where the image is to be segmented; None is everywhere. Raises `StoreError` when the file changed."""
+        if self.validity is None:
+            return None
+        from PIL import Image, UnidentifiedImageError
+
+        path = self.out / VALIDITY
+        try:
+            with Image.open(path) as image:
+                mask = np.asarray(image) > 0
+        except (OSError, UnidentifiedImageError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); run segment again") from error
+        if mask_hash(mask) != self.validity:
+            raise StoreError(f"{path} is not the mask that the job was prepared with; run segment again")
+        return ValidityMask(mask, self.plan.height, self.plan.width)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -157,6 +177,12 @@ def job_key(
         "validity": validity,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def mask_hash(mask: NDArray[np.bool_]) -> str:
+    """Return the SHA-256 (hex) of a mask's shape and pixels."""
+    shape = "x".join(map(str, mask.shape)).encode()
+    return hashlib.sha256(shape + np.packbits(mask).tobytes()).hexdigest()
 
 
 def pending(job: SegmentJob) -> list[Shard]:

@@ -7,7 +7,6 @@ ShardWorker  one shard: read, compute, write, commit
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +22,7 @@ from unetpp.geometry import Spacing
 from unetpp.io import open_raster
 from unetpp.io.base import Raster, fingerprint, thumbnail
 from unetpp.io.resample import OutputGrid, plan_grid
-from unetpp.job import JOB, VALIDITY, Progress, SegmentJob, job_key, pending, progress
+from unetpp.job import JOB, VALIDITY, Progress, SegmentJob, job_key, mask_hash, pending, progress
 from unetpp.lock import FolderLock
 from unetpp.package import ModelSpec, Package, load_package
 from unetpp.shard_worker import ShardWorker, engine_choice, shared_engine
@@ -112,7 +111,7 @@ def plan_job(
             threads=options.get("threads", 1),
         )
     )
-    validity_hash = None if validity is None else _mask_hash(validity.mask)
+    validity_hash = None if validity is None else mask_hash(validity.mask)
     key = job_key(
         fingerprint=identity, digest=package.digest, engine=engine, grid=grid, plan=plan, validity=validity_hash
     )
@@ -196,11 +195,6 @@ def _discard(store: LabelStore, *, known: bool) -> None:
         (store.folder / VALIDITY).unlink(missing_ok=True)
     discard_folder(commits)
     discard_folder(store.root)
-
-
-def _mask_hash(mask: NDArray[np.bool_]) -> str:
-    shape = "x".join(map(str, mask.shape)).encode()
-    return hashlib.sha256(shape + np.packbits(mask).tobytes()).hexdigest()
 
 
 def _png(mask: NDArray[np.bool_]) -> bytes:

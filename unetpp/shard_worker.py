@@ -29,12 +29,11 @@ from unetpp.errors import EngineError, ModelPackageError, StoreError
 from unetpp.geometry import Box
 from unetpp.io import open_raster
 from unetpp.io.resample import GridReader
-from unetpp.job import VALIDITY, EngineChoice, SegmentJob
+from unetpp.job import EngineChoice, SegmentJob
 from unetpp.lock import FolderLock
 from unetpp.package import ModelSpec, Package, load_package
 from unetpp.store import NO_DATA, LabelStore
 from unetpp.tiling import Shard, Tile, cut
-from unetpp.tissue import load_mask
 
 _ENGINES_KEPT = 4
 
@@ -65,8 +64,7 @@ class ShardWorker:
             current = SegmentJob.load(job.out)
             if current is None or current.key != job.key:
                 raise StoreError(f"{job.out} now belongs to another job; give each run its own output folder")
-            size = job.plan.height, job.plan.width
-            self._validity = load_mask(job.out / VALIDITY, *size) if job.validity is not None else None
+            self._validity = job.validity_mask()
             self._reader = GridReader(stack.enter_context(open_raster(job.uri)), job.grid)
             self._open = stack.pop_all()
 

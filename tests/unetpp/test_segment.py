@@ -242,10 +242,12 @@ def test_key_follows_the_input_and_the_mask_but_not_the_folder(
         return plan_job(image, more.pop("out", tmp_path), tiny_package, **OPTIONS, **more)[0].key
 
     plain = key()
-    mask = save_png(tmp_path / "mask.png", np.full((10, 10), 255, np.uint8))
+    everywhere = np.full(tissue.shape[:2], 255, np.uint8)
+    mask = save_png(tmp_path / "mask.png", everywhere)
     masked = key(mask=mask)
     assert key(out=tmp_path / "elsewhere", model_ref={"version": "4"}) == plain != masked
-    save_png(mask, np.eye(10, dtype=np.uint8) * 255)
+    everywhere[100, 100] = 0
+    save_png(mask, everywhere)
     assert key(mask=mask) != masked
     os.utime(image, ns=(1, 1))
     assert key() != plain
