@@ -113,6 +113,7 @@ def shown(text: str) -> str:
 def import_mlflow() -> Any:
     """Import MLflow quietly: no telemetry, no migration log, and seconds rather than minutes for a dead server."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     first = "mlflow" not in sys.modules
