@@ -119,7 +119,7 @@ def segment(
         tiling = { core = 1024 }
         engine = { precision = "fp32", threads = 1 }
         executor = { kind = "ray", workers = 8, attempts = 3 }
-        truth = { path = "labels/", classes = { Building = 1 } }
+        truth = { path = "labels/", classes = { building = 1 } }
     """
     from unetpp_workflows.config import load_config
     from unetpp_workflows.pipeline import segment as run

@@ -85,7 +85,7 @@ _CATALOGUE = (
         kind="scene",
         licence=_OAM,
         truth="kampala-z19-buildings",
-        classes=(("Building", 1),),
+        classes=(("building", 1),),
     ),
     Sample(
         name="kampala-z19-buildings",
@@ -101,7 +101,7 @@ _CATALOGUE = (
         kind="scene",
         licence=_OAM,
         truth="kampala-z20-buildings",
-        classes=(("Building", 1),),
+        classes=(("building", 1),),
     ),
     Sample(
         name="kampala-z20-buildings",
