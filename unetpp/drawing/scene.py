@@ -22,12 +22,11 @@ VERSION = 1
 NO_DATA, NO_LABEL = 0, 255
 BUILDING, LAND, ROAD, VEGETATION, WATER = 1, 2, 3, 4, 5
 SCENE_CLASSES = {
-    "Unlabeled": 0,
-    "Building": BUILDING,
-    "Land": LAND,
-    "Road": ROAD,
-    "Vegetation": VEGETATION,
-    "Water": WATER,
+    "building": BUILDING,
+    "land": LAND,
+    "road": ROAD,
+    "vegetation": VEGETATION,
+    "water": WATER,
 }
 _BLOCK_U, _BLOCK_V = 460.0, 380.0  # pixels between main roads
 _LANE_U, _LANE_V = _BLOCK_U / 3, _BLOCK_V / 2  # between lanes where people live
