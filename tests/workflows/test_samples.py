@@ -7,6 +7,7 @@ import http.server
 import socket
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ import rasterio
 import skimage.data
 import tifffile
 
+import unetpp_workflows
+from unetpp.drawing import SCENE_CLASSES
 from unetpp.errors import ConfigError, DataError
 from unetpp_workflows import samples
 from unetpp_workflows.samples import Sample, catalogue, fetch, stained_tissue, synthetic_scene, synthetic_slide
@@ -89,6 +92,14 @@ def test_the_catalogue_fits_together() -> None:
             assert by_name[sample.truth].kind == "labels"
     with pytest.raises(ConfigError, match="cmu-1-small-region"):
         fetch("no-such-sample")
+
+
+def test_truth_has_the_names_and_values_of_the_landcover_model() -> None:
+    recipe = Path(unetpp_workflows.__file__).parent / "recipes" / "landcover.toml"
+    known = {entry["name"]: entry["value"] for entry in tomllib.loads(recipe.read_text(encoding="utf-8"))["classes"]}
+    assert known == SCENE_CLASSES
+    for sample in catalogue():
+        assert {name for name, _ in sample.classes} <= set(known)
 
 
 def test_the_data_folder_holds_what_the_catalogue_says(data_dir: Path) -> None:
