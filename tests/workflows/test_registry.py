@@ -225,6 +225,7 @@ print(experiment(client, sys.argv[1], "unetpp-race"))
 """
 
 
+@pytest.mark.timeout(600)
 def test_four_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     racers = [
@@ -241,7 +242,7 @@ def test_four_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    answers = [racer.communicate(timeout=200) for racer in racers]
+    answers = [racer.communicate(timeout=500) for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * 4, answers
     assert len({out for out, _ in answers}) == 1  # one experiment, the same for all
     assert init_store(uri).search_experiments(filter_string="name = 'unetpp-race'")
