@@ -142,11 +142,14 @@ class LabelStore:
         assert labels.shape == shard.box.shape and labels.dtype == np.uint8
         path = self.shard_object(shard)
         self.delete_shard(shard)
+        first_of_row = not path.parent.is_dir()
         with output_errors(path):
             self.array[shard.box.slices()] = labels
             sync(path)
-            for parent in (path.parent, path.parent.parent, path.parent.parent.parent):
-                sync(parent)
+            sync(path.parent)
+            if first_of_row:
+                sync(path.parent.parent)
+                sync(path.parent.parent.parent)
         return path
 
     def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
