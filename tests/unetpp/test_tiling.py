@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unetpp.errors import PlanError
@@ -28,6 +28,7 @@ def plans(draw: st.DrawFn) -> TilePlan:
     )
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(plans())
 def test_every_pixel_is_written_once_by_one_shard(plan: TilePlan) -> None:
     written = np.zeros((plan.height, plan.width), np.int64)
@@ -42,6 +43,7 @@ def test_every_pixel_is_written_once_by_one_shard(plan: TilePlan) -> None:
     assert (written == 1).all()
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(plans())
 def test_tiles_share_one_shape_and_carry_their_context(plan: TilePlan) -> None:
     for shard in plan.shards():
@@ -57,6 +59,7 @@ def test_tiles_share_one_shape_and_carry_their_context(plan: TilePlan) -> None:
             assert read.x1 - write.x1 >= plan.halo or read.x1 == plan.padded_width
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(plans())
 def test_tiles_do_not_depend_on_the_shard_size(plan: TilePlan) -> None:
     one = TilePlan(plan.height, plan.width, plan.multiple, plan.halo, plan.core, plan.core)
@@ -64,6 +67,7 @@ def test_tiles_do_not_depend_on_the_shard_size(plan: TilePlan) -> None:
     assert plan.tile_count == len(one.shards())
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(plans())
 def test_cut_repeats_the_last_row_and_column(plan: TilePlan) -> None:
     image = np.arange(plan.height * plan.width * 2, dtype=np.uint16).reshape(plan.height, plan.width, 2)
@@ -78,6 +82,7 @@ def test_cut_repeats_the_last_row_and_column(plan: TilePlan) -> None:
             np.testing.assert_array_equal(cut(window, origin, box, plan.height, plan.width), whole[box.slices()])
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(plans())
 def test_plan_survives_json(plan: TilePlan) -> None:
     assert TilePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
