@@ -30,7 +30,9 @@ class PatchSource:
         for index, sample in enumerate(samples):
             members.setdefault(sample.group, []).append(index)
         self._members = [members[group] for group in sorted(members)]
-        weights = np.array([len(group) for group in self._members], np.float64) ** config.balance
+        pixels = [np.array([samples[i].labels.size for i in group], np.float64) for group in self._members]
+        self._chances = [group / group.sum() for group in pixels]
+        weights = np.array([group.sum() for group in pixels]) ** config.balance
         self._weights = weights / weights.sum()
         self._classes = _pixels_by_class(samples) if config.class_aware else {}
 
@@ -57,8 +59,8 @@ class PatchSource:
             index, points = holders[int(random.integers(len(holders)))]
             y, x = points[int(random.integers(len(points)))]
             return self.samples[index], (float(y) + random.uniform(-half, half) / 2, float(x))
-        group = self._members[int(random.choice(len(self._members), p=self._weights))]
-        sample = self.samples[group[int(random.integers(len(group)))]]
+        group = int(random.choice(len(self._members), p=self._weights))
+        sample = self.samples[int(random.choice(self._members[group], p=self._chances[group]))]
         height, width = sample.labels.shape
         y = random.uniform(min(half, height / 2), max(height - half, height / 2))
         x = random.uniform(min(half, width / 2), max(width - half, width / 2))

@@ -44,7 +44,8 @@ class TrainConfig:
         clip: largest gradient norm.
         ema: decay of the averaged weights, which are what is validated and kept.
         validate_every: steps between validations; each one also writes a checkpoint.
-        balance: groups are drawn with probability proportional to (number of images) ** balance.
+        balance: groups are drawn with probability proportional to (pixels of all their images) ** balance, images of a
+            group in proportion to their pixels: figures pooled over pixels weigh them so.
         class_aware: probability that a patch is centred on a pixel of a class drawn uniformly, so that rare ones occur.
         precision: "bf16" (autocast) or "fp32".
         seed: of everything random.
