@@ -4,13 +4,14 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup demo test check slow wheel-test clean
+.PHONY: help setup demo test check slow speed wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (about 4 minutes)"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       format, lint, types and import contracts"
 	@echo "make slow        long checks: memory against image size"
+	@echo "make speed       measure engines and segmentation, update the README (quiet machine, 10 minutes)"
 	@echo "make wheel-test  build the wheel and run the demo from it in an empty environment"
 	@echo "make clean       remove the environment and caches"
 
@@ -33,10 +34,15 @@ check: $(STAMP)
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@$(PY) tests/readme.py --check
 	@$(PY) -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
 
 slow: $(STAMP)
 	@$(PY) -m pytest -m slow --timeout 3600
+
+speed: $(STAMP)
+	@$(PY) tests/benchmarks/speed.py
+	@$(PY) tests/readme.py
 
 wheel-test: $(STAMP)
 	@$(PY) tests/wheel.py

@@ -1,4 +1,4 @@
-"""The grid of nodes X^{i,j} of UNet++ (Zhou et al. 2018, 2020); knows one device and no files.
+"""The grid of nodes X^{i,j} of UNet++; knows one device and no files (Zhou et al. 2018 and 2020).
 
 X^{i,0} = H(pool(X^{i-1,0})) and X^{i,j} = H(X^{i,0}, ..., X^{i,j-1}, up(X^{i+1,j-1})).
 """

@@ -1,0 +1,110 @@
+"""Fills the generated parts of README.md from the bundled models and the committed measurements.
+
+python tests/readme.py          rewrite README.md
+python tests/readme.py --check  exit 1 when it would change
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def models() -> str:
+    lines = [
+        "| model | classes | data (CC0) | validation | IoU per class | command |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("nuclei", "landcover"):
+        spec = json.loads((ROOT / "unetpp/bundled" / name / "model.json").read_text(encoding="utf-8"))
+        iou = ", ".join(f"{key} {value:.3f}" for key, value in spec["metrics"]["iou"].items() if value is not None)
+        training = spec["training"]
+        held_out = f"{training['validation_images']} images ({', '.join(training['validation'])})"
+        classes = ", ".join(c["name"] for c in spec["classes"])
+        lines.append(f"| `{name}` | {classes} | {training['source']} | {held_out} | {iou} | `{training['command']}` |")
+    lines += ["", "Pooled over all validation pixels at full size, measured by the training code; see the model cards."]
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    path = ROOT / "tests/benchmarks/speed.json"
+    if not path.is_file():
+        return "Not measured."
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    whole = facts["segment"]
+    base = next(r for r in facts["engines"] if (r["engine"], r["precision"]) == ("torch", "fp32"))
+    lines = [
+        "| engine | precision | tile px | written share | computed Mpx/s | against torch fp32 | written Mpx/s | peak MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+        *(_engine_row(r, base) for r in facts["engines"]),
+        "",
+        f"`unetpp segment` (shard phase, {whole['engine']}, {whole['workers']} workers, {whole['side']}² px drawn "
+        f"slide, tile {whole['tile']}) writes **{whole['written_mpx_s']:.2f} Mpx/s**, "
+        f"{whole['share_of_best_tile']:.0%} of what the engine writes at its best tile within {facts['memory_limit_mb']} MB ({whole['best_tile']} px).",
+        "",
+        f"Medians of {len(whole['written_mpx_s_all'])} interleaved rounds; {facts['cpu']} "
+        f"({', '.join(facts['features']) or 'no bf16'}), {facts['cores']} cores; torch {facts['versions']['torch']}, "
+        f"OpenVINO {facts['versions']['openvino']}; commit {facts['commit']}, {facts['date']}; "
+        f"`{facts['command']}`; all rounds in [speed.json](tests/benchmarks/speed.json). GPU: {facts['gpu']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _engine_row(row: dict[str, Any], base: dict[str, Any]) -> str:
+    ratio = row["computed_mpx_s"] / base["computed_mpx_s"]
+    return (
+        f"| {row['engine']} | {row['precision']} | {row['tile']} | {row['useful_share']:.0%} | "
+        f"{row['computed_mpx_s']:.2f} | {ratio:.1f}x | {row['written_mpx_s']:.2f} | {row['peak_mb']} |"
+    )
+
+
+def tree() -> str:
+    """One line per module: its name and the first clause of its first sentence."""
+    lines = ["```"]
+    for package in ("kernels/unetpp_kernels", "unetpp", "workflows/unetpp_workflows"):
+        lines.append(f"{package}/")
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = path.relative_to(ROOT / package)
+            if path.name == "__init__.py" and len(name.parts) == 1:
+                continue
+            depth = "  " * len(name.parts)
+            label = f"{name.parent}/" if path.name == "__init__.py" else path.name
+            if path.name == "__init__.py":
+                depth = "  "
+            lines.append(f"{depth}{label:<22} {_first_clause(path)}")
+    return "\n".join([*lines, "```"])
+
+
+def _first_clause(path: Path) -> str:
+    found = re.match(r'"""(.+?)(?:[;:.]\s|[.]?"""|\n\n)', path.read_text(encoding="utf-8"), re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
+
+
+def render(text: str) -> str:
+    for name, content in (("models", models()), ("speed", speed()), ("tree", tree())):
+        block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+        text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"README.md needs one pair of <!-- {name} --> and <!-- /{name} -->")
+    return text
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = render(before)
+    if "--check" in sys.argv[1:]:
+        if before != after:
+            print("README.md is out of date: run python tests/readme.py")
+        return int(before != after)
+    path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
