@@ -94,9 +94,8 @@ def choose_images(folder: Path) -> Choice:
     else:
         choice.missing.append(scene.reason or SCENE)
         drawn_scene = samples.synthetic_scene(folder)
-        choice.images.append(
-            DemoImage(drawn_scene.path, _MODEL_OF["scene"], "SYNTHETIC scene, drawn", Truth(drawn_scene.truth))
-        )
+        land = Truth(drawn_scene.truth)
+        choice.images.append(DemoImage(drawn_scene.path, _MODEL_OF["scene"], "SYNTHETIC scene, drawn", land))
     return choice
 
 

@@ -71,7 +71,7 @@ class Summary:
 def print_summary(summary: Summary, console: Console) -> None:
     """Print one row per image, one line per problem, and the sentence."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("image", "status", "area", "objects", "seconds", "record"):
+    for column in ("image", "status", "area", "objects", "seconds"):
         table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
     for image in summary.images:
         table.add_row(
@@ -79,7 +79,6 @@ def print_summary(summary: Summary, console: Console) -> None:
             f"[{_STYLE[image.status]}]{image.status}[/]",
             *_figures(image.record if image.status == "done" else None),
             "reused" if image.reused else f"{image.seconds:.1f}",
-            escape(str(image.folder / "record.json")) if image.folder and image.record else "-",
         )
     if summary.images:
         console.print(table)
@@ -88,6 +87,10 @@ def print_summary(summary: Summary, console: Console) -> None:
             if text:
                 console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
     console.print(summary.sentence(), markup=False, highlight=False, soft_wrap=True)
+    folders = sorted({str(image.folder.parent) for image in summary.images if image.folder and image.record})
+    for folder in folders:
+        where = f"records and reports: {folder}/<image>/record.json and report.html"
+        console.print(where, markup=False, highlight=False, soft_wrap=True)
 
 
 def _figures(record: ImageRecord | None) -> tuple[str, str]:

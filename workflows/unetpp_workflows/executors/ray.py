@@ -178,16 +178,26 @@ def ray_session(address: str | None, *, cpus: int) -> Iterator[None]:
                 stack.enter_context(mock.patch.dict(os.environ, _LOCAL_ENVIRONMENT))
                 folder = tempfile.mkdtemp(prefix="unetpp-", dir=_short_temp())
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    _temp_dir=folder,
-                    **quiet,
-                )
+                _start_ray(num_cpus=cpus, _temp_dir=folder, **quiet)
             stack.callback(ray.shutdown)
         yield
+
+
+def _start_ray(**options: Any) -> None:
+    """Start Ray on this machine; its own limit of 30 s is too short for a busy one. Raises `EngineError`."""
+    import ray
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **options)
+        except Exception as error:  # Ray raises a plain Exception when a process of it is late
+            ray.shutdown()
+            if attempt == ATTEMPTS:
+                raise EngineError(
+                    f"Ray did not start on this machine in {ATTEMPTS} tries ({one_line(error)}); use --executor local"
+                ) from error
+        else:
+            return
 
 
 def _short_temp() -> Path:

@@ -1,0 +1,85 @@
+"""Intersection over union against a brute-force count, on grids finer, equal and coarser than the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetpp.errors import ConfigError, DataError
+from unetpp.io.resample import OutputGrid
+from unetpp.package import ClassInfo
+from unetpp.store import LabelStore
+from unetpp.tiling import make_plan
+from unetpp_workflows.truth import Truth, find_truth, score
+
+CLASSES = tuple(ClassInfo(value=v, name=n, color=(v, v, v)) for v, n in ((0, "rest"), (1, "road"), (4, "water")))
+Made = tuple[LabelStore, OutputGrid]
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Callable[..., Made]:
+    def make(labels: np.ndarray, step: float) -> Made:
+        height, width = labels.shape
+        grid = OutputGrid(
+            height=height, width=width, step_y=step, step_x=step, level=0, spacing=None, transform=None, crs=None
+        )
+        store = LabelStore.create(tmp_path, make_plan(height, width, halo=0, multiple=16, core=32), grid, CLASSES)
+        for shard in store.plan.shards():
+            store.write_shard(shard, labels[shard.box.slices()])
+        return store, grid
+
+    return make
+
+
+def _png(path: Path, values: np.ndarray) -> Path:
+    Image.fromarray(values.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0, 2.0])
+def test_iou_equals_a_brute_force_count(labelled: Callable[..., Made], tmp_path: Path, step: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 4, 255], (70, 50)).astype(np.uint8)
+    true = rng.choice([0, 1, 4, 9, 255], (round(70 * step), round(50 * step)))
+    found = score(*labelled(labels, step), CLASSES, Truth(_png(tmp_path / "truth.png", true)))
+    common, either = dict.fromkeys((0, 1, 4), 0), dict.fromkeys((0, 1, 4), 0)
+    for y in range(70):
+        for x in range(50):
+            mine, theirs = labels[y, x], true[int((y + 0.5) * step), int((x + 0.5) * step)]
+            if 255 in (mine, theirs):
+                continue
+            for value in common:
+                common[value] += mine == value == theirs
+                either[value] += value in (mine, theirs)
+    assert found == {c.name: pytest.approx(common[c.value] / either[c.value]) for c in CLASSES}
+
+
+def test_only_mapped_classes_are_scored_and_absent_ones_left_out(labelled: Callable[..., Made], tmp_path: Path) -> None:
+    labels = np.zeros((32, 32), np.uint8)
+    labels[:8] = 4
+    true = np.zeros((32, 32))
+    true[:16] = 77
+    made = labelled(labels, 1.0)
+    path = _png(tmp_path / "truth.png", true)
+    assert score(*made, CLASSES, Truth(path, {"water": 77})) == {"water": 0.5}
+    assert score(*made, CLASSES, Truth(path, {"road": 3})) == {}
+    with pytest.raises(ConfigError, match="did you mean 'water'"):
+        score(*made, CLASSES, Truth(path, {"Water": 77}))
+
+
+def test_a_truth_of_another_size_is_refused(labelled: Callable[..., Made], tmp_path: Path) -> None:
+    made = labelled(np.zeros((32, 32), np.uint8), 1.0)
+    with pytest.raises(DataError, match="32 x 40 px"):
+        score(*made, CLASSES, Truth(_png(tmp_path / "truth.png", np.zeros((40, 32)))))
+
+
+def test_a_folder_of_truths_is_searched_by_name(tmp_path: Path) -> None:
+    path = _png(tmp_path / "scene.png", np.zeros((4, 4)))
+    assert find_truth(tmp_path, "scene") == path
+    assert find_truth(path, "other") == path
+    with pytest.raises(DataError, match="no truth named other"):
+        find_truth(tmp_path, "other")
