@@ -39,13 +39,14 @@ def speed() -> str:
     whole = facts["segment"]
     base = next(r for r in facts["engines"] if (r["engine"], r["precision"]) == ("torch", "fp32"))
     lines = [
-        "| engine | precision | tile px | written share | computed Mpx/s | against torch fp32 | written Mpx/s | peak MB |",
+        "| engine | precision | tile px | written share | computed Mpx/s | vs torch | written Mpx/s | peak MB |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
         *(_engine_row(r, base) for r in facts["engines"]),
         "",
         f"`unetpp segment` (shard phase, {whole['engine']}, {whole['workers']} workers, {whole['side']}² px drawn "
         f"slide, tile {whole['tile']}) writes **{whole['written_mpx_s']:.2f} Mpx/s**, "
-        f"{whole['share_of_best_tile']:.0%} of what the engine writes at its best tile within {facts['memory_limit_mb']} MB ({whole['best_tile']} px).",
+        f"{whole['share_of_best_tile']:.0%} of what the engine writes at its best tile within "
+        f'{facts["memory_limit_mb"]} MB ({whole["best_tile"]} px). "vs torch" is the ratio to torch fp32.',
         "",
         f"Medians of {len(whole['written_mpx_s_all'])} interleaved rounds; {facts['cpu']} "
         f"({', '.join(facts['features']) or 'no bf16'}), {facts['cores']} cores; torch {facts['versions']['torch']}, "
