@@ -185,14 +185,19 @@ def _describe(raster: Raster) -> dict[str, Any]:
 
 
 def _discard(store: LabelStore, *, known: bool) -> None:
-    """Delete an earlier job's store and records; job.json goes first, so that half a deletion is never resumed."""
+    """Delete all that an earlier job left; its job.json goes first, so that half a deletion is never resumed."""
+    from unetpp.finalize import discard_products
+
     store.refuse_foreign()
     commits = store.folder / COMMITS
-    if commits.exists() and not (known or store.root.exists()):
-        raise StoreError(f"{commits} exists without a job of unetpp; move it away or choose another output folder")
+    if not (known or store.root.exists()):
+        if commits.exists():
+            raise StoreError(f"{commits} exists without a job of unetpp; move it away or choose another output folder")
+        return
     with output_errors(store.folder):
         (store.folder / JOB).unlink(missing_ok=True)
         (store.folder / VALIDITY).unlink(missing_ok=True)
+    discard_products(store.folder)
     discard_folder(commits)
     discard_folder(store.root)
 

@@ -18,6 +18,7 @@ from unetpp import commit, shard_worker
 from unetpp import lock as lock_module
 from unetpp.durable import file_sha256
 from unetpp.errors import BandsError, CorruptImageError, MaskError, ModelPackageError, StoreError
+from unetpp.finalize import finalize
 from unetpp.geometry import Box, Spacing
 from unetpp.io.resample import GridReader
 from unetpp.job import JOB
@@ -259,7 +260,9 @@ def test_another_key_redoes_everything_and_leaves_nothing_behind(
     tmp_path: Path, image: Path, tiny_package: Path
 ) -> None:
     out = tmp_path / "out"
-    run_all(prepare_job(image, out, tiny_package, **OPTIONS))
+    old = prepare_job(image, out, tiny_package, **OPTIONS)
+    run_all(old)
+    finalize(old)
     (out / "notes.txt").write_text("the user's own")
     job = prepare_job(image, out, tiny_package, **{**OPTIONS, "shard": 256})
     assert len(pending(job)) == len(job.plan.shards()) == 4
