@@ -143,6 +143,7 @@ def save_package(folder: Path, model: UNetPlusPlus | UNet, spec: ModelSpec, card
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors keeps it to the owner, and an installed model is everybody's
     (folder / SPEC).write_text(json.dumps(spec.to_json(), indent=1) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
     return load_package(folder)

@@ -26,7 +26,9 @@ def model_card(spec: ModelSpec, intended: str) -> str:
             f"**Made by** `{training['command']}` in {training['seconds'] / 60:.0f} minutes; the weights are the "
             f"running average at step {training['best_step']} of {training['steps']}, the best of all validations.",
             "",
-            "**Validation**, whole images at full size, pixels pooled over all images:",
+            f"**Limits.** {training['limits']}",
+            "",
+            f"**Validation**, whole images at full size in {training['precision']}, pixels pooled over all images:",
             "",
             "| class | IoU | Dice | precision | recall |",
             "|---|--:|--:|--:|--:|",

@@ -107,6 +107,7 @@ class Recipe(_Section):
     licence: str
     source: str
     intended: str
+    limits: str
     data: DataSection
     classes: tuple[ClassSection, ...] = Field(min_length=2)
     network: NetworkSection = NetworkSection()
@@ -260,6 +261,8 @@ def _package(
         training={
             "source": config.source,
             "licence": config.licence,
+            "limits": config.limits,
+            "precision": config.train.precision,
             "training_images": len(training),
             "validation_images": len(validation),
             "validation": list(config.data.validation),
