@@ -39,6 +39,8 @@ def test_results_among_the_images_are_not_images(tmp_path: Path) -> None:
     slide = _touch(tmp_path / "slide.svs")
     _claim(tmp_path / "out/slide", slide)
     _touch(tmp_path / "out/slide/classes.tif")
+    _touch(tmp_path / "mlflow/mlflow.db")
+    _touch(tmp_path / "mlflow/mlartifacts/1/picture.jpg")
     assert expand([tmp_path]) == [slide]
 
 

@@ -77,7 +77,7 @@ def print_bench(console: Console) -> None:
     from unetpp_workflows.machine import worker_count
 
     names = bundled_names()
-    package = load_package(bundled_package(names[0] if names else "nuclei"))
+    package = load_package(bundled_package("nuclei" if "nuclei" in names or not names else names[0]))
     columns = ("engine", "workers", "tile px", "core px", "useful", "computed Mpx/s", "written Mpx/s", "peak MB")
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     workers = worker_count(threads=1)

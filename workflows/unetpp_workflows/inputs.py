@@ -70,7 +70,8 @@ def _images_below(folder: Path) -> list[Path]:
         if child.name.startswith("."):
             continue
         if child.is_dir() and not _is_zarr(child):
-            if not (child / JOB).exists():  # the output folder of an image may lie among the images
+            # Results and an MLflow store may lie among the images, with pictures in them.
+            if not (child / JOB).exists() and not (child / "mlflow.db").exists():
                 images += _images_below(child)
         elif child.suffix.lower() in SUFFIXES:
             images.append(child)

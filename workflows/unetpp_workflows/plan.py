@@ -121,4 +121,3 @@ def _table(plans: list[ImagePlan]) -> Table:
             f"{job.engine.name} {job.engine.precision}",
         )
     return table
-

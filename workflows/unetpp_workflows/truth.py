@@ -100,4 +100,5 @@ def _sample(raster: Raster, grid: OutputGrid, box: Box) -> NDArray[np.generic]:
 
 
 def _centres(start: int, stop: int, step: float, size: int) -> NDArray[np.int64]:
-    return np.floor((np.arange(start, stop) + 0.5) * step).astype(np.int64).clip(0, size - 1)
+    centres = np.floor((np.arange(start, stop) + 0.5) * step).astype(np.int64)
+    return np.asarray(centres.clip(0, size - 1), np.int64)
