@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from unetpp.commit import CommitRecord
+from unetpp.errors import EngineError
 from unetpp.segment import SegmentJob, pending
 from unetpp_workflows.executors import ray as ray_executor
 from unetpp_workflows.executors.base import Outcome, Result
@@ -100,3 +101,15 @@ def test_workers_share_the_gpus(prepare: Prepare, device: str, workers: int, gpu
     job = prepare(engine="torch")
     job = replace(job, engine=replace(job.engine, device=device))
     assert ray_executor._gpu_share([job], workers, gpus) == share
+
+
+def test_a_machine_without_loopback_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import socket
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    with pytest.raises(EngineError, match="use the executor local"):
+        ray_executor._check_loopback()

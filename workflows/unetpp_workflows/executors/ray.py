@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from unetpp.errors import EngineError
 from unetpp_workflows.executors.base import (
@@ -36,6 +36,7 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _LONGEST_TEMP = 24
 """Ray appends about 60 characters to its folder and a socket's path may have 107."""
 _LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def run_ray(
@@ -55,7 +56,7 @@ def run_ray(
         on_commit: called in the calling thread after each committed shard.
 
     Raises:
-        EngineError: no worker could start.
+        EngineError: Ray cannot run here, or no worker could start.
     """
     queue = ShardQueue(jobs, attempts, on_commit)
     if not len(queue):
@@ -166,38 +167,61 @@ class _Crew:
 
 @contextmanager
 def ray_session(address: str | None, *, cpus: int) -> Iterator[None]:
-    """Use the session this process has, else join the cluster at `address`, else run Ray on this machine meanwhile."""
+    """Use the session this process has, else join the cluster at `address`, else run Ray on this machine meanwhile.
+
+    Raises:
+        EngineError: Ray cannot run on this machine.
+    """
     import ray
 
     with ExitStack() as stack:
         if not ray.is_initialized():
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if address is not None:
-                ray.init(address=address, **quiet)
+                ray.init(address=address, **_QUIET)
             else:
-                stack.enter_context(mock.patch.dict(os.environ, _LOCAL_ENVIRONMENT))
-                folder = tempfile.mkdtemp(prefix="unetpp-", dir=_short_temp())
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                _start_ray(num_cpus=cpus, _temp_dir=folder, **quiet)
+                _start_here(stack, cpus)
             stack.callback(ray.shutdown)
         yield
 
 
-def _start_ray(**options: Any) -> None:
-    """Start Ray on this machine; its own limit of 30 s is too short for a busy one. Raises `EngineError`."""
+def _start_here(stack: ExitStack, cpus: int) -> None:
     import ray
 
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **options)
-        except Exception as error:  # Ray raises a plain Exception when a process of it is late
-            ray.shutdown()
-            if attempt == ATTEMPTS:
-                raise EngineError(
-                    f"Ray did not start on this machine in {ATTEMPTS} tries ({one_line(error)}); use --executor local"
-                ) from error
-        else:
-            return
+    _check_loopback()
+    stack.enter_context(_environment(_LOCAL_ENVIRONMENT))
+    folder = tempfile.mkdtemp(prefix="unetpp-", dir=_short_temp())
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _temp_dir=folder,
+        **_QUIET,
+    )
+
+
+def _check_loopback() -> None:
+    """Fail at once where this machine cannot talk to itself: Ray would only hang."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=2).close()
+    except OSError as error:
+        raise EngineError(f"Ray needs the loopback network ({error.strerror}); use the executor local") from error
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _short_temp() -> Path:
