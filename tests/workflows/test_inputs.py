@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unetpp.errors import ImageNotFoundError, OutputError
@@ -81,6 +81,11 @@ def test_a_linked_folder_out_of_the_output_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=60))
+@example("..")
+@example("/archive/..")
+@example("s3://bucket/..?version=../..")
+@example("..\\..\\secret")
+@example("/")
 def test_no_uri_names_a_folder_outside_the_output(uri: str) -> None:
     name = safe_name(uri)
     assert name not in ("", ".", "..")
