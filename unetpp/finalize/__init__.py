@@ -161,7 +161,7 @@ def _vectors(job: SegmentJob, markers: Markers, progress: Callable[[float], None
     boxes = [shard.box for shard in job.plan.shards()]
     pieces = markers.own(_PIECES)
     write_pieces(job.store.read, boxes, keep, pieces, lambda share: progress(share / 2))
-    found = iter_objects(boxes, pieces)
+    found = iter_objects(boxes, pieces, lambda share: progress((1 + share) / 2))
     counts, names = write_vectors(found, grid=job.grid, classes=job.classes, key=job.key, folder=markers.work)
     markers.write("vectors", markers.keep(names), {str(value): count for value, count in counts.items()})
 

@@ -47,13 +47,16 @@ def write_geotiff(
         OutputError: the file cannot be written.
     """
     import rasterio
+    from rasterio._err import CPLE_BaseError  # what `copy` raises; rasterio has no public name for it
     from rasterio.errors import RasterioError
     from rasterio.shutil import copy
 
     path, draft = folder / GEOTIFF, folder / f"draft-{GEOTIFF}"
     try:
         with output_errors(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_NUM_THREADS=1, GDAL_PAM_ENABLED=False):
-            _write_tiles(read, list(boxes), grid, classes, draft, progress)
+            draft.unlink(missing_ok=True)
+            windows = list(boxes)
+            _write_tiles(read, windows, grid, classes, draft, progress)
             # Overviews must precede the pixels in a COG, so that it can only be made from a finished file.
             path.unlink(missing_ok=True)
             copy(
@@ -66,11 +69,20 @@ def write_geotiff(
                 BIGTIFF="IF_SAFER",
             )
             draft.unlink()
+            _check(path, read, windows, progress)
             sync(path)
-    except RasterioError as error:
-        first = str(error).strip().splitlines()[0]
-        raise OutputError(f"cannot write {path}: {first}; check the disk and run the same command again") from error
+    except (RasterioError, CPLE_BaseError) as error:
+        raise OutputError(
+            f"cannot write {path}: {_root(error)}; check the disk and run the same command again"
+        ) from error
     return GEOTIFF
+
+
+def _root(error: BaseException) -> str:
+    """Return the first line of the error that began it: rasterio's own only say to look at the previous one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _write_tiles(
@@ -107,4 +119,26 @@ def _write_tiles(
         file.update_tags(1, **{f"CLASS_{info.value}": info.name for info in classes})
         for count, box in enumerate(boxes):
             file.write(read(box), 1, window=Window(box.x0, box.y0, box.width, box.height))
-            progress((count + 1) / len(boxes))
+            progress((count + 1) / len(boxes) / 2)
+
+
+def _check(
+    path: Path,
+    read: Callable[[Box], npt.NDArray[np.uint8]],
+    boxes: Sequence[Box],
+    progress: Callable[[float], None],
+) -> None:
+    """Read the file back: GDAL reports no error when the disk is full as it closes a file."""
+    import rasterio
+    from rasterio.windows import Window
+
+    with rasterio.open(path) as file:
+        for count, box in enumerate(boxes):
+            if not np.array_equal(file.read(1, window=Window(box.x0, box.y0, box.width, box.height)), read(box)):
+                raise OutputError(f"cannot write {path}: {box} is not what was written; check the disk and run again")
+            progress((1 + (count + 1) / len(boxes)) / 2)
+        levels = len(file.overviews(1))
+    for level in range(levels):
+        with rasterio.open(path, overview_level=level) as file:
+            for _, window in file.block_windows(1):
+                file.read(1, window=window)

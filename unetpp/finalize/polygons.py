@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,9 @@ class PixelObject:
     rings: tuple[Ints, ...]
 
 
-def iter_objects(shards: Sequence[Box], folder: Path) -> Iterator[PixelObject]:
+def iter_objects(
+    shards: Sequence[Box], folder: Path, progress: Callable[[float], None] = lambda share: None
+) -> Iterator[PixelObject]:
     """Yield all objects of the pieces that `write_pieces` stored for these shards.
 
     Raises:
@@ -51,6 +53,7 @@ def iter_objects(shards: Sequence[Box], folder: Path) -> Iterator[PixelObject]:
         joined = _Joined(pieces)
         for block in range(len(pieces.boxes)):
             yield from _owned_objects(pieces, joined, block)
+            progress((block + 1) / len(pieces.boxes))
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, IndexError, ValueError, FileNotFoundError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise StoreError(f"{folder} is damaged ({error}); run the same command again") from error

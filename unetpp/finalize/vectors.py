@@ -13,11 +13,12 @@ Equal objects give equal bytes. Files grow feature by feature, and a GeoPackage 
 from __future__ import annotations
 
 import json
+import sqlite3
 import struct
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -173,15 +174,17 @@ class _GeoPackage:
         self._fields = ["id", "class", "name", f"area_{how.unit}"]
         self._rows: list[tuple[bytes, str, int, str, float]] = []
         self._bytes = 0
-        self._started = False
+        self._count = 0
 
     def __enter__(self) -> _GeoPackage:
         self._path.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if error[0] is None and (self._rows or not self._started):
-            self._flush()
+        if error[0] is None:
+            if self._rows or not self._count:
+                self._flush()
+            self._check()
 
     def add(self, rows: Sequence[_Row], outlines: Outlines) -> None:
         for row, geometry in zip(rows, well_known_binary(outlines, self._transform), strict=True):
@@ -191,7 +194,7 @@ class _GeoPackage:
             self._flush()
 
     def _flush(self) -> None:
-        from pyogrio.errors import DataSourceError, FeatureError
+        from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
         from pyogrio.raw import write
 
         columns = [[row[k] for row in self._rows] for k in range(5)]
@@ -208,13 +211,27 @@ class _GeoPackage:
                     driver="GPKG",
                     geometry_type="Polygon",
                     crs=self._crs,
-                    append=self._started,
+                    append=self._count > 0,
                 )
-        except (DataSourceError, FeatureError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise OutputError(f"cannot write {self._path}: {first}; check the disk and run the same command") from error
-        self._started = True
+        except (DataSourceError, DataLayerError, FeatureError) as error:
+            raise self._failure(str(error).strip().splitlines()[0]) from error
+        self._count += len(self._rows)
         self._rows, self._bytes = [], 0
+
+    def _check(self) -> None:
+        # GDAL reports no error when a full disk keeps SQLite from writing the spatial index or the last pages.
+        try:
+            with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)) as base:
+                state = base.execute("PRAGMA quick_check(1)").fetchone()[0]
+                tables = (LAYER, f"rtree_{LAYER}_geom")
+                counts = [base.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables]  # noqa: S608
+        except sqlite3.Error as error:
+            raise self._failure(str(error)) from error
+        if state != "ok" or counts != [self._count] * 2:
+            raise self._failure(f"objects and index hold {counts} of {self._count} rows, SQLite says {state!r}")
+
+    def _failure(self, why: str) -> OutputError:
+        return OutputError(f"cannot write {self._path}: {why}; check the disk and run the same command again")
 
 
 def _nested(points: list[list[float]], outlines: Outlines) -> list[list[list[list[float]]]]:

@@ -253,3 +253,50 @@ def test_killed_at_random_points_the_next_run_ends_with_the_same_bytes(make_job:
     assert {"polygons.gpkg", "polygons.geojson", "classes.tif", "finalize/areas.json"} <= set(expected)
     for number in range(rounds):
         assert products(tmp_path / str(number)) == expected
+
+
+FULL = """
+import os, resource, sys
+from pathlib import Path
+import rasterio.shutil, pyogrio.raw, zarr
+from unetpp.errors import OutputError
+from unetpp.finalize import finalize
+from unetpp.job import SegmentJob
+
+for limit in map(int, sys.argv[2:]):
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            finalize(SegmentJob.load(Path(sys.argv[1])))
+            print("no error")
+        except OutputError as error:
+            print(error)
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("name", ["classes.tif", "polygons.gpkg"])
+def test_a_disk_that_fills_up_is_an_error_and_never_a_damaged_product(name: str, make_job: MakeJob) -> None:
+    if name == "classes.tif":
+        labels = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (700, 700))
+    else:
+        labels = np.eye(40, dtype=np.uint8)
+    job = make_job(labels, **UTM)
+    finalize(job)
+    expected = products(job.out)
+    size = (job.out / name).stat().st_size
+    assert size == max((job.out / other).stat().st_size for other in expected)
+    discard_products(job.out)
+    limits = [int(size * share) for share in (0.3, 0.8, 0.92, 0.99)]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(job.out), *map(str, limits)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(limits) and all(line.startswith("cannot write ") for line in lines), lines
+    assert not (job.out / name).exists()
+    finalize(job)
+    assert products(job.out) == expected

@@ -47,7 +47,7 @@ def test_rasterio_reads_labels_crs_transform_and_classes(
         assert [file.colormap(1)[value][:3] for value in (0, 1, 4)] == [(0, 0, 0), (200, 10, 20), (0, 90, 255)]
         assert file.overviews(1) == [2, 4]
         coarse = file.read(1, out_shape=(550, 150))
-        assert set(np.unique(coarse)) <= {0, 1, 4, 255} and not np.array_equal(coarse, np.zeros_like(coarse))
+        assert np.array_equal(coarse, labels[::2, ::2])
 
 
 def test_reruns_are_byte_identical_and_leave_nothing_else(make_job: Callable[..., SegmentJob], tmp_path: Path) -> None:
