@@ -49,25 +49,15 @@ def write_geotiff(
     import rasterio
     from rasterio._err import CPLE_BaseError  # what `copy` raises; rasterio has no public name for it
     from rasterio.errors import RasterioError
-    from rasterio.shutil import copy
 
-    path, draft = folder / GEOTIFF, folder / f"draft-{GEOTIFF}"
+    path, windows = folder / GEOTIFF, list(boxes)
     try:
         with output_errors(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_NUM_THREADS=1, GDAL_PAM_ENABLED=False):
+            draft = folder / f"draft-{GEOTIFF}"
             draft.unlink(missing_ok=True)
-            windows = list(boxes)
             _write_tiles(read, windows, grid, classes, draft, progress)
-            # Overviews must precede the pixels in a COG, so that it can only be made from a finished file.
             path.unlink(missing_ok=True)
-            copy(
-                draft,
-                path,
-                driver="COG",
-                COMPRESS="DEFLATE",
-                BLOCKSIZE=_TILE,
-                OVERVIEW_RESAMPLING="NEAREST",
-                BIGTIFF="IF_SAFER",
-            )
+            _optimize(draft, path)
             draft.unlink()
             _check(path, read, windows, progress)
             sync(path)
@@ -76,6 +66,21 @@ def write_geotiff(
             f"cannot write {path}: {_root(error)}; check the disk and run the same command again"
         ) from error
     return GEOTIFF
+
+
+def _optimize(draft: Path, path: Path) -> None:
+    """Copy with overviews: they precede the pixels, so that such a file can only be made from a finished one."""
+    from rasterio.shutil import copy
+
+    copy(
+        draft,
+        path,
+        driver="COG",
+        COMPRESS="DEFLATE",
+        BLOCKSIZE=_TILE,
+        OVERVIEW_RESAMPLING="NEAREST",
+        BIGTIFF="IF_SAFER",
+    )
 
 
 def _root(error: BaseException) -> str:
