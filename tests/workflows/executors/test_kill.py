@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from unetpp.segment import SegmentJob, pending
@@ -76,10 +79,25 @@ def test_killed_drivers_lose_nothing(
     assert [path.name for path in job.out.rglob("*") if path.suffix in (".partial", ".tmp", ".new")] == []
 
 
-def test_a_session_of_our_own_is_quiet_and_leaves_nothing(prepare: Prepare, tmp_path: Path) -> None:
-    job = prepare(engine="torch", shard=256)
-    driver = start("ray", job, engine="torch", shard=256)
-    out, errors = driver.communicate(timeout=200)
+def test_a_session_of_our_own_keeps_standard_output_clean_and_leaves_nothing(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = prepare(engine="torch")
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        driver = start("ray", job, engine="torch")
+        wait_for_commits(job, 3, driver)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        next(process for process in family if "ShardActor" in " ".join(process.cmdline())).kill()
+        out, errors = driver.communicate()
+        assert list(Path(folder).iterdir()) == [], "Ray's own files are left behind"
     assert driver.returncode == 0, errors.decode()
-    assert json.loads(out) == [4, {}] and errors == b""
-    assert pending(job) == []
+    assert json.loads(out) == [35, {}] and pending(job) == []
+    assert all(line.startswith("(raylet)") for line in plain(errors)), errors.decode()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+def plain(output: bytes) -> list[str]:
+    """Return the lines of coloured terminal output."""
+    return [line for line in re.sub(r"\x1b\[[0-9;]*m", "", output.decode()).splitlines() if line]
