@@ -125,7 +125,7 @@ def test_plan_status_verify_and_report_on_one_output(ink_package: Path, blots: D
         "plan", path, "-m", ink_package, "-o", out, "--set", "tiling.core=32", "--set", "engine.name=torch"
     )
     assert code == 0, text
-    assert "1 images, 0.0 Mpx, 12 shards of which 0 are done" in text
+    assert "1 images, 0.0 Mpx of which 100% are valid, 12 shards of which 0 are done" in text
     assert not out.exists()
     assert call("segment", path, "-m", ink_package, "-o", out, *FAST)[0] == 0
     assert call("status", out)[0] == 0

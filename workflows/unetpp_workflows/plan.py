@@ -66,12 +66,8 @@ def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, co
         console.print(_table(plans))
     for problem in problems:
         console.print(f"failed: {problem}", markup=False, highlight=False, soft_wrap=True)
-    pixels, shards, done = (sum(getattr(p, name) for p in plans) for name in ("pixels", "shards", "committed"))
-    console.print(
-        f"{len(plans)} images, {pixels / 1e6:,.1f} Mpx, {shards:,} shards of which {done:,} are done, "
-        f"{decimal(pixels)} of labels before compression",
-        highlight=False,
-    )
+    if plans:
+        console.print(_totals(plans), highlight=False, soft_wrap=True)
     return PART_FAILED if problems else DONE
 
 
@@ -102,22 +98,29 @@ def plan_image(call: Call, source: Source) -> ImagePlan:
 
 def _table(plans: list[ImagePlan]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ("image", "pixels", "at", "valid", "shards", "done", "tile", "useful", "input", "engine")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("image", "engine") else "right", overflow="fold")
+    table.add_column("image", overflow="fold")
+    for column in ("pixels", "at", "valid", "done/shards", "tile", "useful"):
+        table.add_column(column, justify="right", no_wrap=True)
     for plan in plans:
-        job = plan.job
-        tile = " x ".join(str(side) for side in reversed(job.plan.tile_shape))
+        tiling = plan.job.plan
         table.add_row(
             escape(plan.name),
-            f"{job.plan.width:,} x {job.plan.height:,}",
-            str(job.grid.spacing or "?"),
+            f"{tiling.width} x {tiling.height}",
+            str(plan.job.grid.spacing or "?"),
             f"{plan.valid_share:.0%}",
-            f"{plan.shards:,}",
-            f"{plan.committed:,}",
-            tile,
-            f"{job.plan.useful_share:.0%}",
-            decimal(plan.source_bytes) if plan.source_bytes else "-",
-            f"{job.engine.name} {job.engine.precision}",
+            f"{plan.committed}/{plan.shards}",
+            "x".join(str(side) for side in reversed(tiling.tile_shape)),
+            f"{tiling.useful_share:.0%}",
         )
     return table
+
+
+def _totals(plans: list[ImagePlan]) -> str:
+    pixels, shards, done = (sum(getattr(plan, name) for plan in plans) for name in ("pixels", "shards", "committed"))
+    valid = sum(plan.valid_share * plan.pixels for plan in plans)
+    engines = dict.fromkeys(f"{plan.job.engine.name} {plan.job.engine.precision}" for plan in plans)
+    return (
+        f"{len(plans)} images, {pixels / 1e6:,.1f} Mpx of which {valid / pixels:.0%} are valid, {shards:,} shards of "
+        f"which {done:,} are done; {decimal(sum(plan.source_bytes for plan in plans))} in, {decimal(pixels)} of labels "
+        f"before compression; engine {', '.join(engines)}"
+    )

@@ -23,6 +23,7 @@ from unetpp_workflows.record import ImageRecord
 
 REPORT, PICTURE, VALIDITY = "report.html", "picture.jpg", "validity.png"
 SIDE = 1536
+STEPS = ("prepare", "read", "compute", "write", "finalize", "score", "report", "tracking")
 _NO_DATA = 255
 _NONE = "-"
 
@@ -218,7 +219,7 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("shards", f"{shards.get('total', _NONE)} in all, {shards.get('invalid', 0)} without valid pixels"),
         *[("failed shard", f"{shard}: {message}") for shard, message in failed.items()],
         ("throughput", _number(record.mpx_per_worker_second, "{:.2f} Mpx/s of valid output per worker")),
-        *[(f"time, {stage}", f"{seconds:.1f} s") for stage, seconds in record.seconds.items()],
+        *[(f"time, {step}", f"{record.seconds[step]:.1f} s") for step in STEPS if step in record.seconds],
         ("MLflow run", record.tracking_run or "not recorded"),
         ("key", (record.key or _NONE)[:16]),
     ]

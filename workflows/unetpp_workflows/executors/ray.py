@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from unetpp.segment import SegmentJob
 
 _OBJECT_STORE_BYTES = 100 * 2**20
+_STARTS = 4
+"""Ray gives its own processes 30 s to start, which is too short on a busy machine."""
 _LONGEST_TEMP = 24
 """Ray appends about 60 characters to its folder and a socket's path may have 107."""
 _LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
@@ -191,14 +193,16 @@ def _start_here(stack: ExitStack, cpus: int) -> None:
     stack.enter_context(_environment(_LOCAL_ENVIRONMENT))
     folder = tempfile.mkdtemp(prefix="unetpp-", dir=_short_temp())
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _temp_dir=folder,
-        **_QUIET,
-    )
+    options = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": folder, **_QUIET}
+    for tries in range(1, _STARTS + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:  # a plain Exception when a process of Ray is late
+            ray.shutdown()
+            if tries == _STARTS:
+                advice = "stop what else runs on this machine, or use --executor local"
+                raise EngineError(f"Ray did not start in {_STARTS} tries ({one_line(error)}); {advice}") from error
 
 
 def _check_loopback() -> None:
