@@ -411,3 +411,15 @@ def test_a_validity_mask_that_changed_is_not_used(
         ShardWorker(job)
     prepare_job(image, tmp_path / "out", tiny_package, mask=mask, **OPTIONS)
     ShardWorker(job).close()
+
+
+def test_finalize_waits_for_workers(
+    tmp_path: Path, image: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "WAIT_S", 0.2)
+    job = prepare_job(image, tmp_path / "out", tiny_package, **OPTIONS)
+    worker = ShardWorker(job)
+    with pytest.raises(StoreError, match="in use by another run"):
+        finalize(job)
+    worker.close()
+    finalize(job)

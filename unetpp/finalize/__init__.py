@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetpp.finalize.areas import AreaUnit, ClassArea, Method, class_areas, measure
 from unetpp.finalize.markers import Markers, Product, changed
+from unetpp.lock import FolderLock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,9 +71,13 @@ def finalize(job: SegmentJob, *, progress: Report | None = None) -> Figures:
 
     Raises:
         OutputError: a product cannot be written.
-        StoreError: the label store is damaged.
+        StoreError: the label store is damaged, or another run is using the folder.
     """
-    report = progress or (lambda step, share: None)
+    with FolderLock(job.out, exclusive=True):
+        return _finalize(job, progress or (lambda step, share: None))
+
+
+def _finalize(job: SegmentJob, report: Report) -> Figures:
     markers = Markers(job.out, _token(job))
     steps = {"pyramid": _pyramid, "geotiff": _geotiff, "vectors": _vectors, "areas": _areas}
     pending = [step for step in STEPS if markers.done(step) is None]
