@@ -66,8 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """With UNETPP_NO_SKIP set (as in CI), a test that skips for want of anything but a GPU fails."""
     report = yield  # type: ignore[misc]
-    if os.environ.get("UNETPP_NO_SKIP") and report.skipped and not item.get_closest_marker("gpu"):
-        if not hasattr(report, "wasxfail"):
-            report.outcome = "failed"
-            report.longrepr = f"skipped where nothing may skip: {report.longrepr}"
+    skipped = report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("gpu")
+    if skipped and os.environ.get("UNETPP_NO_SKIP"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may skip: {report.longrepr}"
     return report  # type: ignore[return-value]

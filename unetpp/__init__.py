@@ -1,3 +1,3 @@
-"""Segment archives of gigapixel images with UNet++; importing this package loads nothing heavy and touches no device."""
+"""Segment archives of gigapixel images with UNet++; importing it loads nothing heavy and touches no device."""
 
 __version__ = "0.1.0"
