@@ -66,7 +66,7 @@ def _record(**changes: object) -> ImageRecord:
         input={"uri": "/data/slide 1.svs", "kind": "slide", "format": "aperio", "bands": ["R", "G", "B"]},
         model={"name": "nuclei", "version": "3", "classes": [dataclasses.asdict(c) for c in CLASSES]},
         plan={"height": 96, "width": 128, "useful_share": 0.56},
-        shards={"total": 4, "invalid": 0, "computed_px": 2_000_000},
+        shards={"total": 4, "invalid": 0, "valid_px": 2_000_000},
         seconds={"shards": 2.0, "compute": 1.5},
         figures={
             "valid_px": 11_808,
