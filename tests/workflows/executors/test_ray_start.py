@@ -1,4 +1,7 @@
-"""Starting Ray on a busy machine: late processes are waited for by starting again, and then it says what to do."""
+"""Starting Ray on a busy machine: late processes are waited for by starting again, and then it says what to do.
+
+A late process cannot be caused at will, so `ray.init` is replaced here and only here; every other test starts Ray.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ def test_a_late_start_is_tried_again_and_given_up_in_one_line(late: int, monkeyp
         if calls["init"] <= late:
             raise Exception("The current node timed out during startup.")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may keep a session in this process
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: calls.update(shutdown=calls["shutdown"] + 1))
     if late < 99:
