@@ -45,6 +45,7 @@ class SlideRaster(ReaderBase):
         self._background = _background(properties)
         self._pages: TiffPages | None = None
         self._in_tiles = vendor in ("aperio", "generic-tiff")
+        self._closed = False
 
     def _open(self) -> Any:
         try:
@@ -110,6 +111,9 @@ class SlideRaster(ReaderBase):
             return self._pages
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._slide.close()
         if self._pages is not None:
             self._pages.close()
