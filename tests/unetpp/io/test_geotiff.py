@@ -1,0 +1,179 @@
+"""Scenes: our pixels against rasterio's own, nodata, alpha, NaN, CRS, transform, spacing, damaged blocks, threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from rasterio.windows import Window as GdalWindow
+
+from unetpp.errors import CorruptImageError
+from unetpp.geometry import Box
+from unetpp.io import open_raster
+
+SCENES = [
+    "geo/landsat7_bahamas_RGB.byte.tif",
+    "geo/landsat7_nc_5band.tif",
+    "geo/landsat7_olinda_6band_L7_ETMs.tif",
+    "geo/spacenet_pan16_sample_geotiff.tif",
+    "geo/spacenet_vegas_pan16_4326.tif",
+    "kampala/kampala_A_z19.tif",
+    "kampala/kampala_A_z20_buildings.tif",
+]
+
+
+def _gdal(path: Path, box: Box, level: int = 0) -> np.ndarray:
+    options = {} if level == 0 else {"overview_level": level - 1}
+    with rasterio.open(path, **options) as file:
+        return np.moveaxis(file.read(window=GdalWindow(box.x0, box.y0, box.width, box.height)), 0, -1)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_every_level_equals_rasterio(data_dir: Path, boxes: Callable[..., list[Box]], name: str) -> None:
+    path = data_dir / name
+    with open_raster(path) as raster, rasterio.open(path) as file:
+        assert (raster.kind, raster.format) == ("scene", "geotiff")
+        assert len(raster.levels) == 1 + len(file.overviews(1))
+        assert CRS.from_wkt(raster.crs) == file.crs
+        assert raster.transform == tuple(file.transform)[:6]
+        assert raster.dtype == file.dtypes[0] and len(raster.bands) == file.count
+        for level in range(len(raster.levels)):
+            for box in boxes(raster, level, count=3):
+                window = raster.read(box, level)
+                np.testing.assert_array_equal(window.pixels, _gdal(path, box, level))
+                place = raster.levels[level]
+                assert window.transform is not None and place.downsample >= 1
+                corner = file.transform @ (box.x0 * place.downsample, box.y0 * place.downsample) if level == 0 else None
+                if corner is not None:
+                    assert (window.transform[2], window.transform[5]) == pytest.approx(corner)
+
+
+def test_nodata_of_a_real_scene_is_gdal_s_dataset_mask(data_dir: Path) -> None:
+    path = data_dir / SCENES[0]
+    with open_raster(path) as raster, rasterio.open(path) as file:
+        valid = raster.read(raster.levels[0].box).valid
+        np.testing.assert_array_equal(valid, file.dataset_mask() > 0)
+        assert 0.2 < valid.mean() < 0.95
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "unit"), [(SCENES[3], 0.5, "m"), (SCENES[1], 28.5, "m"), (SCENES[4], None, "deg")]
+)
+def test_spacing_of_real_scenes(data_dir: Path, name: str, size: float | None, unit: str) -> None:
+    with open_raster(data_dir / name) as raster, rasterio.open(data_dir / name) as file:
+        assert raster.spacing is not None and raster.spacing.unit == unit
+        assert (raster.spacing.y, raster.spacing.x) == pytest.approx(file.res)
+        if size is not None:
+            assert raster.spacing.x == pytest.approx(size, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"])
+def test_made_files_of_every_type(make: Any, boxes: Callable[..., list[Box]], dtype: str) -> None:
+    pixels = make.noise((150, 170, 4), dtype)
+    path = make.geotiff(pixels, photometric="minisblack", alpha="no", overviews=(2, 4))
+    with open_raster(path) as raster:
+        assert raster.dtype == dtype and raster.bands[1:] == ("band2", "band3", "band4")
+        assert [x.box.shape for x in raster.levels] == [(150, 170), (75, 85), (38, 43)]
+        for box in boxes(raster):
+            window = raster.read(box)
+            np.testing.assert_array_equal(window.pixels, pixels[box.slices()])
+            assert window.valid.all()
+        for level in (1, 2):
+            box = raster.levels[level].box
+            np.testing.assert_array_equal(raster.read(box, level).pixels, _gdal(path, box, level))
+
+
+def test_outside_is_zero_and_invalid(make: Any) -> None:
+    pixels = make.noise((40, 50, 2), "uint16")
+    with open_raster(make.geotiff(pixels)) as raster:
+        window = raster.read(Box(-3, -4, 45, 60))
+        assert window.valid.sum() == 40 * 50 and window.valid[3:43, 4:54].all()
+        np.testing.assert_array_equal(window.pixels[3:43, 4:54], pixels)
+        assert not window.pixels[~window.valid].any()
+        assert window.transform is not None
+        assert window.transform[2::3] == pytest.approx((450_000 - 4 * 0.5, 40_000 + 3 * 0.5))
+
+
+def test_nodata_alpha_mask_and_nan_are_invalid(make: Any) -> None:
+    base = make.noise((64, 64, 3))
+    deep = base.astype("uint16")
+    deep[5, 6, 1] = 9999
+    with open_raster(make.geotiff(deep, "deep.tif", nodata=9999)) as raster:
+        assert np.argwhere(~raster.read(raster.levels[0].box).valid).tolist() == [[5, 6]]
+    shallow = base.copy()
+    shallow[1, 2], shallow[3, 4, 0] = 0, 0
+    with open_raster(make.geotiff(shallow, "shallow.tif", nodata=0)) as raster:
+        assert np.argwhere(~raster.read(raster.levels[0].box).valid).tolist() == [[1, 2]]
+    real = base.astype("float32")
+    real[7, 8, 2], real[9, 9, 0], real[0, 1, 0] = np.nan, np.inf, np.float32(-3.4e38)
+    with open_raster(make.geotiff(real, "real.tif", nodata=-3.4e38)) as raster:
+        assert np.argwhere(~raster.read(raster.levels[0].box).valid).tolist() == [[0, 1], [7, 8], [9, 9]]
+    hidden = np.full((64, 64), 255, np.uint8)
+    hidden[10:20, 30:] = 0
+    with open_raster(make.geotiff(base, "mask.tif", mask=hidden)) as raster:
+        np.testing.assert_array_equal(raster.read(raster.levels[0].box).valid, hidden > 0)
+    rgba = np.dstack([base, hidden])
+    with open_raster(make.geotiff(rgba, "rgba.tif", photometric="rgb", alpha="yes")) as raster:
+        window = raster.read(raster.levels[0].box)
+        assert raster.bands == ("red", "green", "blue")
+        np.testing.assert_array_equal(window.valid, hidden > 0)
+        np.testing.assert_array_equal(window.pixels, base)
+
+
+def test_rotated_grid_keeps_its_transform(make: Any) -> None:
+    grid = Affine.translation(5e5, 1e6) @ Affine.rotation(30) @ Affine.scale(2.0, -3.0)
+    with open_raster(make.geotiff(make.noise((20, 30, 1)), transform=grid)) as raster:
+        assert raster.transform == pytest.approx(tuple(grid)[:6])
+        assert raster.spacing is not None
+        assert (raster.spacing.y, raster.spacing.x) == pytest.approx((3.0, 2.0))
+        window = raster.read(Box(4, 6, 10, 12))
+        assert window.transform is not None
+        assert window.transform[2::3] == pytest.approx(grid @ (6, 4))
+
+
+def test_without_crs_spacing_is_unknown_and_feet_become_metres(make: Any) -> None:
+    with open_raster(make.geotiff(make.noise((8, 8, 1)), "bare.tif", crs=None)) as raster:
+        assert raster.spacing is None and raster.crs is None and raster.kind == "image"
+    with open_raster(make.geotiff(make.noise((8, 8, 1)), "feet.tif", crs="EPSG:2263")) as raster:
+        assert raster.spacing is not None and raster.spacing.unit == "m"
+        assert math.isclose(raster.spacing.x, 0.5 * 1200 / 3937, rel_tol=1e-6)
+
+
+def test_a_damaged_block_is_named_and_others_still_read(data_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.tif"
+    data = bytearray((data_dir / SCENES[5]).read_bytes())
+    with tifffile.TiffFile(data_dir / SCENES[5]) as file:
+        offset, count = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    data[offset : offset + count] = bytes(255 - x for x in data[offset : offset + count])
+    path.write_bytes(data)
+    with open_raster(path) as raster:
+        with pytest.raises(CorruptImageError, match=r"damaged\.tif: .*does not decode") as caught:
+            raster.read(Box(0, 0, 20, 20))
+        assert "\n" not in str(caught.value)
+        box = Box(300, 300, 400, 400)
+        np.testing.assert_array_equal(raster.read(box).pixels, _gdal(data_dir / SCENES[5], box))
+
+
+def test_a_truncated_file_is_named(make: Any) -> None:
+    path = make.geotiff(make.noise((256, 256, 3)))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CorruptImageError, match=r"scene\.tif: ") as caught, open_raster(path) as raster:
+        raster.read(Box(0, 0, 256, 256))
+    assert "\n" not in str(caught.value)
+
+
+def test_two_threads_at_once_read_right_pixels(make: Any, boxes: Callable[..., list[Box]]) -> None:
+    pixels = make.noise((500, 500, 3), "uint16")
+    with open_raster(make.geotiff(pixels)) as raster, ThreadPoolExecutor(2) as pool:
+        wanted = boxes(raster, count=40)
+        for box, window in zip(wanted, pool.map(raster.read, wanted), strict=True):
+            np.testing.assert_array_equal(window.pixels, pixels[box.slices()])
