@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 _SMOOTHING_PX = 1.5
 _GLASS_MIN, _GLASS_MAX_CHROMA, _NEUTRAL_CHROMA, _SATURATED = 150.0, 20.0, 8.0, 253.5  # 8-bit values
 _MIN_GLASS_SHARE = 0.005
-_WHITE, _ZERO = np.float32(math.log(250.0)), np.float32(0)
+_WHITE = np.float32(math.log(250.0))
 _FIT_PIXELS = 40_000
 _COLOR_WEAK, _COLOR_STRONG = 0.02, 0.04  # natural optical density, between the densest and the clearest channel
 _GREY_WEAK, _GREY_STRONG = 0.15, 0.30
@@ -72,8 +72,8 @@ def _high(planes: Sequence[Floats]) -> Floats:
 def _glass(smooth: Sequence[Floats], rgb: NDArray[np.uint8]) -> Mask:
     """Return pixels that may be bare glass: bright and nearly neutral. All False where there are too few.
 
-    Scanners fill what they did not scan with pure white, so saturated pixels are left out where the others look like
-    glass: they are the majority and as neutral as glass. Else the light itself saturates and the others are tissue.
+    Scanners fill what they did not scan with pure white, so saturated pixels are left out where the others are as
+    neutral as glass. Else the light itself saturates and the others are pale tissue.
     """
     low = _low(smooth)
     chroma = _high(smooth) - low
@@ -82,8 +82,7 @@ def _glass(smooth: Sequence[Floats], rgb: NDArray[np.uint8]) -> Mask:
         return np.zeros(glass.shape, bool)
     pure = (rgb[..., 0] == 255) & (rgb[..., 1] == 255) & (rgb[..., 2] == 255)
     unsaturated = np.asarray(glass & (low < _SATURATED) & ~pure)
-    majority = 2 * unsaturated.sum() >= glass.sum()
-    if majority and np.median(chroma[unsaturated]) <= _NEUTRAL_CHROMA:
+    if unsaturated.sum() >= _MIN_GLASS_SHARE * glass.size and np.median(chroma[unsaturated]) <= _NEUTRAL_CHROMA:
         return unsaturated
     return glass
 
@@ -115,7 +114,9 @@ def _glass_surface(log: Sequence[Floats], glass: Mask) -> list[Floats]:
     )
     surfaces = []
     for c in range(3):
-        surface = sum((term * np.float32(weight) for term, weight in zip(grid, fit[:, c], strict=True)), _ZERO)
+        surface = np.zeros((height, width), np.float32)
+        for term, weight in zip(grid, fit[:, c], strict=True):
+            surface += term * np.float32(weight)
         surfaces.append(np.clip(surface, np.float32(seen[:, c].min()), np.float32(seen[:, c].max())))
     return surfaces
 
