@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .PHONY: help setup demo test check slow speed wheel-test clean
 
 help:
-	@echo "make demo        set up, then segment a real slide and a real scene (about 4 minutes)"
+	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       format, lint, types and import contracts"
 	@echo "make slow        long checks: memory against image size"

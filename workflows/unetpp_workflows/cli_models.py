@@ -48,7 +48,7 @@ def models_register(
 
     [bold]Example[/]
 
-        unetpp models register runs/nuclei/package --alias challenger
+        unetpp models register runs/nuclei --alias challenger
     """
     from unetpp_workflows.registry import register_package, resolve
 

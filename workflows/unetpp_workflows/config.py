@@ -72,7 +72,7 @@ class ExecutorConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """Where models come from and runs are recorded; without a URI a SQLite file in the output folder."""
+    """Where models come from and runs are recorded; without a URI a SQLite file of this user (UNETPP_HOME)."""
 
     uri: str | None = None
     enabled: bool = True
