@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         std=(60.0, 50.0, 40.0),
     )
     return save_package(tmp_path_factory.mktemp("tiny"), model, spec, "A tiny random model.").folder
+
+
+def pytest_configure() -> None:
+    # A shell that starts pytest in the background ignores Ctrl-C for it and its children; some tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
