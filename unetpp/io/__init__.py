@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, UnetppError
 from unetpp.io.base import ZARR_DOCUMENTS, Level, Raster, Window
 
 __all__ = ["Level", "Raster", "Window", "open_raster"]
@@ -24,16 +24,15 @@ def open_raster(uri: str | Path) -> Raster:
     Raises `ImageNotFoundError`, `ImageFormatError`, `CorruptImageError` or `ImageTooLargeError`, each one line.
     """
     path = _local_path(uri)
-    if path.is_dir():
-        return _open_folder(path)
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise CorruptImageError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    if not magic:
-        raise CorruptImageError(f"{path}: the file is empty; copy it again")
-    return _open_file(path, magic)
+        return _open_folder(path) if path.is_dir() else _open_file(path, _magic(path))
+    except (UnetppError, MemoryError):
+        raise
+    except Exception as error:
+        # Damaged headers make the format libraries fail in any way at all.
+        from unetpp.io.reader import first_line
+
+        raise CorruptImageError(f"{path}: its header is damaged ({first_line(error)}); copy it again") from error
 
 
 def _local_path(uri: str | Path) -> Path:
@@ -44,6 +43,17 @@ def _local_path(uri: str | Path) -> Path:
     if not path.exists():
         raise ImageNotFoundError(f"{path}: no such file or folder; check the path")
     return path
+
+
+def _magic(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise CorruptImageError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    if not magic:
+        raise CorruptImageError(f"{path}: the file is empty; copy it again")
+    return magic
 
 
 def _open_folder(path: Path) -> Raster:

@@ -17,8 +17,7 @@ from rasterio.windows import Window as GdalWindow
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing, Transform
 from unetpp.io.base import Mask, Pixels
-from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, make_levels, valid_samples
-from unetpp.io.tiff import first_line
+from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
 
 GDAL_CACHE_BYTES = 2**26
 """GDAL's block cache, one for the process; its default is a share of the machine's memory."""

@@ -12,8 +12,8 @@ import openslide
 from unetpp.errors import CorruptImageError, ImageFormatError
 from unetpp.geometry import Box, Spacing
 from unetpp.io.base import Mask, Pixels
-from unetpp.io.reader import RGB, ReaderBase, make_levels
-from unetpp.io.tiff import FINEST_PRINT_SPACING_UM, TiffPages, first_line
+from unetpp.io.reader import RGB, ReaderBase, first_line, make_levels
+from unetpp.io.tiff import FINEST_PRINT_SPACING_UM, TiffPages
 
 CACHE_BYTES = 2**25
 BLOCK = 512

@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing
 from unetpp.io.base import Mask, Pixels
-from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, both, make_levels, valid_samples
-from unetpp.io.tiff import DECODE_ERRORS, FINEST_PRINT_SPACING_UM, GDAL_NODATA, TiffPages, first_line
+from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, both, first_line, make_levels, valid_samples
+from unetpp.io.tiff import DECODE_ERRORS, FINEST_PRINT_SPACING_UM, GDAL_NODATA, TiffPages
 
 PHOTO_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _MICROMETRES = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from unetpp.errors import PlanError
+from unetpp.errors import CorruptImageError, PlanError, UnetppError
 from unetpp.geometry import Box, Spacing, Transform, window_transform
 from unetpp.io.base import Kind, Level, Mask, Pixels, Window
 
@@ -45,17 +45,28 @@ class ReaderBase:
             raise PlanError(f"{self.uri}: box {box} is empty; give one with y1 > y0 and x1 > x0")
         inside = box.intersect(self.levels[level].box)
         if inside == box:
-            pixels, valid = self._read_inside(box, level)
+            pixels, valid = self._read_guarded(box, level)
             if valid is None:
                 valid = np.ones(box.shape, bool)
         else:
             pixels = np.zeros((*box.shape, len(self.bands)), self.dtype)
             valid = np.zeros(box.shape, bool)
             if inside.area:
-                part, part_valid = self._read_inside(inside, level)
+                part, part_valid = self._read_guarded(inside, level)
                 pixels[inside.slices(box)] = part
                 valid[inside.slices(box)] = True if part_valid is None else part_valid
         return self._window(pixels, valid, box, level)
+
+    def _read_guarded(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
+        try:
+            return self._read_inside(box, level)
+        except (UnetppError, MemoryError):
+            raise
+        except Exception as error:
+            # Damaged bytes make the format libraries fail in any way at all.
+            raise CorruptImageError(
+                f"{self.uri}: level {level} {box} does not decode ({first_line(error)}); copy the file again"
+            ) from error
 
     def _window(self, pixels: Pixels, valid: Mask, box: Box, level: int) -> Window:
         fy, fx = level_scale(self.levels, level)
@@ -128,3 +139,9 @@ def make_levels(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
     levels = tuple(Level(height, width, 1.0) for height, width in sizes)
     scales = [level_scale(levels, index) for index in range(len(levels))]
     return tuple(Level(x.height, x.width, (fy + fx) / 2) for x, (fy, fx) in zip(levels, scales, strict=True))
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's text cut to one line, or its class name where it has none."""
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__

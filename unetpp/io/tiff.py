@@ -13,7 +13,7 @@ import tifffile
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box
 from unetpp.io.base import Mask, Pixels
-from unetpp.io.reader import MAX_DECODED_PIXELS
+from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
 
 SEGMENT_CACHE_BYTES = 2**26
 # Codecs raise what their C libraries report; these are the classes seen from tifffile, imagecodecs, zlib and lzma.
@@ -58,7 +58,7 @@ class TiffPages:
         self.page = series.keyframe
         self.dtype = np.dtype(series.dtype)
         self.samples = self.page.samplesperpixel * len(self.levels[0])
-        self.sizes = tuple((pages[0].imagelength, pages[0].imagewidth) for pages in self.levels)
+        self.sizes = tuple((pages[0].keyframe.imagelength, pages[0].keyframe.imagewidth) for pages in self.levels)
         if series.axes.replace("S", "") not in ("YX", "CYX") or len(series.shape) > 3:
             shape = "x".join(map(str, series.shape))
             raise ImageFormatError(
@@ -66,7 +66,7 @@ class TiffPages:
             )
         if series.axes.startswith("C") and len(self.levels[0]) != series.shape[0]:
             raise ImageFormatError(f"{self.path}: its channels are not stored as TIFF pages; save it again as OME-TIFF")
-        largest = max(int(np.prod(pages[0].chunks[:2])) for pages in self.levels)
+        largest = max(int(np.prod(pages[0].keyframe.chunks[:2])) for pages in self.levels)
         if largest > MAX_DECODED_PIXELS:
             raise ImageTooLargeError(
                 f"{self.path}: one strip or tile holds {largest} pixels, more than {MAX_DECODED_PIXELS}; "
@@ -89,11 +89,12 @@ class TiffPages:
         valid = np.ones(box.shape, bool)
         for number, page in enumerate(pages):
             rows, columns, per_plane = self._grid(page, level)
-            planes = 1 if page.planarconfig == 1 else page.samplesperpixel
-            length, width = page.chunks[0], page.chunks[1]
+            layout = page.keyframe
+            planes = 1 if layout.planarconfig == 1 else layout.samplesperpixel
+            length, width = layout.chunks[0], layout.chunks[1]
             for plane in range(planes):
-                first = number * page.samplesperpixel + plane
-                samples = slice(first, first + (page.samplesperpixel if planes == 1 else 1))
+                first = number * layout.samplesperpixel + plane
+                samples = slice(first, first + (layout.samplesperpixel if planes == 1 else 1))
                 for row in range(box.y0 // length, min(-(-box.y1 // length), rows)):
                     for column in range(box.x0 // width, min(-(-box.x1 // width), columns)):
                         index = plane * per_plane + row * columns + column
@@ -103,7 +104,8 @@ class TiffPages:
 
     def _grid(self, page: Any, level: int) -> tuple[int, int, int]:
         height, width = self.sizes[level]
-        rows, columns = -(-height // page.chunks[0]), -(-width // page.chunks[1])
+        length, across = page.keyframe.chunks[:2]
+        rows, columns = -(-height // length), -(-width // across)
         return rows, columns, rows * columns
 
     def _paste(
@@ -112,7 +114,8 @@ class TiffPages:
         block = self._segment(page, key, box)
         y0, x0 = corner
         if block is None:
-            hole = Box(y0, x0, y0 + page.chunks[0], x0 + page.chunks[1]).intersect(box)
+            length, width = page.keyframe.chunks[:2]
+            hole = Box(y0, x0, y0 + length, x0 + width).intersect(box)
             valid[hole.slices(box)] = False
             return
         here = Box(y0, x0, y0 + block.shape[0], x0 + block.shape[1])
@@ -145,7 +148,9 @@ class TiffPages:
             data = self._file.filehandle.read(size)
         if len(data) != size:
             raise EOFError(f"{len(data)} of {size} bytes in the file")
-        block, _, shape = page.keyframe.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+        block, _, shape = page.keyframe.decode(
+            data, index, jpegtables=page.jpegtables, jpegheader=page.keyframe.jpegheader
+        )
         if block is None:
             raise ValueError("no data")
         return np.asarray(block)[0, : shape[1], : shape[2]]
@@ -162,12 +167,6 @@ class TiffPages:
     def close(self) -> None:
         self._file.close()
         self._cache.clear()
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's text cut to one line, or its class name where it has none."""
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
 
 
 def page_tags(path: Path) -> dict[int, Any]:

@@ -12,8 +12,8 @@ import zarr
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing
 from unetpp.io.base import Mask, Pixels
-from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, make_levels, valid_samples
-from unetpp.io.tiff import DECODE_ERRORS, first_line
+from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, first_line, make_levels, valid_samples
+from unetpp.io.tiff import DECODE_ERRORS
 
 AXIS_NAMES = {"channel": "c", "band": "c", "s": "c"}
 # OME-NGFF unit names, and the short forms that writers use, in micrometres.
