@@ -17,7 +17,16 @@ from unetpp.package import ClassInfo
 from unetpp.store import LABELS, LabelStore
 from unetpp.tiling import make_plan
 from unetpp_workflows.record import ImageRecord
-from unetpp_workflows.report import PICTURE, VALIDITY, area_text, preview_labels, to_rgb, write_picture, write_report
+from unetpp_workflows.report import (
+    PICTURE,
+    VALIDITY,
+    area_text,
+    crs_name,
+    preview_labels,
+    to_rgb,
+    write_picture,
+    write_report,
+)
 
 CLASSES = (
     ClassInfo(value=0, name="background", color=(0, 0, 0), background=True),
@@ -160,3 +169,11 @@ def _decode(uri: str | None) -> np.ndarray:
     assert uri is not None
     data = base64.b64decode(re.sub("^data:image/png;base64,", "", uri))
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+
+
+def test_a_crs_is_named_with_its_code_where_it_has_one() -> None:
+    pyproj = pytest.importorskip("pyproj")
+    for version in ("WKT1_GDAL", "WKT2_2019"):
+        assert crs_name(pyproj.CRS(3857).to_wkt(version)) == "WGS 84 / Pseudo-Mercator (EPSG:3857)"
+    assert crs_name('LOCAL_CS["somewhere"]') == "somewhere"
+    assert crs_name(None) == "none"
