@@ -14,7 +14,7 @@ from unetpp.errors import MaskError
 from unetpp.geometry import Box
 from unetpp.io import open_raster
 from unetpp.io.base import thumbnail
-from unetpp.tissue import ValidityMask, load_mask, tissue_mask
+from unetpp.tissue import ValidityMask, _components, load_mask, tissue_mask
 
 Rgb = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -79,6 +79,23 @@ def test_white_fill_beside_glass_is_no_tissue() -> None:
     assert tissue_mask(np.rint(image).astype(np.uint8)).mean() == 0
 
 
+def test_pale_tissue_on_saturated_glass_is_found() -> None:
+    """Here pure white is the glass: the only unsaturated pixels are tissue and must not pass for glass."""
+    drawn = _drawn()
+    image = np.where(drawn[..., None], 255 * np.exp(-np.array([0.015, 0.06, 0.025])), 255.0)
+    assert _iou(tissue_mask(np.rint(image).astype(np.uint8)), drawn) > 0.9
+
+
+def test_small_components_and_weak_ones_are_dropped() -> None:
+    weak = np.zeros((40, 40), bool)
+    weak[2:5, 2:6] = weak[10, 2:13] = weak[20:30, 20:30] = True
+    strong = np.zeros((40, 40), bool)
+    strong[3, 3] = strong[10, 5] = True
+    kept = np.zeros((40, 40), bool)
+    kept[2:5, 2:6] = True
+    assert np.array_equal(_components(weak, strong), kept)
+
+
 def test_image_without_glass_is_all_tissue() -> None:
     pink = np.random.default_rng(1).integers(90, 140, (256, 256, 3)).astype(np.uint8)
     pink[..., 1] //= 2
@@ -98,7 +115,7 @@ def test_a_speck_is_no_tissue_and_a_spot_is() -> None:
     ("name", "least", "most"),
     [
         ("CMU-1-Small-Region.svs", 0.25, 0.6),
-        ("TCGA-CR-7395-01A-01-TS1.svs", 0.6, 0.95),
+        ("TCGA-CR-7395-01A-01-TS1.svs", 0.6, 0.72),  # white fill around tinted glass
         ("giardia_HE_left_1.02GP.tif", 0.15, 0.4),
     ],
 )

@@ -119,8 +119,11 @@ def test_fingerprint_of_a_zarr_folder(tmp_path: Path) -> None:
     group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
     third = fingerprint(path)
     assert third not in (first, second), "the metadata changed"
+    group.attrs["note"] = "what no reader understands"
+    fourth = fingerprint(path)
+    assert fourth not in (first, second, third)
     chunk.unlink()
-    assert fingerprint(path) not in (first, second, third), "a chunk is gone"
+    assert fingerprint(path) not in (first, second, third, fourth), "a chunk is gone"
 
 
 @pytest.mark.parametrize("ending", [".ovr", ".msk", ".aux.xml"])
