@@ -103,7 +103,7 @@ class Raster(Protocol):
     ) -> None: ...
 
 
-THUMBNAIL_BLOCK = 2048
+THUMBNAIL_BLOCK = 1024
 FINGERPRINT_BYTES = 2**16
 FINGERPRINT_OBJECTS = 4096
 ZARR_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")

@@ -26,8 +26,9 @@ class Truth:
     """A label raster of the image's own size; 255 is ignored.
 
     Attributes:
-        classes: Class name of the model -> value in the raster. Only these classes are scored; empty means all
-            classes of the model, by their own values.
+        classes: Class name of the model -> value in the raster. Only these classes are scored, and every other value
+            means "none of them". Empty means all classes of the model, by their own values; a value that no class has
+            (0 for "unlabelled", say) is then ignored.
     """
 
     path: Path
@@ -74,6 +75,8 @@ def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], tru
         for shard in store.plan.shards():
             found, true = store.read(shard.box), _sample(raster, grid, shard.box)
             both = (found != NO_DATA) & (true != NO_DATA)
+            if not truth.classes:
+                both &= np.isin(true, [true_value for _, true_value in pairs.values()])
             for name, (value, true_value) in pairs.items():
                 mine, theirs = (found == value) & both, (true == true_value) & both
                 common[name] += int((mine & theirs).sum())
