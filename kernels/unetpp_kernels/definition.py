@@ -40,28 +40,155 @@ def depthwise_pointwise(
     pointwise: Tensor,
     bias: Tensor | None = None,
     *,
+    inner_bias: Tensor | None = None,
+    inner_relu: bool = False,
     relu: bool = False,
     mode: Resampling = "bilinear",
+    stride: int = 1,
+    dilation: int = 1,
 ) -> Tensor:
-    """Filter every channel in space, then mix channels: relu(pw(dw(cat(*sources, up(low)))) + bias).
+    """Filter every channel in space, then mix channels: act(pw(act(dw(cat(*sources, up(low))) + inner_bias)) + bias).
+
+    A scale after either convolution belongs into its weights: folding it there is exact up to rounding and free.
 
     Args:
         sources: tensors (N, C_k, H, W), read in this order; at least one unless `low` is given.
         low: (N, C_l, H/2, W/2), read through `upsample2x`; its channels come last.
-        depthwise: (C, 1, K, K), K odd; zero padding keeps the size.
+        depthwise: (C, 1, K, K), K odd; zero padding of `dilation * (K // 2)` keeps the size at stride 1.
         pointwise: (O, C, 1, 1).
         bias: (O,).
-        relu: apply max(0, .) at the end.
+        inner_bias: (C,), added between the two convolutions.
+        inner_relu, relu: apply max(0, .) between the convolutions, at the end.
         mode: how `low` is upsampled.
+        stride, dilation: of the depthwise convolution.
+
+    Returns:
+        (N, O, ceil(H / stride), ceil(W / stride)) in the sources' dtype.
+    """
+    inputs = list(sources) if low is None else [*sources, upsample2x(low, mode)]
+    x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
+    x = depthwise_conv(x, depthwise, inner_bias, relu=inner_relu, stride=stride, dilation=dilation)
+    x = F.conv2d(x, pointwise, bias)
+    return F.relu(x) if relu else x
+
+
+def depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    stride: int = 1,
+    dilation: int = 1,
+) -> Tensor:
+    """Filter every channel in space: act(dw(x) + bias).
+
+    Args:
+        x: (N, C, H, W).
+        weight: (C, 1, K, K), K odd; zero padding of `dilation * (K // 2)`.
+        bias: (C,).
+        relu: apply max(0, .) at the end.
+        stride, dilation: of the convolution.
+
+    Returns:
+        (N, C, ceil(H / stride), ceil(W / stride)) in x's dtype.
+    """
+    padding = dilation * (weight.shape[-1] // 2)
+    x = F.conv2d(x, weight, bias, stride, padding, dilation, groups=weight.shape[0])
+    return F.relu(x) if relu else x
+
+
+def pointwise_conv(
+    sources: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    added: Tensor | None = None,
+    pool: bool = False,
+    relu: bool = False,
+    mode: Resampling = "bilinear",
+) -> Tensor:
+    """Mix channels: act(pw(cat(*sources)) + up(added) + bias), the sources read through 2x2 max pooling if asked.
+
+    Args:
+        sources: tensors (N, C_k, H, W), or (N, C_k, 2H, 2W) with `pool`; at least one.
+        weight: (O, C, 1, 1).
+        bias: (O,).
+        added: (N, O, H/2, W/2), read through `upsample2x`.
+        pool: take the largest of each 2 x 2 pixels first.
+        relu: apply max(0, .) at the end.
+        mode: how `added` is upsampled.
 
     Returns:
         (N, O, H, W) in the sources' dtype.
     """
-    inputs = list(sources) if low is None else [*sources, upsample2x(low, mode)]
-    x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
-    x = F.conv2d(x, depthwise, padding=depthwise.shape[-1] // 2, groups=depthwise.shape[0])
-    x = F.conv2d(x, pointwise, bias)
+    x = sources[0] if len(sources) == 1 else torch.cat(list(sources), 1)
+    x = F.conv2d(F.max_pool2d(x, 2) if pool else x, weight, bias)
+    x = x if added is None else x + upsample2x(added, mode)
     return F.relu(x) if relu else x
+
+
+def stem(
+    pixels: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    pointwise: Tensor | None = None,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """Turn raw pixels into the first feature map: pw(act(conv3x3((pixels - mean) / std) + bias)).
+
+    Args:
+        pixels: (N, H, W, bands) of any real type, as they lie in files.
+        mean, std: (bands,) float32; the network sees (pixels - mean) / std, and 0 outside the image.
+        weight: (O, bands, 3, 3); its dtype is the network's.
+        bias: (O,).
+        pointwise: (P, O, 1, 1), mixed at once where given.
+        relu: apply max(0, .) after the 3x3 convolution.
+
+    Returns:
+        (N, P or O, H, W) in the weights' dtype.
+    """
+    x = ((pixels.to(torch.float32) - mean) / std).permute(0, 3, 1, 2).to(weight.dtype)
+    x = F.conv2d(x, weight, bias, padding=1)
+    x = F.relu(x) if relu else x
+    return x if pointwise is None else F.conv2d(x, pointwise)
+
+
+def head(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    values: Tensor,
+    *,
+    depthwise: Tensor | None = None,
+    inner_bias: Tensor | None = None,
+    inner_relu: bool = False,
+    probabilities: bool = False,
+) -> Tensor:
+    """Turn the last feature map into bytes: class values, or the probability of each class.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (K, C, 1, 1), of the logits. With K = 1 the logit is that of the second of two classes.
+        bias: (K,).
+        values: (K or, with K = 1, 2) uint8: what stands for each class. The larger logit wins, the first of equals.
+        depthwise: (C, 1, 3, 3), applied before, with `inner_bias` (C,) and `inner_relu`.
+        probabilities: return softmax in steps of 1/255 instead.
+
+    Returns:
+        (N, H, W) uint8 class values, or (N, classes, H, W) uint8 probabilities.
+    """
+    if depthwise is not None:
+        x = depthwise_conv(x, depthwise, inner_bias, relu=inner_relu)
+    logits = F.conv2d(x, weight, bias).to(torch.float32)
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    if probabilities:
+        return torch.floor(torch.softmax(logits, 1) * 255 + 0.5).to(torch.uint8)
+    return values[logits.argmax(1)]
 
 
 def pointwise_depthwise(

@@ -1,0 +1,251 @@
+"""Which blocks and warps each kernel is launched with: the whole of what can be compiled; needs no GPU and no Triton.
+
+A launch asks for a `Row` by the properties of its tensors. `rows` enumerates every answer there is, so that a check
+without a GPU can compile all of them, and no user's first tile meets a kernel that was never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, get_args
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+Accumulate = Literal["single", "packed"]
+Product = Literal["tf32", "tf32x3", "plain"]
+"""How the matrix product treats fp32 operands; "plain" for 16-bit ones, which need no choice."""
+
+Pixels = Literal["u8", "fp32"]
+Added = Literal[0, 1, 2]
+
+WIDTHS = (32, 64, 128)
+WIDEST = WIDTHS[-1]
+"""Fusing a depthwise with a pointwise convolution needs all outputs of a pixel in registers; wider ones take two steps.
+
+At that width (levels 3 and 4 of the default network, 2.5% of its time) the product dominates and the depthwise result
+is small beside it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One compiled kernel: its name, the type of its tensors, its compile-time constants, warps and pipeline stages."""
+
+    kernel: str
+    dtype: str
+    constants: tuple[tuple[str, int | bool | str], ...]
+    warps: int
+    stages: int = 1
+
+    @property
+    def name(self) -> str:
+        """A short unique name: "depthwise_pointwise fp16 BLOCK_N=32 ... w4"."""
+        constants = " ".join(f"{key}={value:d}" if isinstance(value, bool) else f"{key}={value}" for key, value in self.constants)
+        return f"{self.kernel} {self.dtype} {constants} w{self.warps} s{self.stages}"
+
+    def __getitem__(self, key: str) -> int:
+        return int(dict(self.constants)[key])
+
+
+def width_class(outputs: int) -> int | None:
+    """Return the smallest tile width that holds this many output channels, None where there is none."""
+    return next((width for width in WIDTHS if outputs <= width), None)
+
+
+# (G, R, BLOCK_K, warps) by accumulation and tile width; see `gpu.strips` for G and R. Chosen for the fewest instructions
+# per element without spills on sm_90; not yet measured on a GPU.
+_STRIPS: dict[tuple[str, int], tuple[int, int, int, int]] = {
+    ("packed", 32): (1, 4, 32, 4),
+    ("packed", 64): (2, 4, 32, 8),
+    ("packed", 128): (1, 2, 32, 8),
+    ("single", 32): (1, 4, 32, 4),
+    ("single", 64): (1, 4, 32, 8),
+    ("single", 128): (1, 2, 32, 8),
+    ("fp32", 32): (1, 4, 16, 4),
+    ("fp32", 64): (1, 2, 16, 4),
+    ("fp32", 128): (1, 2, 16, 8),
+}
+_LOW_STRIPS: dict[tuple[str, int], tuple[int, int, int, int]] = {
+    ("packed", 64): (2, 4, 16, 8),
+    ("single", 32): (1, 4, 32, 8),
+    ("single", 64): (1, 2, 64, 8),
+    ("fp32", 32): (1, 2, 16, 4),
+    ("fp32", 64): (1, 2, 16, 8),
+}
+_COLUMNS = 64
+_READS: tuple[tuple[Added, bool], ...] = ((0, False), (1, False), (2, False), (0, True))
+
+
+def depthwise_pointwise(
+    dtype: Dtype, accumulate: Accumulate, product: Product, outputs: int, *, low: bool, inner: bool, even: bool
+) -> Row | None:
+    """Row of `gpu.depthwise_pointwise`; None where the two convolutions are better apart.
+
+    even: all widths are multiples of the row's BLOCK_K (see `even_block`) and outputs fill a tile width.
+    """
+    width = width_class(outputs)
+    if width is None or (low and inner):
+        return None
+    groups, rows, block, warps = _strips(dtype, accumulate, width, low)
+    return Row(
+        "depthwise_pointwise",
+        dtype,
+        (
+            ("G", groups),
+            ("BLOCK_W", _COLUMNS),
+            ("R", rows),
+            ("BLOCK_K", block),
+            ("BLOCK_N", width),
+            ("PACKED", accumulate == "packed"),
+            ("LOW", low),
+            ("INNER", inner),
+            ("EVEN", even),
+            ("FULL", even),
+            ("DOT", _dot(product)),
+        ),
+        warps,
+    )
+
+
+def pointwise(
+    dtype: Dtype, product: Product, outputs: int, *, added: Added, pool: bool, even: bool
+) -> Row:
+    """Row of `gpu.pointwise`. added: 0 nothing, 1 nearest, 2 bilinear. even: as above, for the returned blocks."""
+    width = width_class(outputs) or WIDEST
+    block = 32 if dtype != "fp32" else 16
+    return Row(
+        "pointwise",
+        dtype,
+        (
+            ("BLOCK_M", 64 if dtype == "fp32" else 128),
+            ("BLOCK_N", width),
+            ("BLOCK_K", block),
+            ("LOW", added),
+            ("POOL", pool),
+            ("EVEN", even),
+            ("FULL", even),
+            ("DOT", _dot(product)),
+        ),
+        8 if width == WIDEST else 4,
+        # Pooling computes between load and product, so there is nothing to load ahead into shared memory.
+        1 if pool else 3,
+    )
+
+
+def depthwise(dtype: Dtype, accumulate: Accumulate, *, even: bool) -> Row:
+    """Row of `gpu.depthwise` for 3x3, stride 1, dilation 1. even: channels are a multiple of the row's BLOCK_K."""
+    constants = (
+        ("G", 1),
+        ("BLOCK_W", _COLUMNS),
+        ("R", 4),
+        ("BLOCK_K", 32),
+        ("PACKED", accumulate == "packed"),
+        ("EVEN", even),
+    )
+    return Row("depthwise", dtype, constants, 4)
+
+
+def depthwise_any(dtype: Dtype, *, even: bool) -> Row:
+    """Row of `gpu.depthwise` for every other size, stride and dilation."""
+    return Row("depthwise_any", dtype, (("BLOCK_M", 64), ("BLOCK_K", 32), ("EVEN", even)), 4)
+
+
+def stem(dtype: Dtype, bands: int, outputs: int, mixed: int | None, pixels: Pixels) -> Row | None:
+    """Row of `gpu.ends.stem_kernel`; None for more bands or channels than a tile holds."""
+    taps = next((size for size in (32, 128) if 9 * bands <= size), None)
+    width = width_class(max(outputs, mixed or 1))
+    if taps is None or width not in (32, 64):
+        return None
+    constants = (
+        ("BLOCK_M", 64),
+        ("BLOCK_T", taps),
+        ("BLOCK_N", width),
+        ("MIX", mixed is not None),
+        ("DOT", _dot(_exact(dtype))),
+    )
+    return Row("stem", f"{dtype} {pixels}", constants, 4)
+
+
+def head(dtype: Dtype, classes: int, *, probabilities: bool) -> Row | None:
+    """Row of `gpu.ends.head_kernel`; None for more classes than a tile holds."""
+    width = next((width for width in (16, 64) if classes <= width), None)
+    if width is None:
+        return None
+    constants = (
+        ("BLOCK_M", 128),
+        ("BLOCK_K", 32),
+        ("BLOCK_N", width),
+        ("PROBABILITIES", probabilities),
+        ("DOT", _dot(_exact(dtype))),
+    )
+    return Row("head", dtype, constants, 4)
+
+
+def depthwise_head(
+    dtype: Dtype, accumulate: Accumulate, classes: int, *, probabilities: bool, even: bool
+) -> Row | None:
+    """Row of `gpu.ends.depthwise_head_kernel`; None for more than 16 classes. even: as for `depthwise`."""
+    if classes > 16:
+        return None
+    groups, rows, block, warps = _strips(dtype, accumulate, 32, low=False)
+    constants = (
+        ("G", groups),
+        ("BLOCK_W", _COLUMNS),
+        ("R", rows),
+        ("BLOCK_K", block),
+        ("BLOCK_N", 16),
+        ("PACKED", accumulate == "packed"),
+        ("PROBABILITIES", probabilities),
+        ("EVEN", even),
+        ("DOT", _dot(_exact(dtype))),
+    )
+    return Row("depthwise_head", dtype, constants, warps)
+
+
+def rows() -> Iterator[Row]:
+    """Yield every row that can be launched, each once."""
+    seen: set[Row] = set()
+    for row in _all():
+        if row is not None and row not in seen:
+            seen.add(row)
+            yield row
+
+
+def _all() -> Iterator[Row | None]:
+    switch = (False, True)
+    kinds: list[tuple[Dtype, Accumulate, Product]] = [
+        ("fp16", "packed", "plain"),
+        ("fp16", "single", "plain"),
+        ("bf16", "packed", "plain"),
+        ("bf16", "single", "plain"),
+        ("fp32", "single", "tf32"),
+        ("fp32", "single", "tf32x3"),
+    ]
+    for (dtype, accumulate, dot), even in product(kinds, switch):
+        yield depthwise(dtype, accumulate, even=even)
+        yield depthwise_any(dtype, even=even)
+        for width, low, inner in product(WIDTHS, switch, switch):
+            yield depthwise_pointwise(dtype, accumulate, dot, width, low=low, inner=inner, even=even)
+        for width, (added, pool) in product(WIDTHS, _READS):
+            yield pointwise(dtype, dot, width, added=added, pool=pool, even=even)
+        for probabilities in switch:
+            yield depthwise_head(dtype, accumulate, 2, probabilities=probabilities, even=even)
+            for classes in (2, 64):
+                yield head(dtype, classes, probabilities=probabilities)
+        for bands, width, mix, pixels in product((3, 14), (32, 64), switch, get_args(Pixels)):
+            yield stem(dtype, bands, width, width if mix else None, pixels)
+
+
+def _strips(dtype: Dtype, accumulate: Accumulate, width: int, low: bool) -> tuple[int, int, int, int]:
+    key = ("fp32" if dtype == "fp32" else accumulate, width)
+    return _LOW_STRIPS.get(key, _STRIPS[key]) if low else _STRIPS[key]
+
+
+def _exact(dtype: Dtype) -> Product:
+    """The ends are a small part of the time, so that fp32 never rounds there."""
+    return "tf32x3" if dtype == "fp32" else "plain"
+
+
+def _dot(product: Product) -> str:
+    return "tf32" if product == "plain" else product  # 16-bit operands ignore it
