@@ -2,9 +2,11 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
+BENCH := .venv-peers/bin/python
+BENCH_STAMP := .venv-peers/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup demo test check slow speed wheel-test clean
+.PHONY: help setup demo test check slow speed peers cpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -12,6 +14,8 @@ help:
 	@echo "make check       format, lint, types and import contracts"
 	@echo "make slow        long checks: memory against image size"
 	@echo "make speed       measure engines and segmentation, update the README (quiet machine, 10 minutes)"
+	@echo "make cpu-bench   compare CPU engines with other libraries, update the README (quiet machine, UNETPP_DATA, 10 minutes)"
+	@echo "make peers       make the environment of cpu-bench, .venv-peers (1.6 GB), apart from ours"
 	@echo "make wheel-test  build the wheel and run the demo from it in an empty environment"
 	@echo "make clean       remove the environment and caches"
 
@@ -44,8 +48,19 @@ speed: $(STAMP)
 	@$(PY) tests/benchmarks/speed.py
 	@$(PY) tests/readme.py
 
+peers: $(BENCH_STAMP)
+
+$(BENCH_STAMP): tests/benchmarks/peers.txt constraints.txt
+	@$(PYTHON) -m venv .venv-peers
+	@$(BENCH) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/benchmarks/peers.txt
+	@touch $(BENCH_STAMP)
+
+cpu-bench: $(BENCH_STAMP)
+	@PYTHONPATH=.:kernels:workflows $(BENCH) tests/benchmarks/cpu.py
+	@$(BENCH) tests/readme.py
+
 wheel-test: $(STAMP)
 	@$(PY) tests/wheel.py
 
 clean:
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
