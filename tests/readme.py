@@ -64,6 +64,68 @@ def _engine_row(row: dict[str, Any], base: dict[str, Any]) -> str:
     )
 
 
+def cpu() -> str:
+    path = ROOT / "tests/benchmarks/cpu.json"
+    if not path.is_file():
+        return "Not measured."
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    rows = [*facts["ours"], *facts["peers"]]
+    bases = [_fastest_eager(facts["peers"], name) for name in ("smp UnetPlusPlus resnet34", "monai BasicUNetPlusPlus")]
+    settings, versions, verdict = facts["settings"], facts["versions"], facts["verdict"]
+    features = ", ".join(facts["features"]) or "no bf16, no int8"
+    lines = [
+        "| network | M parameters | engine | precision | Mpx/s | vs smp | vs monai | relative error |",
+        "|---|--:|---|---|--:|--:|--:|--:|",
+        *(_cpu_row(row, bases) for row in rows),
+        "",
+        f'"vs smp" and "vs monai" are ratios to those libraries as they come: {_cpu_name(bases[0])}, '
+        f"{_cpu_name(bases[1])}. Their rows with openvino run in the same engine as ours. Every row takes a raw uint8 "
+        f"tile of {settings['tile']}² px to labels on {settings['threads']} threads. The relative error is that of the "
+        "logits against the same network in torch fp32 (Frobenius). `pw_dw` has the bundled nuclei weights, `standard` "
+        "the same function multiplied out, `dw_pw` random weights: its error says little.",
+        "",
+        _cpu_accuracy(facts["accuracy"]),
+        f"Fastest for `pw_dw`: {verdict['fastest']}; within {verdict['most_error']:.1%} relative error: "
+        f"{verdict['fastest_within_error']}.",
+        "",
+        f"Medians of {settings['rounds']} interleaved rounds; {facts['cpu']} ({features}), {facts['cores']} cores, "
+        f"load {facts['load_before']} before and {facts['load_after']} after; "
+        f"{', '.join(f'{name} {number}' for name, number in versions.items())}; commit {facts['commit']}, "
+        f"{facts['date']}; `{facts['command']}`; all rounds in [cpu.json](tests/benchmarks/cpu.json).",
+    ]
+    return "\n".join(lines)
+
+
+def _fastest_eager(rows: list[dict[str, Any]], network: str) -> dict[str, Any]:
+    measured = [r for r in rows if (r["network"], r["engine"]) == (network, "eager") and "mpx_s" in r]
+    return max(measured, key=lambda r: float(r["mpx_s"]))
+
+
+def _cpu_name(row: dict[str, Any]) -> str:
+    return f"{row['network']}, {row['engine']} {row['precision']} {row['layout']}"
+
+
+def _cpu_row(row: dict[str, Any], bases: list[dict[str, Any]]) -> str:
+    ours = "layout" not in row
+    network = f"ours, `{row['network']}`" if ours else row["network"]
+    engine = row["engine"] if ours or row["engine"] != "eager" else f"eager, {row['layout']}"
+    size = f"{row['parameters'] / 1e6:.2f}" if "parameters" in row else ""
+    if "mpx_s" not in row:
+        return f"| {network} | {size} | {engine} | {row['precision']} | failed | | | |"
+    ratios = " | ".join(f"{row['mpx_s'] / base['mpx_s']:.1f}x" for base in bases)
+    error = f"{row['relative_error']:.1e}" if ours else ""
+    return f"| {network} | {size} | {engine} | {row['precision']} | {row['mpx_s']:.2f} | {ratios} | {error} |"
+
+
+def _cpu_accuracy(accuracy: dict[str, Any]) -> str:
+    iou = ", ".join(f"{name} {value:.4f}" for name, value in accuracy["iou"].items())
+    drop = ", ".join(f"{name} {value:+.2f}" for name, value in accuracy["drop_points"].items())
+    return (
+        f"Pooled IoU of nuclei on {accuracy['images']} validation images in OpenVINO: {iou}; "
+        f"points lost against fp32: {drop}."
+    )
+
+
 def tree() -> str:
     """One line per module: its name and the first clause of its first sentence."""
     lines = ["```"]
@@ -87,7 +149,7 @@ def _first_clause(path: Path) -> str:
 
 
 def render(text: str) -> str:
-    for name, content in (("models", models()), ("speed", speed()), ("tree", tree())):
+    for name, content in (("models", models()), ("speed", speed()), ("cpu", cpu()), ("tree", tree())):
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
         if count != 1:
