@@ -1,9 +1,29 @@
 """Depthwise-separable convolutions with virtual concatenation: one public function per operation, no model knowledge.
 
-Every operation has a plain-torch definition in `definition`; today it is also the only implementation. Faster ones
-must compute the same function, forward and backward.
+Every operation has a plain-torch definition in `definition`, and a fused Triton kernel that computes the same function.
 """
 
-from unetpp_kernels.definition import Resampling, depthwise_pointwise, pointwise_depthwise, upsample2x
+from unetpp_kernels.definition import Resampling, upsample2x
+from unetpp_kernels.operations import (
+    Implementation,
+    depthwise_conv,
+    depthwise_pointwise,
+    device_implementation,
+    forced,
+    implementation,
+    pointwise_conv,
+    pointwise_depthwise,
+)
 
-__all__ = ["Resampling", "depthwise_pointwise", "pointwise_depthwise", "upsample2x"]
+__all__ = [
+    "Implementation",
+    "Resampling",
+    "depthwise_conv",
+    "depthwise_pointwise",
+    "device_implementation",
+    "forced",
+    "implementation",
+    "pointwise_conv",
+    "pointwise_depthwise",
+    "upsample2x",
+]

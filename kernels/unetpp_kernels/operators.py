@@ -1,4 +1,4 @@
-"""Registers the operations with torch, so that compile, export and CUDA graphs see one opaque node each; chooses nothing.
+"""Registers the operations with torch: compile, export and CUDA graphs see one opaque node each. Chooses nothing.
 
 Contracts are in packed weights (see `packing`). On CUDA an operator launches its kernel, on the CPU it computes the
 plain definition, or, in a process started with TRITON_INTERPRET=1, runs the kernel in Triton's interpreter. They have
@@ -212,8 +212,8 @@ def _fake_depthwise_pointwise(
     packed: bool,
 ) -> Tensor:
     total = sum(x.shape[1] for x in sources) + (0 if low is None else low.shape[1])
-    torch._check(mix.shape[1] == total, lambda: f"{total} channels in, weights for {mix.shape[1]}")
-    torch._check(taps.shape[1] == total, lambda: f"{total} channels in, depthwise weights for {taps.shape[1]}")
+    _require(mix.shape[1] == total, f"{total} channels in, weights for {mix.shape[1]}")
+    _require(taps.shape[1] == total, f"{total} channels in, depthwise weights for {taps.shape[1]}")
     n, _, height, width = sources[0].shape
     return _empty(sources[0], n, mix.shape[0], height, width)
 
@@ -228,7 +228,7 @@ def _fake_pointwise(
     mode: str,
 ) -> Tensor:
     total = sum(x.shape[1] for x in sources)
-    torch._check(mix.shape[1] == total, lambda: f"{total} channels in, weights for {mix.shape[1]}")
+    _require(mix.shape[1] == total, f"{total} channels in, weights for {mix.shape[1]}")
     n, _, height, width = sources[0].shape
     return _empty(sources[0], n, mix.shape[0], *((height // 2, width // 2) if pool else (height, width)))
 
@@ -237,9 +237,9 @@ def _fake_depthwise(
     x: Tensor, taps: Tensor, bias: Tensor | None, relu: bool, stride: int, dilation: int, packed: bool
 ) -> Tensor:
     n, channels, height, width = x.shape
-    torch._check(taps.shape[1] == channels, lambda: f"{channels} channels in, weights for {taps.shape[1]}")
+    _require(taps.shape[1] == channels, f"{channels} channels in, weights for {taps.shape[1]}")
     side = math.isqrt(taps.shape[0])
-    torch._check(side * side == taps.shape[0] and side % 2 == 1, lambda: f"{taps.shape[0]} taps: K must be odd")
+    _require(side * side == taps.shape[0] and side % 2 == 1, f"{taps.shape[0]} taps: K must be odd")
     return _empty(x, n, channels, (height + stride - 1) // stride, (width + stride - 1) // stride)
 
 
@@ -247,7 +247,7 @@ def _fake_stem(
     pixels: Tensor, mean: Tensor, std: Tensor, weight: Tensor, bias: Tensor | None, mix: Tensor | None, relu: bool
 ) -> Tensor:
     n, height, width, bands = pixels.shape
-    torch._check(weight.shape[0] == 9 * bands, lambda: f"{bands} bands, weights for {weight.shape[0]} taps")
+    _require(weight.shape[0] == 9 * bands, f"{bands} bands, weights for {weight.shape[0]} taps")
     return _empty(weight, n, weight.shape[1] if mix is None else mix.shape[0], height, width)
 
 
@@ -263,9 +263,13 @@ def _fake_head(
     packed: bool,
 ) -> Tensor:
     n, channels, height, width = x.shape
-    torch._check(mix.shape[1] == channels, lambda: f"{channels} channels in, weights for {mix.shape[1]}")
+    _require(mix.shape[1] == channels, f"{channels} channels in, weights for {mix.shape[1]}")
     shape = (n, mix.shape[0], height, width) if probabilities else (n, height, width)
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
+
+
+def _require(condition: bool, message: str) -> None:
+    torch._check(condition, lambda: message)  # type: ignore[no-untyped-call]
 
 
 def _depthwise_weight(taps: Tensor, like: Tensor) -> Tensor:
@@ -281,9 +285,9 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 for _schema in _SCHEMAS:
-    _LIBRARY.define(_schema)
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
 for _name, _launched, _plain, _fake in (
     ("depthwise_pointwise", depthwise_pointwise, _plain_depthwise_pointwise, _fake_depthwise_pointwise),
     ("pointwise", pointwise, _plain_pointwise, _fake_pointwise),
@@ -291,6 +295,6 @@ for _name, _launched, _plain, _fake in (
     ("stem", stem, _plain_stem, _fake_stem),
     ("head", head, _plain_head, _fake_head),
 ):
-    _LIBRARY.impl(_name, _launched, "CUDA")
-    _LIBRARY.impl(_name, _launched if INTERPRETED else _plain, "CPU")
+    _LIBRARY.impl(_name, _launched, "CUDA")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _launched if INTERPRETED else _plain, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_LIBRARY)

@@ -1,4 +1,4 @@
-"""Weights as the kernels read them: channels innermost, upsampling folded in; knows no tensor of pixels and no device."""
+"""Weights as the kernels read them: channels innermost, upsampling folded in; knows no pixels and no device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def phases(depthwise: Tensor, mode: Resampling, dtype: torch.dtype) -> Tensor:
     the first row and 3 for the last: both operations are linear, so that their composition is a convolution with
     weights that depend on nothing else.
     """
-    along = torch.tensor([_EVEN[mode], _ODD[mode], _EVEN[mode], _ODD[mode]], dtype=torch.float64, device=depthwise.device)
+    along = torch.tensor(
+        [_EVEN[mode], _ODD[mode], _EVEN[mode], _ODD[mode]], dtype=torch.float64, device=depthwise.device
+    )
     along[2, 0] = 0
     along[3, 2] = 0
     weight = depthwise[:, 0].to(torch.float64)

@@ -158,11 +158,12 @@ def depthwise(
             _cdiv(height, chosen["G"] * chosen["R"]),
             n * across,
         )
-        sizes = (height, width, channels)
+        sizes: tuple[int, ...] = (height, width, channels)
     else:
         chosen = table.depthwise_any(dtype, even=channels % 32 == 0)
         grid = (_cdiv(n * out_h * out_w, chosen["BLOCK_M"]), _cdiv(channels, chosen["BLOCK_K"]))
         sizes = (n, height, width, channels, out_h, out_w, side, stride, dilation)
+        taps = taps.to(torch.float32)  # one kernel for packed weights and others: it sums in fp32
     _run(chosen, grid, x, taps, _vector(bias, channels, y), y, *sizes, _floor(relu))
     return y
 
@@ -240,11 +241,14 @@ def head(
     return y
 
 
-def _run(row: Row, grid: tuple[int, ...], *arguments: object) -> None:
+def options(row: Row) -> dict[str, Any]:
+    """Return the compile-time arguments of a launch."""
     # Without fusion of multiply and add the depthwise sums take twice the instructions; Triton's default has changed.
-    KERNELS[row.kernel][grid](
-        *arguments, **dict(row.constants), num_warps=row.warps, num_stages=row.stages, enable_fp_fusion=True
-    )
+    return {**dict(row.constants), "num_warps": row.warps, "num_stages": row.stages, "enable_fp_fusion": True}
+
+
+def _run(row: Row, grid: tuple[int, ...], *arguments: object) -> None:
+    KERNELS[row.kernel][grid](*map(_aligned, arguments), **options(row))
 
 
 def _kinds(x: Tensor, packed: bool) -> tuple[Dtype, Accumulate, Product]:
@@ -265,9 +269,17 @@ def _maps(sources: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _map(x: Tensor) -> Tensor:
-    """Return x in channels_last memory that starts at a multiple of 16 bytes, as 128-bit loads need it."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    return x.clone(memory_format=torch.channels_last) if x.storage_offset() * x.element_size() % 16 else x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _aligned(argument: object) -> object:
+    """Return a tensor that starts at a multiple of 16 bytes, as 128-bit loads need it; other arguments as they are.
+
+    Triton compiles a kernel of its own for tensors that do not, one that no check has seen.
+    """
+    if isinstance(argument, Tensor) and argument.storage_offset() * argument.element_size() % 16:
+        return argument.clone()
+    return argument
 
 
 def _like(x: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -1,0 +1,214 @@
+"""The public operations: each computes its definition, by a fused kernel where there is one; knows no network.
+
+Triton kernels run on CUDA devices from compute capability 8.0, where no gradient is asked for; the plain definition
+everywhere else. `implementation` says which and why, `forced` overrides it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from unetpp_kernels import definition, operators, packing
+from unetpp_kernels.definition import Resampling
+
+Implementation = Literal["triton", "torch"]
+VARIABLE = "UNETPP_KERNELS"
+CAPABILITY = (8, 0)
+"""Oldest compute capability whose tensor cores take bf16 and tf32."""
+
+_forced: Implementation | None = None
+
+
+def depthwise_pointwise(
+    sources: Sequence[Tensor],
+    low: Tensor | None,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None = None,
+    *,
+    inner_bias: Tensor | None = None,
+    inner_relu: bool = False,
+    relu: bool = False,
+    mode: Resampling = "bilinear",
+    stride: int = 1,
+    dilation: int = 1,
+    packed: bool | None = None,
+) -> Tensor:
+    """See `definition.depthwise_pointwise`.
+
+    Args:
+        packed: sum depthwise taps in the sources' 16-bit type, two to an instruction. By default fp16 does (its error
+            stays several times below that of bf16), bf16 and fp32 do not.
+    """
+    if implementation([*sources, low, depthwise, pointwise, bias, inner_bias]) == "torch":
+        return definition.depthwise_pointwise(
+            sources,
+            low,
+            depthwise,
+            pointwise,
+            bias,
+            inner_bias=inner_bias,
+            inner_relu=inner_relu,
+            relu=relu,
+            mode=mode,
+            stride=stride,
+            dilation=dilation,
+        )
+    sources, low = _autocast(sources, low)
+    x = sources[0]
+    mix = packing.mix(pointwise, x.dtype)
+    if (depthwise.shape[-1], stride, dilation) != (3, 1, 1):
+        inputs = [*sources] if low is None else [*sources, definition.upsample2x(low, mode)]
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
+        filtered = depthwise_conv(
+            joined, depthwise, inner_bias, relu=inner_relu, stride=stride, dilation=dilation, packed=packed
+        )
+        return cast(Tensor, torch.ops.unetpp.pointwise([filtered], mix, bias, None, False, relu, mode))
+    packed = is_packed(x.dtype, packed)
+    weights = x.dtype if packed else torch.float32
+    first = sum(s.shape[1] for s in sources)
+    return cast(
+        Tensor,
+        torch.ops.unetpp.depthwise_pointwise(
+            list(sources),
+            low,
+            packing.taps(depthwise, weights),
+            None if low is None else packing.phases(depthwise[first:], mode, weights),
+            mix,
+            bias,
+            inner_bias,
+            inner_relu,
+            relu,
+            mode,
+            packed,
+        ),
+    )
+
+
+def depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    stride: int = 1,
+    dilation: int = 1,
+    packed: bool | None = None,
+) -> Tensor:
+    """See `definition.depthwise_conv`; `packed` as for `depthwise_pointwise`."""
+    if implementation([x, weight, bias]) == "torch":
+        return definition.depthwise_conv(x, weight, bias, relu=relu, stride=stride, dilation=dilation)
+    (x,), _ = _autocast([x], None)
+    packed = is_packed(x.dtype, packed)
+    taps = packing.taps(weight, x.dtype if packed else torch.float32)
+    return cast(Tensor, torch.ops.unetpp.depthwise(x, taps, bias, relu, stride, dilation, packed))
+
+
+def pointwise_conv(
+    sources: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    added: Tensor | None = None,
+    pool: bool = False,
+    relu: bool = False,
+    mode: Resampling = "bilinear",
+) -> Tensor:
+    """See `definition.pointwise_conv`."""
+    # No network pools and adds in one convolution, so there is no kernel for both.
+    if implementation([*sources, weight, bias, added]) == "torch" or (pool and added is not None):
+        return definition.pointwise_conv(sources, weight, bias, added=added, pool=pool, relu=relu, mode=mode)
+    sources, added = _autocast(sources, added)
+    mix = packing.mix(weight, sources[0].dtype)
+    return cast(Tensor, torch.ops.unetpp.pointwise(list(sources), mix, bias, added, pool, relu, mode))
+
+
+def pointwise_depthwise(
+    sources: Sequence[Tensor],
+    low: Tensor | None,
+    pointwise: Tensor,
+    depthwise: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    mode: Resampling = "bilinear",
+    packed: bool | None = None,
+) -> Tensor:
+    """See `definition.pointwise_depthwise`; `packed` as for `depthwise_pointwise`."""
+    if implementation([*sources, low, pointwise, depthwise, bias]) == "torch":
+        return definition.pointwise_depthwise(sources, low, pointwise, depthwise, bias, relu=relu, mode=mode)
+    width = sum(s.shape[1] for s in sources)
+    added = None if low is None else pointwise_conv([low], pointwise[:, width:])
+    mixed = pointwise_conv(sources, pointwise[:, :width], added=added, mode=mode)
+    return depthwise_conv(mixed, depthwise, bias, relu=relu, packed=packed)
+
+
+def implementation(tensors: Sequence[Tensor | None]) -> Implementation:
+    """Return what computes an operation on these tensors: "triton" or "torch"."""
+    present = [t for t in tensors if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in present):
+        return "torch"
+    if _forced is not None:
+        return _forced
+    if os.environ.get(VARIABLE) == "torch":
+        return "torch"
+    if all(t.dtype in (torch.float16, torch.bfloat16, torch.float32) for t in present):
+        return device_implementation(present[0].device)[0]
+    return "torch"
+
+
+def device_implementation(device: torch.device) -> tuple[Implementation, str]:
+    """Return what computes on a device where nothing is forced, and why, in one line."""
+    if device.type == "cpu":
+        return ("triton", "interpreted (TRITON_INTERPRET)") if operators.INTERPRETED else ("torch", "no CUDA device")
+    if device.type != "cuda":
+        return "torch", f"no kernels for {device.type}"
+    return _cuda_implementation(device.index or 0)
+
+
+@contextmanager
+def forced(name: Implementation) -> Iterator[None]:
+    """Compute by this implementation inside the block, whatever the device; not for use from several threads at once.
+
+    "triton" on a CPU calls the same operators, which compute the definition there: for tests of compile and export.
+    """
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def is_packed(dtype: torch.dtype, packed: bool | None) -> bool:
+    """Resolve the default: 16-bit sums for fp16 alone. fp32 has nothing to pack."""
+    return dtype != torch.float32 and (dtype == torch.float16 if packed is None else packed)
+
+
+@functools.cache
+def _cuda_implementation(index: int) -> tuple[Implementation, str]:
+    if find_spec("triton") is None:
+        return "torch", "triton is not installed"
+    if torch.version.hip is not None:
+        return "triton", torch.cuda.get_device_name(index)
+    capability = torch.cuda.get_device_capability(index)
+    if capability < CAPABILITY:
+        return "torch", f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return "triton", f"{torch.cuda.get_device_name(index)}, compute capability {capability[0]}.{capability[1]}"
+
+
+def _autocast(sources: Sequence[Tensor], low: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+    """Return the feature maps in autocast's type where it is on, as torch's own convolutions take them."""
+    kind = sources[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(sources), low
+    dtype = torch.get_autocast_dtype(kind)
+    return [s.to(dtype) for s in sources], None if low is None else low.to(dtype)

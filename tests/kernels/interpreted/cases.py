@@ -1,0 +1,81 @@
+"""Feature maps surrounded by NaN, guarded results and the error measure of the kernel tests; knows no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+GUARD = 64
+KINDS = [
+    pytest.param(torch.float32, False, id="fp32"),
+    pytest.param(torch.float16, False, id="fp16"),
+    pytest.param(torch.float16, True, id="fp16-packed"),
+    pytest.param(torch.bfloat16, False, id="bf16"),
+    pytest.param(torch.bfloat16, True, id="bf16-packed"),
+]
+
+
+def feature_map(n: int, channels: int, height: int, width: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Return a channels_last map that lies inside a buffer of NaN: whatever is read outside it shows."""
+    generator = torch.Generator().manual_seed(seed + 31 * channels)
+    values = torch.randn(n, height, width, channels, generator=generator).to(dtype)
+    room = GUARD * max(1, width * channels)
+    buffer = torch.full((values.numel() + 2 * room,), torch.nan, dtype=dtype)
+    inner = buffer[room : room + values.numel()].view(n, height, width, channels)
+    inner.copy_(values)
+    return inner.permute(0, 3, 1, 2)
+
+
+def weights(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+
+
+def wide(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.double()
+
+
+def relative(found: Tensor, truth: Tensor) -> float:
+    """Return the Frobenius norm of the error over that of the truth."""
+    return float((found.double() - truth).norm() / truth.norm())
+
+
+def assert_as_good(found: Tensor, eager: Tensor, truth: Tensor, *, packed: bool = False) -> None:
+    """Compare with the fp64 truth: not above 1.5 times the error of torch's own kernels in the same type.
+
+    Packed sums round after each of nine taps instead of once (and the interpreter rounds product and sum apart, which
+    a GPU fuses), so that their bound is 4 times; what that costs is written down in the README.
+    """
+    assert found.shape == truth.shape and found.dtype == eager.dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert bool(torch.isfinite(found).all()), "a value was left unwritten, or was made of pixels outside the image"
+    # What rounding alone does: of the result, and in fp32, which nothing narrower hides, of weights and sums as well.
+    floor = torch.finfo(found.dtype).eps / (2 if found.dtype == torch.float32 else 4)
+    ours, theirs = relative(found, truth), max(relative(eager, truth), floor)
+    assert ours <= (4 if packed else 1.5) * theirs, f"error {ours:.2e}, torch's own {theirs:.2e}"
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let launches write into NaN with a guard on both sides; the returned function checks that guards are whole."""
+    from unetpp_kernels.gpu import launch
+
+    buffers: list[tuple[Tensor, int]] = []
+
+    def empty(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
+        count = n * channels * height * width
+        room = GUARD * max(1, width * channels)
+        buffer = torch.full((count + 2 * room,), torch.nan, dtype=like.dtype)
+        buffers.append((buffer, room))
+        return buffer[room : room + count].view(n, height, width, channels).permute(0, 3, 1, 2)
+
+    def check() -> None:
+        assert buffers
+        for buffer, room in buffers:
+            assert bool(buffer[:room].isnan().all()) and bool(buffer[-room:].isnan().all()), "written out of bounds"
+
+    monkeypatch.setattr(launch, "_empty", empty)
+    return check
