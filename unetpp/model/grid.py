@@ -6,6 +6,7 @@ X^{i,0} = H(pool(X^{i-1,0})) and X^{i,j} = H(X^{i,0}, ..., X^{i,j-1}, up(X^{i+1,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from unetpp.errors import ArchitectureError, ShapeError
 from unetpp.model import receptive_field
 from unetpp.model.config import GridConfig
 from unetpp.model.layers import Node, pad_to_multiple
+from unetpp.model.order import Name, Step, grid_order
 
 
 class UNetPlusPlus(nn.Module):
@@ -94,22 +96,30 @@ class UNetPlusPlus(nn.Module):
         reference = next(self.parameters())
         return pruned.to(device=reference.device, dtype=reference.dtype).train(self.training)
 
-    def _grid(self, image: Tensor) -> dict[tuple[int, int], Tensor]:
-        """Compute every node, diagonal by diagonal; returns x with x[i, j] of shape (N, filters[i], H/2^i, W/2^i)."""
-        check_input(image, self.config.bands)
-        x: dict[tuple[int, int], Tensor] = {}
-        image = pad_to_multiple(image, self.multiple)
-        for d in range(self.config.last + 1):
-            source = image if d == 0 else F.max_pool2d(x[d - 1, 0], 2)
-            x[d, 0] = self.nodes[f"{d}_0"]([source])
-            for j in range(1, d + 1):
-                i = d - j
-                x[i, j] = self.nodes[f"{i}_{j}"]([x[i, k] for k in range(j)], x[i + 1, j - 1])
-        return x
+    @property
+    def order(self) -> tuple[Step, ...]:
+        """The nodes in the order of their computation, with what each reads."""
+        return grid_order(self.config)
 
-    def _head(self, x: dict[tuple[int, int], Tensor], j: int, image: Tensor) -> Tensor:
+    def _grid(self, image: Tensor) -> dict[Name, Tensor]:
+        """Compute every node; returns x with x[i, j] of shape (N, filters[i], H/2^i, W/2^i)."""
+        check_input(image, self.config.bands)
+        return evaluate(self.nodes, self.order, pad_to_multiple(image, self.multiple))
+
+    def _head(self, x: dict[Name, Tensor], j: int, image: Tensor) -> Tensor:
         logits: Tensor = self.head_convs[str(j)](x[0, j])
         return logits[..., : image.shape[-2], : image.shape[-1]]
+
+
+def evaluate(nodes: nn.ModuleDict, order: Sequence[Step], image: Tensor) -> dict[Name, Tensor]:
+    """Compute nodes in order from a padded image (N, bands, H, W); returns all of them by name."""
+    x: dict[Name, Tensor] = {}
+    for step in order:
+        sources = [x[name] for name in step.sources] or [image]
+        if step.pooled:
+            sources = [F.max_pool2d(source, 2) for source in sources]
+        x[step.node] = nodes[step.key](sources, None if step.low is None else x[step.low])
+    return x
 
 
 def check_input(x: Tensor, bands: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetpp.model import receptive_field
 from unetpp.model.config import GridConfig
-from unetpp.model.grid import check_input
+from unetpp.model.grid import check_input, evaluate
 from unetpp.model.layers import Node, pad_to_multiple
+from unetpp.model.order import Step, unet_order
 
 
 class UNet(nn.Module):
@@ -48,20 +48,17 @@ class UNet(nn.Module):
     def halo(self) -> int:
         return receptive_field.halo(self.config)
 
+    @property
+    def order(self) -> tuple[Step, ...]:
+        """The nodes in the order of their computation, with what each reads."""
+        return unet_order(self.config)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes, H, W) for x (N, bands, H, W); `ShapeError` for other shapes."""
         check_input(x, self.config.bands)
-        height, width = x.shape[-2:]
-        depth = self.config.depth
-        y = pad_to_multiple(x, self.multiple)
-        encoder: list[Tensor] = []
-        for i in range(depth + 1):
-            y = self.nodes[f"{i}_0"]([y if i == 0 else F.max_pool2d(y, 2)])
-            encoder.append(y)
-        for i in reversed(range(depth)):
-            y = self.nodes[f"{i}_{depth - i}"]([encoder[i]], y)
-        logits: Tensor = self.head_convs[str(depth)](y)
-        return logits[..., :height, :width]
+        nodes = evaluate(self.nodes, self.order, pad_to_multiple(x, self.multiple))
+        logits: Tensor = self.head_convs[str(self.config.depth)](nodes[0, self.config.depth])
+        return logits[..., : x.shape[-2], : x.shape[-1]]
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the one head there is, so that a training loop treats both networks alike."""
