@@ -33,7 +33,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PY) -m pytest -m "not slow"
-	@TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels/interpreted
+	@TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels/computed
 
 check: $(STAMP)
 	@$(PY) -m ruff format --check .

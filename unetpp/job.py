@@ -38,7 +38,7 @@ class EngineChoice:
 
     name: str
     version: str
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "fp16", "bf16"]
     threads: int
     device: str = "cpu"
 

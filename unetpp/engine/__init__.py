@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,8 +12,8 @@ from unetpp.package import Package
 
 __all__ = ["Engine", "Precision", "choose_engine", "cpu_has_bf16", "engine_reasons"]
 
-ENGINES = ("openvino", "torch")
-PRECISIONS = ("fp32", "bf16")
+ENGINES = ("triton", "openvino", "torch")
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def choose_engine(
@@ -27,23 +26,26 @@ def choose_engine(
 ) -> Engine:
     """Return the engine for this machine, or the one asked for.
 
-    "auto" is torch on CUDA where there is a device, else OpenVINO where it is installed, else torch on the CPU; and
-    bf16 where the hardware multiplies in bf16, else fp32. With `tile_shape` the engine runs once, on zeros, so that
-    the calling thread's first tile of that shape costs as much as the next.
+    "auto" is the fused kernels on CUDA where there is a device that runs them (torch on an older one), else OpenVINO
+    where it is installed, else torch on the CPU; and fp16 for the fused kernels, bf16 where other hardware has it, else
+    fp32. With `tile_shape` the engine runs once, on zeros, so that the calling thread's first tile of that
+    shape costs as much as the next.
 
     Raises:
         EngineError: an engine or precision that is unknown or not available here.
     """
     if name not in ("auto", *ENGINES):
-        raise EngineError(f"engine {name!r} is unknown; choose auto, {' or '.join(ENGINES)}")
+        raise EngineError(f"engine {name!r} is unknown; choose auto, {', '.join(ENGINES)}")
     if precision not in ("auto", *PRECISIONS):
-        raise EngineError(f"precision {precision!r} is unknown; choose auto, {' or '.join(PRECISIONS)}")
+        raise EngineError(f"precision {precision!r} is unknown; choose auto, {', '.join(PRECISIONS)}")
     if threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one thread")
     chosen, device = _available(name)
+    if precision == "fp16" and chosen != "triton":
+        raise EngineError(f"the {chosen} engine has no fp16; use --precision bf16 or fp32")
     if chosen == "openvino" and precision == "bf16" and not cpu_has_bf16():
         raise EngineError("this CPU does not multiply bf16 and OpenVINO does not emulate it; use --precision fp32")
-    engine = _build(package, chosen, device, _precision(precision, device), threads)
+    engine = _build(package, chosen, device, _precision(precision, chosen, device), threads)
     if tile_shape is not None:
         engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))
     return engine
@@ -54,9 +56,11 @@ def engine_reasons() -> list[tuple[str, bool, str]]:
     from unetpp.engine.openvino import openvino_version
 
     gpu = _cuda_device()
+    kernels, why = _kernels()
     openvino = openvino_version()
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware"
     return [
+        ("triton", kernels, f"fused kernels: {why}"),
         ("torch on CUDA", gpu is not None, gpu or "torch sees no CUDA device"),
         ("openvino", openvino is not None, f"version {openvino}, CPU with {bf16}" if openvino else "not installed"),
         ("torch on the CPU", True, "always; the plain definition, several times slower than openvino"),
@@ -73,25 +77,49 @@ def cpu_has_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
 
 
-def _available(name: str) -> tuple[Literal["openvino", "torch"], Literal["cpu", "cuda"]]:
+def _available(name: str) -> tuple[str, str]:
+    """Return the engine to use and its device."""
     from unetpp.engine.openvino import openvino_version
 
     if name == "openvino":
         if openvino_version() is None:
             raise EngineError("OpenVINO is not installed; install openvino or use --engine torch")
         return "openvino", "cpu"
+    kernels, why = _kernels()
+    if name == "triton" and not kernels:
+        raise EngineError(f"the fused kernels do not run here: {why}; use --engine openvino or torch")
+    if kernels and name != "torch":
+        return "triton", "cuda"
     if _cuda_device() is not None:
         return "torch", "cuda"
     return ("openvino", "cpu") if name == "auto" and openvino_version() else ("torch", "cpu")
 
 
-def _precision(precision: str, device: str) -> Precision:
+def _kernels() -> tuple[bool, str]:
+    """Say whether the fused kernels run on this machine's CUDA device, and why or why not."""
+    import torch
+
+    from unetpp_kernels import device_implementation
+
+    if not torch.cuda.is_available():
+        return False, "torch sees no CUDA device"
+    chosen, why = device_implementation(torch.device("cuda"))
+    return chosen == "triton", why
+
+
+def _precision(precision: str, engine: str, device: str) -> Precision:
     if precision == "auto":
+        if engine == "triton":
+            return "fp16"
         return "bf16" if device == "cuda" or cpu_has_bf16() else "fp32"
-    return "bf16" if precision == "bf16" else "fp32"
+    return "fp16" if precision == "fp16" else "bf16" if precision == "bf16" else "fp32"
 
 
 def _build(package: Package, name: str, device: str, precision: Precision, threads: int) -> Engine:
+    if name == "triton":
+        from unetpp.engine.triton import TritonEngine
+
+        return TritonEngine(package, precision=precision, threads=threads)
     if name == "openvino":
         from unetpp.engine.openvino import OpenVinoEngine
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unetpp.errors import BandsError, ShapeError
 from unetpp.package import ModelSpec
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Output = Literal["logits", "labels"]
 
 
@@ -18,9 +18,9 @@ class Engine(Protocol):
     """One network made ready to run. Threads may call it at once; each runs its own calls one after the other.
 
     Attributes:
-        name: "openvino" or "torch".
+        name: "triton", "openvino" or "torch".
         version: version of the library that computes.
-        precision: what the layers store and multiply; normalisation is fp32 in both.
+        precision: what the layers store and multiply; normalisation is fp32 in all.
         threads: CPU threads that one call uses.
         device: "cpu" or "cuda".
     """

@@ -33,8 +33,8 @@ Mask = Annotated[Path | None, typer.Option("--mask", help="Image whose non-zero 
 Tissue = Annotated[str | None, typer.Option("--tissue", help="auto (slides: only tissue) or none.")]
 Executor = Annotated[str | None, typer.Option("--executor", help="local (threads) or ray.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Default: one per CPU core or GPU.")]
-Engine = Annotated[str | None, typer.Option("--engine", help="auto, openvino or torch.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="auto, triton, openvino or torch.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, fp16 (triton only) or bf16.")]
 Tracking = Annotated[
     str | None,
     typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default: a file of this user."),

@@ -57,8 +57,8 @@ class TilingConfig(_Section):
 class EngineConfig(_Section):
     """What computes: the engine, its precision and its threads per worker (all three are part of the result's key)."""
 
-    name: Literal["auto", "openvino", "torch"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    name: Literal["auto", "triton", "openvino", "torch"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     threads: int = Field(default=1, ge=1)
 
 

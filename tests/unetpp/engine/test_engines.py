@@ -200,7 +200,7 @@ def test_wrong_tiles_are_refused(package: Package, engine: str) -> None:
 
 
 def test_what_is_unknown_or_missing_is_named(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EngineError, match="engine 'tensorrt' is unknown; choose auto, openvino or torch"):
+    with pytest.raises(EngineError, match="engine 'tensorrt' is unknown; choose auto, triton, openvino, torch"):
         choose_engine(package, name="tensorrt")
     with pytest.raises(EngineError, match="precision 'int8' is unknown"):
         choose_engine(package, precision="int8")

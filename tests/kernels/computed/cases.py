@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 GUARD = 64
 KINDS = [
     pytest.param(torch.float32, False, id="fp32"),
@@ -21,9 +24,9 @@ KINDS = [
 def feature_map(n: int, channels: int, height: int, width: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     """Return a channels_last map that lies inside a buffer of NaN: whatever is read outside it shows."""
     generator = torch.Generator().manual_seed(seed + 31 * channels)
-    values = torch.randn(n, height, width, channels, generator=generator).to(dtype)
+    values = torch.randn(n, height, width, channels, generator=generator).to(DEVICE, dtype)
     room = GUARD * max(1, width * channels)
-    buffer = torch.full((values.numel() + 2 * room,), torch.nan, dtype=dtype)
+    buffer = torch.full((values.numel() + 2 * room,), torch.nan, dtype=dtype, device=DEVICE)
     inner = buffer[room : room + values.numel()].view(n, height, width, channels)
     inner.copy_(values)
     return inner.permute(0, 3, 1, 2)
@@ -31,7 +34,7 @@ def feature_map(n: int, channels: int, height: int, width: int, dtype: torch.dty
 
 def weights(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
-    return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+    return (torch.randn(*shape, generator=generator) * scale).to(DEVICE, dtype)
 
 
 def wide(value: Tensor | None) -> Tensor | None:
@@ -68,7 +71,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def empty(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
         count = n * channels * height * width
         room = GUARD * max(1, width * channels)
-        buffer = torch.full((count + 2 * room,), torch.nan, dtype=like.dtype)
+        buffer = torch.full((count + 2 * room,), torch.nan, dtype=like.dtype, device=like.device)
         buffers.append((buffer, room))
         return buffer[room : room + count].view(n, height, width, channels).permute(0, 3, 1, 2)
 

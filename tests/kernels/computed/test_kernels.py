@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.interpreted.cases import (
+from tests.kernels.computed.cases import (
+    DEVICE,
+    INTERPRETED,
     KINDS,
     assert_as_good,
     feature_map,
@@ -20,6 +22,7 @@ from tests.kernels.interpreted.cases import (
 from unetpp_kernels import Resampling, definition, packing
 
 __all__ = ["guarded"]  # a fixture
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
 OPERATORS = torch.ops.unetpp
 
 
@@ -220,8 +223,9 @@ def test_stem(
 ) -> None:
     """Bytes and wider samples; more outputs than a tile holds take the plain path."""
     generator = torch.Generator().manual_seed(bands)
-    pixels = torch.randint(0, 256 if sample == torch.uint8 else 9000, (2, 7, 9, bands), generator=generator).to(sample)
-    mean, std = torch.full((bands,), 120.0), torch.linspace(30, 60, bands)
+    limit = 256 if sample == torch.uint8 else 9000
+    pixels = torch.randint(0, limit, (2, 7, 9, bands), generator=generator).to(DEVICE, sample)
+    mean, std = torch.full((bands,), 120.0, device=DEVICE), torch.linspace(30, 60, bands, device=DEVICE)
     weight = weights(outputs, bands, 3, 3, dtype=dtype, scale=0.2)
     bias = weights(outputs, dtype=dtype)
     pointwise = None if mixed is None else weights(mixed, outputs, 1, 1, dtype=dtype, scale=outputs**-0.5)
@@ -259,7 +263,7 @@ def test_head(
     """Class values may differ only where two logits are closer than rounding; probabilities by one step of 1/255."""
     x = feature_map(2, channels, *size, dtype)
     weight, bias = weights(classes, channels, 1, 1, dtype=dtype, scale=0.3), weights(classes, dtype=dtype)
-    values = torch.arange(classes, dtype=torch.uint8) * 3 + 1
+    values = torch.arange(classes, dtype=torch.uint8, device=DEVICE) * 3 + 1
     depthwise = weights(channels, 1, 3, 3, dtype=dtype, scale=1 / 3) if filtered else None
     inner_bias = weights(channels, dtype=dtype, seed=5) if filtered else None
     found = OPERATORS.head(
@@ -310,6 +314,6 @@ def test_views_and_other_layouts_are_read_as_they_are() -> None:
 
 def test_relu_keeps_nan() -> None:
     """As torch does: a NaN in an image must not turn into a confident class."""
-    x = torch.full((1, 4, 2, 2), torch.nan)
-    found = OPERATORS.depthwise(x, torch.ones(9, 4), None, True, 1, 1, False)
+    x = torch.full((1, 4, 2, 2), torch.nan, device=DEVICE)
+    found = OPERATORS.depthwise(x, torch.ones(9, 4, device=DEVICE), None, True, 1, 1, False)
     assert bool(found.isnan().all())

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.kernels.interpreted import mend
+from tests.kernels.computed import mend
 
 
 @triton.jit

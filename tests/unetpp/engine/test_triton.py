@@ -1,0 +1,74 @@
+"""The engine of fused kernels: on a CUDA device against the fp64 definition, and what it says without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from unetpp.engine import choose_engine, engine_reasons
+from unetpp.errors import EngineError
+from unetpp.package import Package
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def definition(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
+    pixels = (image.astype(np.float64) - package.spec.mean) / package.spec.std
+    with torch.no_grad():
+        logits = package.load_model().double()(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    found: NDArray[np.float64] = logits[0].numpy()
+    return found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 1e-2), ("bf16", 5e-2)])
+@pytest.mark.parametrize("conv", ["pw_dw", "dw_pw", "standard"])
+def test_logits_and_labels_are_the_definitions(
+    make_package: Callable[..., Package], conv: str, precision: str, limit: float
+) -> None:
+    package = make_package(conv=conv)
+    engine = choose_engine(package, name="triton", precision=precision)
+    for size in ((1, 1), (33, 70), (250, 130)):
+        image = picture(*size)
+        truth = definition(package, image)
+        logits = engine.logits(image)
+        assert logits.dtype == np.float32 and logits.shape == truth.shape
+        assert np.linalg.norm(logits - truth) <= limit * np.linalg.norm(truth)
+        margin = np.diff(np.sort(truth, axis=0)[-2:], axis=0)[0]
+        values = np.array([info.value for info in package.spec.classes], np.uint8)
+        sure = margin > 10 * limit * np.abs(truth).max()
+        np.testing.assert_array_equal(engine.labels(image)[sure], values[truth.argmax(0)][sure])
+
+
+@pytest.mark.gpu
+def test_a_tile_gives_the_same_bytes_every_time_and_from_every_thread(make_package: Callable[..., Package]) -> None:
+    engine = choose_engine(make_package(), name="triton")
+    image, other = picture(96, 160), picture(64, 64, seed=1)
+    first, second = engine.labels(image), engine.labels(other)
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(engine.labels, [image, other] * 8))
+    assert all(np.array_equal(found, first) for found in again[::2])
+    assert all(np.array_equal(found, second) for found in again[1::2])
+
+
+@pytest.mark.gpu
+def test_it_is_the_default_on_a_gpu(make_package: Callable[..., Package]) -> None:
+    engine = choose_engine(make_package())
+    assert (engine.name, engine.precision, engine.device) == ("triton", "fp16", "cuda")
+
+
+def test_without_a_gpu_it_says_so(make_package: Callable[..., Package], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="torch sees no CUDA device; use --engine openvino or torch"):
+        choose_engine(make_package(), name="triton")
+    with pytest.raises(EngineError, match="the torch engine has no fp16; use --precision bf16 or fp32"):
+        choose_engine(make_package(), name="torch", precision="fp16")
+    assert ("triton", False, "fused kernels: torch sees no CUDA device") in engine_reasons()

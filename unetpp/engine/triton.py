@@ -1,0 +1,127 @@
+"""Runs a network on one CUDA device through the fused kernels; knows no Raster, Zarr or tile plan.
+
+Bytes go to the device and class values come back. Per tile shape the whole network is one captured CUDA graph, so that
+a tile costs one launch on the host.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unetpp.engine.base import Output, Precision, check_tile, pad_tile
+from unetpp.errors import EngineError
+from unetpp.model import Deployed, deploy
+from unetpp.package import ModelSpec, Package
+from unetpp_kernels import device_implementation
+
+_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_GRAPHS: Final = 4
+"""Captured shapes kept; each holds every layer's feature maps."""
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    pixels: torch.Tensor
+    result: torch.Tensor
+
+
+class TritonEngine:
+    """See `unetpp.engine.base.Engine`. Calls of several threads take turns on the device.
+
+    Args:
+        package: the model.
+        precision: "fp16" sums depthwise taps in fp16 too, "bf16" and "fp32" in fp32. fp32 multiplies matrices as three
+            tf32 products unless torch's matmul precision is "medium".
+        threads: recorded; nothing here runs on more than one.
+
+    Raises:
+        EngineError: no CUDA device with kernels, or the network overflows in fp16.
+    """
+
+    name = "triton"
+    device = "cuda"
+
+    def __init__(self, package: Package, *, precision: Precision = "fp16", threads: int = 1) -> None:
+        if not torch.cuda.is_available():
+            raise EngineError("no CUDA device is visible to torch; use --engine openvino")
+        implementation, why = device_implementation(torch.device("cuda"))
+        if implementation != "triton":
+            raise EngineError(f"the fused kernels do not run here: {why}; use --engine torch")
+        import triton
+
+        self.version: str = f"{triton.__version__} torch {torch.__version__}"
+        self.precision = precision
+        self.threads = threads
+        self.spec = package.spec
+        self.multiple = package.spec.architecture.multiple
+        self._network = _deployed(package, _DTYPES[precision]).to(self.device)
+        self._graphs: OrderedDict[tuple[Output, tuple[int, ...]], _Captured] = OrderedDict()
+        self._turn = threading.Lock()
+        if precision == "fp16" and not self._is_finite():
+            raise EngineError(f"model {self.spec.name!r} overflows in fp16; use --precision bf16")
+
+    def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
+        return self._run("logits", tile)
+
+    def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
+        return self._run("labels", tile)
+
+    def _run(self, output: Output, tile: NDArray[Any]) -> NDArray[Any]:
+        check_tile(tile, self.spec)
+        height, width = tile.shape[:2]
+        pixels = np.ascontiguousarray(pad_tile(tile, self.multiple)[None])
+        if self.spec.dtype != "uint8":
+            pixels = pixels.astype(np.float32)  # torch moves no uint16 to a device
+        with self._turn:
+            captured = self._captured(output, pixels.shape)
+            captured.pixels.copy_(torch.from_numpy(pixels))
+            captured.graph.replay()
+            result = captured.result.cpu()
+        array: NDArray[Any] = result[0, ..., :height, :width].contiguous().numpy()
+        return array
+
+    def _captured(self, output: Output, shape: tuple[int, ...]) -> _Captured:
+        key = (output, shape)
+        if key not in self._graphs:
+            while len(self._graphs) >= _GRAPHS:
+                self._graphs.popitem(last=False)
+            self._graphs[key] = self._capture(output, shape)
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
+
+    def _capture(self, output: Output, shape: tuple[int, ...]) -> _Captured:
+        dtype = torch.uint8 if self.spec.dtype == "uint8" else torch.float32
+        run = self._network.logits if output == "logits" else self._network.labels
+        pixels = torch.zeros(shape, dtype=dtype, device=self.device)
+        # Kernels compile at their first launch, and capturing forbids that: so one run before, on a side stream.
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run(pixels)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = run(pixels)
+        return _Captured(graph, pixels, result)
+
+    def _is_finite(self) -> bool:
+        """Run noise of the training images' mean and spread through the network."""
+        generator = torch.Generator().manual_seed(0)
+        side = 8 * self.multiple
+        mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
+        noise = (torch.randn(1, side, side, len(mean), generator=generator) * std + mean).to(self.device)
+        return bool(torch.isfinite(self._network.logits(noise)).all())
+
+
+def _deployed(package: Package, dtype: torch.dtype) -> Deployed:
+    spec: ModelSpec = package.spec
+    values = [info.value for info in spec.classes]
+    return deploy(package.load_model(), mean=spec.mean, std=spec.std, values=values, dtype=dtype)
