@@ -47,7 +47,7 @@ def depthwise_pointwise(
     from unetpp_kernels.gpu import launch
 
     found = launch.depthwise_pointwise(
-        sources, low, taps, phases, mix, bias, inner_bias, inner_relu=inner_relu, relu=relu, packed=packed
+        sources, low, taps, phases, mix, bias, inner_bias, inner_relu=inner_relu, relu=relu, mode=mode, packed=packed
     )
     if found is not None:
         return found

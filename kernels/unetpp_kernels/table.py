@@ -41,7 +41,9 @@ class Row:
     @property
     def name(self) -> str:
         """A short unique name: "depthwise_pointwise fp16 BLOCK_N=32 ... w4"."""
-        constants = " ".join(f"{key}={value:d}" if isinstance(value, bool) else f"{key}={value}" for key, value in self.constants)
+        constants = " ".join(
+            f"{key}={value:d}" if isinstance(value, bool) else f"{key}={value}" for key, value in self.constants
+        )
         return f"{self.kernel} {self.dtype} {constants} w{self.warps} s{self.stages}"
 
     def __getitem__(self, key: str) -> int:
@@ -53,12 +55,13 @@ def width_class(outputs: int) -> int | None:
     return next((width for width in WIDTHS if outputs <= width), None)
 
 
-# (G, R, BLOCK_K, warps) by accumulation and tile width; see `gpu.strips` for G and R. Chosen for the fewest instructions
-# per element without spills on sm_90; not yet measured on a GPU.
-_STRIPS: dict[tuple[str, int], tuple[int, int, int, int]] = {
+# (G, R, BLOCK_K, warps) by accumulation and tile width; see `gpu.strips` for G and R. Chosen for the fewest
+# instructions per element on sm_90 among those without spills on sm_80, sm_90 and sm_100; not yet measured on a GPU.
+_Strips = dict[tuple[str, int], tuple[int, int, int, int]]
+_STRIPS: _Strips = {
     ("packed", 32): (1, 4, 32, 4),
     ("packed", 64): (2, 4, 32, 8),
-    ("packed", 128): (1, 2, 32, 8),
+    ("packed", 128): (1, 4, 32, 8),
     ("single", 32): (1, 4, 32, 4),
     ("single", 64): (1, 4, 32, 8),
     ("single", 128): (1, 2, 32, 8),
@@ -66,14 +69,29 @@ _STRIPS: dict[tuple[str, int], tuple[int, int, int, int]] = {
     ("fp32", 64): (1, 2, 16, 4),
     ("fp32", 128): (1, 2, 16, 8),
 }
-_LOW_STRIPS: dict[tuple[str, int], tuple[int, int, int, int]] = {
+_INNER_STRIPS: _Strips = {
+    ("packed", 128): (1, 2, 32, 8),
+}
+_LOW_STRIPS: _Strips = {
     ("packed", 64): (2, 4, 16, 8),
     ("single", 32): (1, 4, 32, 8),
     ("single", 64): (1, 2, 64, 8),
     ("fp32", 32): (1, 2, 16, 4),
     ("fp32", 64): (1, 2, 16, 8),
 }
+_UNEVEN_STRIPS: _Strips = {
+    ("packed", 32): (1, 2, 16, 4),
+    ("packed", 64): (1, 2, 16, 4),
+    ("packed", 128): (1, 2, 16, 8),
+    ("single", 32): (1, 2, 16, 4),
+    ("single", 64): (1, 2, 16, 4),
+    ("single", 128): (1, 2, 16, 8),
+    ("fp32", 32): (1, 2, 16, 4),
+    ("fp32", 64): (1, 2, 16, 4),
+    ("fp32", 128): (1, 2, 16, 8),
+}
 _COLUMNS = 64
+_UNEVEN_WIDTH = 64
 _READS: tuple[tuple[Added, bool], ...] = ((0, False), (1, False), (2, False), (0, True))
 
 
@@ -82,12 +100,14 @@ def depthwise_pointwise(
 ) -> Row | None:
     """Row of `gpu.depthwise_pointwise`; None where the two convolutions are better apart.
 
-    even: all widths are multiples of the row's BLOCK_K (see `even_block`) and outputs fill a tile width.
+    even: all widths are multiples of the row's BLOCK_K and outputs fill a tile width. Without it there is one row per
+    width: it reads no `low` (upsample before) and has an inner step (whose bias may be 0 and whose floor -inf).
     """
     width = width_class(outputs)
     if width is None or (low and inner):
         return None
-    groups, rows, block, warps = _strips(dtype, accumulate, width, low)
+    low, inner = low and even, inner or not even
+    groups, rows, block, warps = _strips(dtype, accumulate, width, low=low, inner=inner, even=even)
     return Row(
         "depthwise_pointwise",
         dtype,
@@ -108,17 +128,16 @@ def depthwise_pointwise(
     )
 
 
-def pointwise(
-    dtype: Dtype, product: Product, outputs: int, *, added: Added, pool: bool, even: bool
-) -> Row:
+def pointwise(dtype: Dtype, product: Product, outputs: int, *, added: Added, pool: bool, even: bool) -> Row:
     """Row of `gpu.pointwise`. added: 0 nothing, 1 nearest, 2 bilinear. even: as above, for the returned blocks."""
-    width = width_class(outputs) or WIDEST
+    # Narrow loads of odd widths need many registers for addresses.
+    width = width_class(outputs) or WIDEST if even else _UNEVEN_WIDTH
     block = 32 if dtype != "fp32" else 16
     return Row(
         "pointwise",
         dtype,
         (
-            ("BLOCK_M", 64 if dtype == "fp32" else 128),
+            ("BLOCK_M", 128 if even and dtype != "fp32" else 64),
             ("BLOCK_N", width),
             ("BLOCK_K", block),
             ("LOW", added),
@@ -127,7 +146,7 @@ def pointwise(
             ("FULL", even),
             ("DOT", _dot(product)),
         ),
-        8 if width == WIDEST else 4,
+        8 if width == WIDEST or not even else 4,
         # Pooling computes between load and product, so there is nothing to load ahead into shared memory.
         1 if pool else 3,
     )
@@ -138,7 +157,7 @@ def depthwise(dtype: Dtype, accumulate: Accumulate, *, even: bool) -> Row:
     constants = (
         ("G", 1),
         ("BLOCK_W", _COLUMNS),
-        ("R", 4),
+        ("R", 4 if even else 2),
         ("BLOCK_K", 32),
         ("PACKED", accumulate == "packed"),
         ("EVEN", even),
@@ -151,15 +170,14 @@ def depthwise_any(dtype: Dtype, *, even: bool) -> Row:
     return Row("depthwise_any", dtype, (("BLOCK_M", 64), ("BLOCK_K", 32), ("EVEN", even)), 4)
 
 
-def stem(dtype: Dtype, bands: int, outputs: int, mixed: int | None, pixels: Pixels) -> Row | None:
-    """Row of `gpu.ends.stem_kernel`; None for more bands or channels than a tile holds."""
-    taps = next((size for size in (32, 128) if 9 * bands <= size), None)
+def stem(dtype: Dtype, outputs: int, mixed: int | None, pixels: Pixels) -> Row | None:
+    """Row of `gpu.ends.stem_kernel`; None for more channels than a tile holds."""
     width = width_class(max(outputs, mixed or 1))
-    if taps is None or width not in (32, 64):
+    if width not in (32, 64):
         return None
     constants = (
         ("BLOCK_M", 64),
-        ("BLOCK_T", taps),
+        ("BLOCK_T", 32),
         ("BLOCK_N", width),
         ("MIX", mixed is not None),
         ("DOT", _dot(_exact(dtype))),
@@ -173,7 +191,7 @@ def head(dtype: Dtype, classes: int, *, probabilities: bool) -> Row | None:
     if width is None:
         return None
     constants = (
-        ("BLOCK_M", 128),
+        ("BLOCK_M", 128 if width == 16 else 64),
         ("BLOCK_K", 32),
         ("BLOCK_N", width),
         ("PROBABILITIES", probabilities),
@@ -188,7 +206,7 @@ def depthwise_head(
     """Row of `gpu.ends.depthwise_head_kernel`; None for more than 16 classes. even: as for `depthwise`."""
     if classes > 16:
         return None
-    groups, rows, block, warps = _strips(dtype, accumulate, 32, low=False)
+    groups, rows, block, warps = _strips(dtype, accumulate, 32, low=False, inner=True, even=even)
     constants = (
         ("G", groups),
         ("BLOCK_W", _COLUMNS),
@@ -212,6 +230,20 @@ def rows() -> Iterator[Row]:
             yield row
 
 
+def usual(dtype: Dtype) -> list[Row]:
+    """Return what networks launch whose channels are multiples of 32, with the default accumulation and product."""
+    dot: Product = "tf32x3" if dtype == "fp32" else "plain"
+    wanted = {"EVEN": True, "PACKED": dtype == "fp16", "DOT": _dot(dot)}
+    found = [
+        row
+        for row in rows()
+        if row.dtype.partition(" ")[0] == dtype
+        and all(value == wanted.get(name, value) for name, value in row.constants)
+    ]
+    # Logits, one channel per class, fill no tile.
+    return [*found, pointwise(dtype, dot, 2, added=0, pool=False, even=False)]
+
+
 def _all() -> Iterator[Row | None]:
     switch = (False, True)
     kinds: list[tuple[Dtype, Accumulate, Product]] = [
@@ -233,13 +265,16 @@ def _all() -> Iterator[Row | None]:
             yield depthwise_head(dtype, accumulate, 2, probabilities=probabilities, even=even)
             for classes in (2, 64):
                 yield head(dtype, classes, probabilities=probabilities)
-        for bands, width, mix, pixels in product((3, 14), (32, 64), switch, get_args(Pixels)):
-            yield stem(dtype, bands, width, width if mix else None, pixels)
+        for width, mix, pixels in product((32, 64), switch, get_args(Pixels)):
+            yield stem(dtype, width, width if mix else None, pixels)
 
 
-def _strips(dtype: Dtype, accumulate: Accumulate, width: int, low: bool) -> tuple[int, int, int, int]:
+def _strips(
+    dtype: Dtype, accumulate: Accumulate, width: int, *, low: bool, inner: bool, even: bool
+) -> tuple[int, int, int, int]:
     key = ("fp32" if dtype == "fp32" else accumulate, width)
-    return _LOW_STRIPS.get(key, _STRIPS[key]) if low else _STRIPS[key]
+    special = _LOW_STRIPS if low else _INNER_STRIPS if inner else {}
+    return special.get(key, _STRIPS[key]) if even else _UNEVEN_STRIPS[key]
 
 
 def _exact(dtype: Dtype) -> Product:

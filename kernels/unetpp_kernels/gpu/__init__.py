@@ -1,1 +1,1 @@
-"""The Triton kernels and their launchers; nothing here is imported before a CUDA tensor (or the interpreter) needs it."""
+"""The Triton kernels and their launchers; imported only once a CUDA tensor (or the interpreter) needs one."""

@@ -66,9 +66,7 @@ def walk(
         pixel = (n * (H // 2) + i0) * (W // 2) + j
         for k0 in range(0, low_width, BLOCK_K):
             x = strip_pointers(low_ptr, pixel, k0, low_width, BLOCK_K, PAIRS)
-            d = low_sums(
-                x, i0, j, oh, ow, phases_ptr, k0, H, W, low_width, R, BLOCK_K, EVEN, MASKED, PAIRS, ACC
-            )
+            d = low_sums(x, i0, j, oh, ow, phases_ptr, k0, H, W, low_width, R, BLOCK_K, EVEN, MASKED, PAIRS, ACC)
             accs = mixed(
                 accs, d, inner_floor, mix_ptr + first, k0, low_width, C, O, R, BLOCK_K, BLOCK_N, False, EVEN, FULL, DOT
             )
@@ -95,7 +93,7 @@ def depthwise_pointwise_kernel(
     if EVEN:
         C = sixteens(C)
     if FULL:
-        O = sixteens(O)  # noqa: E741
+        O = sixteens(O)
     accs = ()
     for _ in tl.static_range(R):
         accs = accs + (tl.zeros((G * BLOCK_W, BLOCK_N), tl.float32),)

@@ -15,21 +15,24 @@ def stem_kernel(
     """Pixels (N, H, W, bands) of any type -> normalise -> 3x3 convolution, bias, activation [-> pointwise].
 
     y is (N, H, W, O), or (N, H, W, P) with MIX. mean, std (bands) fp32: (pixel - mean) / std, and 0 outside the
-    image. weight (9 * bands, O): taps, then bands. mix (P, O). BLOCK_T >= 9 * bands. Grid: (pixels / BLOCK_M).
+    image. weight (9 * bands, O): taps, then bands. mix (P, O). Grid: (pixels / BLOCK_M).
     """
     pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    t, o = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_N)
+    o = tl.arange(0, BLOCK_N)
     there = pixel < N.to(tl.int64) * H * W
     y, x = (pixel // W % H).to(tl.int32), (pixel % W).to(tl.int32)
-    tap, band = t // bands, t % bands
-    iy, ix = y[:, None] + (tap // 3 - 1)[None, :], x[:, None] + (tap % 3 - 1)[None, :]
-    ok = there[:, None] & (tap < 9)[None, :] & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-    place = (pixel[:, None] + ((tap // 3 - 1) * W + tap % 3 - 1)[None, :]) * bands + band[None, :]
-    v = tl.load(pixels_ptr + place, mask=ok, other=0).to(tl.float32)
-    v = (v - tl.load(mean_ptr + band)[None, :]) / tl.load(std_ptr + band)[None, :]
-    v = tl.where(ok, v, 0.0)
-    w = tl.load(weight_ptr + t[:, None] * O + o[None, :], mask=(tap < 9)[:, None] & (o < O)[None, :], other=0.0)
-    acc = tl.dot(v.to(w.dtype), w, input_precision=DOT)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for t0 in range(0, 9 * bands, BLOCK_T):
+        t = t0 + tl.arange(0, BLOCK_T)
+        tap, band = t // bands, t % bands
+        iy, ix = y[:, None] + (tap // 3 - 1)[None, :], x[:, None] + (tap % 3 - 1)[None, :]
+        ok = there[:, None] & (tap < 9)[None, :] & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
+        place = (pixel[:, None] + ((tap // 3 - 1) * W + tap % 3 - 1)[None, :]) * bands + band[None, :]
+        v = tl.load(pixels_ptr + place, mask=ok, other=0).to(tl.float32)
+        v = (v - tl.load(mean_ptr + band)[None, :]) / tl.load(std_ptr + band)[None, :]
+        v = tl.where(ok, v, 0.0)
+        w = tl.load(weight_ptr + t[:, None] * O + o[None, :], mask=(tap < 9)[:, None] & (o < O)[None, :], other=0.0)
+        acc = tl.dot(v.to(w.dtype), w, acc, input_precision=DOT)
     acc = floored(acc + tl.load(bias_ptr + o, mask=o < O, other=0.0)[None, :], floor)
     if MIX:
         p = tl.arange(0, BLOCK_N)
@@ -84,7 +87,9 @@ def head_kernel(
     there = pixel < N.to(tl.int64) * H * W
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k0 in range(0, C, BLOCK_K):
-        x = tl.load(x_ptr + pixel[:, None] * C + (k0 + k)[None, :], mask=there[:, None] & (k0 + k < C)[None, :], other=0.0)
+        x = tl.load(
+            x_ptr + pixel[:, None] * C + (k0 + k)[None, :], mask=there[:, None] & (k0 + k < C)[None, :], other=0.0
+        )
         w = tl.load(
             mix_ptr + o[None, :] * C + (k0 + k)[:, None], mask=(o < K)[None, :] & (k0 + k < C)[:, None], other=0.0
         )
@@ -99,7 +104,7 @@ def depthwise_head_kernel(
     G: tl.constexpr, BLOCK_W: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     PACKED: tl.constexpr, PROBABILITIES: tl.constexpr, EVEN: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """As `head_kernel`, of activation(depthwise3x3(x) + inner), which is never written. Grid as `depthwise_kernel`'s."""
+    """As `head_kernel`, of activation(depthwise3x3(x) + inner), never written. Grid as `depthwise_kernel`'s."""
     if EVEN:
         C = sixteens(C)
     oh, ow, top, left = tile(W, G, BLOCK_W, R)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unetpp_kernels import table
-from unetpp_kernels.definition import Resampling
+from unetpp_kernels.definition import Resampling, upsample2x
 from unetpp_kernels.gpu import sources as walk
 from unetpp_kernels.gpu.depthwise import depthwise_any_kernel, depthwise_kernel
 from unetpp_kernels.gpu.depthwise_pointwise import depthwise_pointwise_kernel
@@ -31,6 +31,7 @@ KERNELS: dict[str, Any] = {
     "depthwise_head": depthwise_head_kernel,
 }
 _DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_BACKEND = "hip" if torch.version.hip else "cuda"
 _ADDED: dict[Resampling, Added] = {"nearest": 1, "bilinear": 2}
 
 
@@ -45,6 +46,7 @@ def depthwise_pointwise(
     *,
     inner_relu: bool,
     relu: bool,
+    mode: Resampling,
     packed: bool,
 ) -> Tensor | None:
     """Run the fused kernel; None where the table has no row: too wide, or an inner step on an upsampled source."""
@@ -65,6 +67,8 @@ def depthwise_pointwise(
     if outputs != chosen["BLOCK_N"] or any(w % chosen["BLOCK_K"] for w in every):
         chosen = row(False)
         assert chosen is not None
+        if low_map is not None:
+            maps, low_map = _maps([*maps, upsample2x(low_map, mode)]), None
     y = _like(maps[0], outputs, height, width)
     grid = (_cdiv(width, chosen["BLOCK_W"]), _cdiv(height, chosen["G"] * chosen["R"]), n)
     _run(
@@ -177,7 +181,7 @@ def stem(
     if pixels.dtype not in (torch.uint8, torch.float32):
         pixels = pixels.to(torch.float32)
     kind: table.Pixels = "u8" if pixels.dtype == torch.uint8 else "fp32"
-    chosen = table.stem(_DTYPES[weight.dtype], bands, outputs, None if mix is None else mix.shape[0], kind)
+    chosen = table.stem(_DTYPES[weight.dtype], outputs, None if mix is None else mix.shape[0], kind)
     if chosen is None:
         return None
     final = outputs if mix is None else mix.shape[0]
@@ -241,14 +245,18 @@ def head(
     return y
 
 
-def options(row: Row) -> dict[str, Any]:
-    """Return the compile-time arguments of a launch."""
+def options(row: Row, backend: str) -> dict[str, Any]:
+    """Return the compile-time arguments of a launch on a backend, "cuda" or "hip"."""
+    found: dict[str, Any] = {**dict(row.constants), "num_warps": row.warps, "num_stages": row.stages}
+    if backend == "hip" and found.get("DOT") == "tf32x3":
+        found["DOT"] = "ieee"  # AMD's matrix units multiply fp32 as it is, and Triton has no tf32x3 for them
     # Without fusion of multiply and add the depthwise sums take twice the instructions; Triton's default has changed.
-    return {**dict(row.constants), "num_warps": row.warps, "num_stages": row.stages, "enable_fp_fusion": True}
+    found["enable_fp_fusion"] = True
+    return found
 
 
 def _run(row: Row, grid: tuple[int, ...], *arguments: object) -> None:
-    KERNELS[row.kernel][grid](*map(_aligned, arguments), **options(row))
+    KERNELS[row.kernel][grid](*map(_aligned, arguments), **options(row, _BACKEND))
 
 
 def _kinds(x: Tensor, packed: bool) -> tuple[Dtype, Accumulate, Product]:

@@ -1,4 +1,4 @@
-"""Pointwise convolution of a virtual concatenation, plus an upsampled term: a matrix product that never copies its input.
+"""Pointwise convolution of a virtual concatenation, plus an upsampled term: a matrix product that copies no input.
 
 Rows of the product are pixels, columns are output channels, and the sum runs over the channels of every source in
 turn. A source may be read through 2x2 max pooling. The upsampled term is added to the finished sums: it is the same
@@ -62,7 +62,7 @@ def pointwise_kernel(
     if EVEN:
         C = sixteens(C)
     if FULL:
-        O = sixteens(O)  # noqa: E741
+        O = sixteens(O)
     across = (O + BLOCK_N - 1) // BLOCK_N
     pixel = (tl.program_id(0) // across).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     o = tl.program_id(0) % across * BLOCK_N + tl.arange(0, BLOCK_N)

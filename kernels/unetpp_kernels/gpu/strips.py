@@ -174,4 +174,5 @@ def tile(W, G: tl.constexpr, BLOCK_W: tl.constexpr, R: tl.constexpr):
 @triton.jit
 def floored(x, floor):
     """Return max(x, floor) with NaN kept: floor is 0 for ReLU and -inf for no activation."""
-    return tl.maximum(x, floor, propagate_nan=tl.PropagateNan.ALL)
+    # In x's own type: beside an fp32 floor, 16-bit sums would be widened and narrowed again.
+    return tl.maximum(x, tl.full(x.shape, floor, x.dtype), propagate_nan=tl.PropagateNan.ALL)
