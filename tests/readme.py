@@ -126,6 +126,33 @@ def _cpu_accuracy(accuracy: dict[str, Any]) -> str:
     )
 
 
+def gpu() -> str:
+    path = ROOT / "tests/benchmarks/gpu.json"
+    if not path.is_file():
+        return "Not measured."
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    names = ("ours", "eager", "compile", "max-autotune")
+    lines = [
+        "| network | type | Mpx/s: ours | torch eager | torch.compile | max-autotune | peak MB: ours | eager |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in facts["network"]:
+        speeds = " | ".join(f"{row['mpx_s'][name]:.0f}" if name in row["mpx_s"] else "" for name in names)
+        peak = f"{row['peak_mb']['ours']} | {row['peak_mb']['eager']}"
+        lines.append(f"| `{row['conv']}` | {row['dtype']} | {speeds} | {peak} |")
+    for row in facts.get("peers", []):
+        if "mpx_s" in row:
+            lines.append(f"| {row['network']} | fp16 | | {row['mpx_s']:.0f} | | | | |")
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines += [
+        "",
+        f"From uint8 pixels to uint8 classes, {facts['network'][0]['shape'][0]} images of 512² a call, medians; "
+        f"{facts['gpu']}, which copies {facts['copy']['gb_s']:.0f} GB/s; {versions}; commit {facts['commit']}, "
+        f"{facts['date']}; `{facts['command']}`; every node in [gpu.json](tests/benchmarks/gpu.json).",
+    ]
+    return "\n".join(lines)
+
+
 def tree() -> str:
     """One line per module: its name and the first clause of its first sentence."""
     lines = ["```"]
@@ -149,7 +176,7 @@ def _first_clause(path: Path) -> str:
 
 
 def render(text: str) -> str:
-    for name, content in (("models", models()), ("speed", speed()), ("cpu", cpu()), ("tree", tree())):
+    for name, content in (("models", models()), ("speed", speed()), ("cpu", cpu()), ("gpu", gpu()), ("tree", tree())):
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
         if count != 1:

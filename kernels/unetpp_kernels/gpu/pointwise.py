@@ -34,7 +34,7 @@ def upsampled(low_ptr, n, y, x, o, H, W, O, ok, BILINEAR: tl.constexpr):
     base = low_ptr + n[:, None] * rows * columns * O + o[None, :]
     if BILINEAR:
         # Output pixel y lies at (y - 1/2) / 2 of the low rows: 3/4 of the nearest one, 1/4 of the next.
-        near_y, near_x = y // 2, x // 2
+        near_y, near_x = (y // 2).to(tl.int64), x // 2
         far_y = tl.minimum(tl.maximum(near_y + 2 * (y % 2) - 1, 0), rows - 1)
         far_x = tl.minimum(tl.maximum(near_x + 2 * (x % 2) - 1, 0), columns - 1)
         a = tl.load(base + (near_y * columns + near_x)[:, None] * O, mask=ok, other=0.0).to(tl.float32)
@@ -43,7 +43,8 @@ def upsampled(low_ptr, n, y, x, o, H, W, O, ok, BILINEAR: tl.constexpr):
         d = tl.load(base + (far_y * columns + far_x)[:, None] * O, mask=ok, other=0.0).to(tl.float32)
         return (a * 0.75 + b * 0.25) * 0.75 + (c * 0.75 + d * 0.25) * 0.25
     else:
-        return tl.load(base + (y // 2 * columns + x // 2)[:, None] * O, mask=ok, other=0.0).to(tl.float32)
+        pixel = (y // 2).to(tl.int64) * columns + x // 2
+        return tl.load(base + pixel[:, None] * O, mask=ok, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=INTEGERS)

@@ -317,3 +317,22 @@ def test_relu_keeps_nan() -> None:
     x = torch.full((1, 4, 2, 2), torch.nan, device=DEVICE)
     found = OPERATORS.depthwise(x, torch.ones(9, 4, device=DEVICE), None, True, 1, 1, False)
     assert bool(found.isnan().all())
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements() -> None:
+    """The last rows of a map of 2.2e9 elements are those of a copy of them; needs 14 GB on the device."""
+    side, channels = 8256, 32
+    x = torch.zeros(1, side, side, channels, dtype=torch.float16, device=DEVICE).permute(0, 3, 1, 2)
+    tail = torch.randn(1, channels, 16, side, device=DEVICE).half()
+    x[:, :, -16:] = tail
+    weight = weights(channels, 1, 3, 3, dtype=torch.float16, scale=1 / 3)
+    mix = weights(channels, channels, dtype=torch.float16, scale=channels**-0.5)
+    taps = packing.taps(weight, torch.float16)
+    settings = (taps, None, mix, None, None, False, False, "bilinear", True)
+    small = OPERATORS.depthwise_pointwise([tail], None, *settings)[:, :, 1:]
+    assert torch.equal(OPERATORS.depthwise_pointwise([x], None, *settings)[:, :, -15:], small)
+    small = OPERATORS.pointwise([tail], mix, None, tail[:, :, ::2, ::2].contiguous(), False, False, "nearest")
+    low = torch.zeros(1, side // 2, side // 2, channels, dtype=torch.float16, device=DEVICE).permute(0, 3, 1, 2)
+    low[:, :, -8:] = tail[:, :, ::2, ::2]
+    assert torch.equal(OPERATORS.pointwise([x], mix, None, low, False, False, "nearest")[:, :, -16:], small)
