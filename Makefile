@@ -6,15 +6,18 @@ BENCH := .venv-peers/bin/python
 BENCH_STAMP := .venv-peers/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup demo test check slow speed peers cpu-bench wheel-test clean
+.PHONY: help setup demo test check slow kernels kernels-update speed peers cpu-bench gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       format, lint, types and import contracts"
 	@echo "make slow        long checks: memory against image size"
+	@echo "make kernels     compile every fused kernel for every GPU, check it against gate.json (20 minutes on two cores)"
+	@echo "make kernels-update  the same, and write gate.json"
 	@echo "make speed       measure engines and segmentation, update the README (quiet machine, 10 minutes)"
 	@echo "make cpu-bench   compare CPU engines with other libraries, update the README (quiet machine, UNETPP_DATA, 10 minutes)"
+	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
 	@echo "make peers       make the environment of cpu-bench, .venv-peers (1.6 GB), apart from ours"
 	@echo "make wheel-test  build the wheel and run the demo from it in an empty environment"
 	@echo "make clean       remove the environment and caches"
@@ -45,8 +48,18 @@ check: $(STAMP)
 slow: $(STAMP)
 	@$(PY) -m pytest -m slow --timeout 3600
 
+kernels: $(STAMP)
+	@$(PY) tests/kernels/gate.py
+
+kernels-update: $(STAMP)
+	@$(PY) tests/kernels/gate.py --update
+
 speed: $(STAMP)
 	@$(PY) tests/benchmarks/speed.py
+	@$(PY) tests/readme.py
+
+gpu-bench: $(STAMP)
+	@PYTHONPATH=.:kernels $(PY) tests/benchmarks/gpu.py
 	@$(PY) tests/readme.py
 
 peers: $(BENCH_STAMP)

@@ -140,9 +140,8 @@ def gpu() -> str:
         speeds = " | ".join(f"{row['mpx_s'][name]:.0f}" if name in row["mpx_s"] else "" for name in names)
         peak = f"{row['peak_mb']['ours']} | {row['peak_mb']['eager']}"
         lines.append(f"| `{row['conv']}` | {row['dtype']} | {speeds} | {peak} |")
-    for row in facts.get("peers", []):
-        if "mpx_s" in row:
-            lines.append(f"| {row['network']} | fp16 | | {row['mpx_s']:.0f} | | | | |")
+    others = [row for row in facts.get("peers", []) if "mpx_s" in row]
+    lines += [f"| {row['network']} | fp16 | | {row['mpx_s']:.0f} | | | | |" for row in others]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines += [
         "",
