@@ -55,42 +55,45 @@ def width_class(outputs: int) -> int | None:
     return next((width for width in WIDTHS if outputs <= width), None)
 
 
-# (G, R, BLOCK_K, warps) by accumulation and tile width; see `gpu.strips` for G and R. Chosen for the fewest
-# instructions per element on sm_90 among those without spills on sm_80, sm_90 and sm_100; not yet measured on a GPU.
-_Strips = dict[tuple[str, int], tuple[int, int, int, int]]
+# (G, BLOCK_W, R, BLOCK_K, warps) by accumulation and tile width; see `gpu.strips` for G and R. Chosen for the fewest
+# instructions per element on sm_90 among those without spills on sm_80, sm_90 and sm_100 (`make kernels`); not yet
+# measured on a GPU. BLOCK_K divides 32 where channels are even, so that "even" is the same for every row.
+_Strips = dict[tuple[str, int], tuple[int, int, int, int, int]]
 _STRIPS: _Strips = {
-    ("packed", 32): (1, 4, 32, 4),
-    ("packed", 64): (2, 4, 32, 8),
-    ("packed", 128): (1, 4, 32, 8),
-    ("single", 32): (1, 4, 32, 4),
-    ("single", 64): (1, 4, 32, 8),
-    ("single", 128): (1, 2, 32, 8),
-    ("fp32", 32): (1, 4, 16, 4),
-    ("fp32", 64): (1, 2, 16, 4),
-    ("fp32", 128): (1, 2, 16, 8),
+    ("packed", 32): (1, 64, 4, 32, 4),
+    ("packed", 64): (2, 64, 4, 32, 8),
+    ("packed", 128): (1, 64, 4, 32, 8),
+    ("single", 32): (1, 64, 4, 32, 4),
+    ("single", 64): (1, 64, 4, 32, 8),
+    ("single", 128): (1, 64, 2, 32, 8),
+    ("fp32", 32): (1, 64, 4, 16, 4),
+    ("fp32", 64): (1, 64, 2, 16, 4),
+    ("fp32", 128): (1, 32, 2, 16, 8),
 }
 _INNER_STRIPS: _Strips = {
-    ("packed", 128): (1, 2, 32, 8),
+    ("packed", 128): (2, 32, 4, 32, 8),
+    ("fp32", 32): (1, 64, 2, 16, 4),
+    ("fp32", 64): (1, 32, 2, 16, 8),
 }
 _LOW_STRIPS: _Strips = {
-    ("packed", 64): (2, 4, 16, 8),
-    ("single", 32): (1, 4, 32, 8),
-    ("single", 64): (1, 2, 64, 8),
-    ("fp32", 32): (1, 2, 16, 4),
-    ("fp32", 64): (1, 2, 16, 8),
+    ("packed", 64): (1, 64, 4, 32, 8),
+    ("single", 32): (2, 32, 4, 32, 8),
+    ("single", 64): (1, 32, 4, 32, 8),
+    ("single", 128): (1, 32, 4, 32, 8),
+    ("fp32", 32): (1, 64, 2, 16, 8),
+    ("fp32", 64): (1, 32, 2, 16, 8),
 }
 _UNEVEN_STRIPS: _Strips = {
-    ("packed", 32): (1, 2, 16, 4),
-    ("packed", 64): (1, 2, 16, 4),
-    ("packed", 128): (1, 2, 16, 8),
-    ("single", 32): (1, 2, 16, 4),
-    ("single", 64): (1, 2, 16, 4),
-    ("single", 128): (1, 2, 16, 8),
-    ("fp32", 32): (1, 2, 16, 4),
-    ("fp32", 64): (1, 2, 16, 4),
-    ("fp32", 128): (1, 2, 16, 8),
+    ("packed", 32): (1, 64, 2, 16, 4),
+    ("packed", 64): (1, 64, 2, 16, 8),
+    ("packed", 128): (1, 64, 2, 16, 8),
+    ("single", 32): (1, 64, 2, 16, 4),
+    ("single", 64): (1, 64, 2, 16, 8),
+    ("single", 128): (1, 64, 2, 16, 8),
+    ("fp32", 32): (1, 64, 2, 16, 8),
+    ("fp32", 64): (1, 64, 2, 16, 8),
+    ("fp32", 128): (1, 32, 2, 16, 8),
 }
-_COLUMNS = 64
 _UNEVEN_WIDTH = 64
 _READS: tuple[tuple[Added, bool], ...] = ((0, False), (1, False), (2, False), (0, True))
 
@@ -107,13 +110,13 @@ def depthwise_pointwise(
     if width is None or (low and inner):
         return None
     low, inner = low and even, inner or not even
-    groups, rows, block, warps = _strips(dtype, accumulate, width, low=low, inner=inner, even=even)
+    groups, columns, rows, block, warps = _strips(dtype, accumulate, width, low=low, inner=inner, even=even)
     return Row(
         "depthwise_pointwise",
         dtype,
         (
             ("G", groups),
-            ("BLOCK_W", _COLUMNS),
+            ("BLOCK_W", columns),
             ("R", rows),
             ("BLOCK_K", block),
             ("BLOCK_N", width),
@@ -137,7 +140,7 @@ def pointwise(dtype: Dtype, product: Product, outputs: int, *, added: Added, poo
         "pointwise",
         dtype,
         (
-            ("BLOCK_M", 128 if even and dtype != "fp32" else 64),
+            ("BLOCK_M", (128 if even else 64) // (2 if dtype == "fp32" else 1)),
             ("BLOCK_N", width),
             ("BLOCK_K", block),
             ("LOW", added),
@@ -146,7 +149,7 @@ def pointwise(dtype: Dtype, product: Product, outputs: int, *, added: Added, poo
             ("FULL", even),
             ("DOT", _dot(product)),
         ),
-        8 if width == WIDEST or not even else 4,
+        8 if width == WIDEST or dtype == "fp32" or not even else 4,
         # Pooling computes between load and product, so there is nothing to load ahead into shared memory.
         1 if pool else 3,
     )
@@ -156,7 +159,7 @@ def depthwise(dtype: Dtype, accumulate: Accumulate, *, even: bool) -> Row:
     """Row of `gpu.depthwise` for 3x3, stride 1, dilation 1. even: channels are a multiple of the row's BLOCK_K."""
     constants = (
         ("G", 1),
-        ("BLOCK_W", _COLUMNS),
+        ("BLOCK_W", 64),
         ("R", 4 if even else 2),
         ("BLOCK_K", 32),
         ("PACKED", accumulate == "packed"),
@@ -176,13 +179,13 @@ def stem(dtype: Dtype, outputs: int, mixed: int | None, pixels: Pixels) -> Row |
     if width not in (32, 64):
         return None
     constants = (
-        ("BLOCK_M", 64),
+        ("BLOCK_M", 32 if dtype == "fp32" and width == 64 else 64),
         ("BLOCK_T", 32),
         ("BLOCK_N", width),
         ("MIX", mixed is not None),
         ("DOT", _dot(_exact(dtype))),
     )
-    return Row("stem", f"{dtype} {pixels}", constants, 4)
+    return Row("stem", f"{dtype} {pixels}", constants, 8 if dtype == "fp32" and width == 64 else 4)
 
 
 def head(dtype: Dtype, classes: int, *, probabilities: bool) -> Row | None:
@@ -206,10 +209,10 @@ def depthwise_head(
     """Row of `gpu.ends.depthwise_head_kernel`; None for more than 16 classes. even: as for `depthwise`."""
     if classes > 16:
         return None
-    groups, rows, block, warps = _strips(dtype, accumulate, 32, low=False, inner=True, even=even)
+    groups, columns, rows, block, warps = _strips(dtype, accumulate, 32, low=False, inner=True, even=even)
     constants = (
         ("G", groups),
-        ("BLOCK_W", _COLUMNS),
+        ("BLOCK_W", columns),
         ("R", rows),
         ("BLOCK_K", block),
         ("BLOCK_N", 16),
@@ -219,6 +222,51 @@ def depthwise_head(
         ("DOT", _dot(_exact(dtype))),
     )
     return Row("depthwise_head", dtype, constants, warps)
+
+
+def pointwise_backward(dtype: Dtype, product: Product, outputs: int, *, even: bool) -> Row | None:
+    """Row of `gpu.backward.pointwise_backward_kernel`; None where its products are better left to the library.
+
+    even: all widths are multiples of the row's BLOCK_K and outputs fill a tile width.
+    """
+    width = width_class(outputs)
+    if width is None:
+        return None
+    constants = (
+        ("BLOCK_M", 64),
+        ("BLOCK_K", 32 if dtype != "fp32" else 16),
+        ("BLOCK_N", width),
+        ("EVEN", even),
+        ("DOT", _dot(product)),
+    )
+    return Row("pointwise_backward", dtype, constants, 8 if width == WIDEST else 4)
+
+
+def depthwise_pointwise_backward(dtype: Dtype, product: Product, outputs: int, *, even: bool) -> Row | None:
+    """Row of `gpu.backward.depthwise_pointwise_backward_kernel`; None and even as above."""
+    width = width_class(outputs)
+    if width is None:
+        return None
+    constants = (
+        ("BLOCK_W", 64),
+        ("R", 2),
+        ("BLOCK_K", 32 if dtype != "fp32" else 16),
+        ("BLOCK_N", width),
+        ("EVEN", even),
+        ("DOT", _dot(product)),
+    )
+    return Row("depthwise_pointwise_backward", dtype, constants, 8 if width == WIDEST else 4)
+
+
+def depthwise_backward(dtype: Dtype, *, even: bool) -> Row:
+    """Row of `gpu.backward.depthwise_backward_kernel`. even: channels are a multiple of the row's BLOCK_K."""
+    return Row("depthwise_backward", dtype, (("BLOCK_W", 32), ("R", 2), ("BLOCK_K", 16), ("EVEN", even)), 4)
+
+
+def upsample_backward(dtype: Dtype, *, bilinear: bool, even: bool) -> Row:
+    """Row of `gpu.backward.upsample_backward_kernel`; even as above."""
+    constants = (("BLOCK_M", 64), ("BLOCK_K", 32), ("BILINEAR", bilinear), ("EVEN", even))
+    return Row("upsample_backward", dtype, constants, 4)
 
 
 def rows() -> Iterator[Row]:
@@ -271,7 +319,7 @@ def _all() -> Iterator[Row | None]:
 
 def _strips(
     dtype: Dtype, accumulate: Accumulate, width: int, *, low: bool, inner: bool, even: bool
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     key = ("fp32" if dtype == "fp32" else accumulate, width)
     special = _LOW_STRIPS if low else _INNER_STRIPS if inner else {}
     return special.get(key, _STRIPS[key]) if even else _UNEVEN_STRIPS[key]
