@@ -1,7 +1,7 @@
 """The public operations: each computes its definition, by a fused kernel where there is one; knows no network.
 
-Triton kernels run on CUDA devices from compute capability 8.0, where no gradient is asked for; the plain definition
-everywhere else. `implementation` says which and why, `forced` overrides it.
+Triton kernels run on CUDA devices from compute capability 8.0, the plain definition everywhere else. `implementation`
+says which and why, `forced` overrides it. Where gradients are asked for nothing is packed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from unetpp_kernels import definition, operators, packing
+from unetpp_kernels import definition, gradients, operators, packing
 from unetpp_kernels.definition import Resampling
 
 Implementation = Literal["triton", "torch"]
@@ -64,16 +64,23 @@ def depthwise_pointwise(
         )
     sources, low = _autocast(sources, low)
     x = sources[0]
-    mix = packing.mix(pointwise, x.dtype)
     if (depthwise.shape[-1], stride, dilation) != (3, 1, 1):
         inputs = [*sources] if low is None else [*sources, definition.upsample2x(low, mode)]
         joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
         filtered = depthwise_conv(
             joined, depthwise, inner_bias, relu=inner_relu, stride=stride, dilation=dilation, packed=packed
         )
-        return cast(Tensor, torch.ops.unetpp.pointwise([filtered], mix, bias, None, False, relu, mode))
+        return pointwise_conv([filtered], pointwise, bias, relu=relu)
+    if _needs_gradient(*sources, low, depthwise, pointwise, bias, inner_bias):
+        taps, mix = packing.taps(depthwise, _sums(x.dtype)), packing.mix(pointwise, pointwise.dtype)
+        return cast(
+            Tensor,
+            gradients.DepthwisePointwise.apply(  # type: ignore[no-untyped-call]
+                taps, mix, bias, inner_bias, low, inner_relu, relu, mode, *sources
+            ),
+        )
     packed = is_packed(x.dtype, packed)
-    weights = x.dtype if packed else torch.float32
+    weights = x.dtype if packed else _sums(x.dtype)
     first = sum(s.shape[1] for s in sources)
     return cast(
         Tensor,
@@ -82,7 +89,7 @@ def depthwise_pointwise(
             low,
             packing.taps(depthwise, weights),
             None if low is None else packing.phases(depthwise[first:], mode, weights),
-            mix,
+            packing.mix(pointwise, x.dtype),
             bias,
             inner_bias,
             inner_relu,
@@ -107,8 +114,13 @@ def depthwise_conv(
     if implementation([x, weight, bias]) == "torch":
         return definition.depthwise_conv(x, weight, bias, relu=relu, stride=stride, dilation=dilation)
     (x,), _ = _autocast([x], None)
+    if _needs_gradient(x, weight, bias):
+        if (weight.shape[-1], stride, dilation) != (3, 1, 1):
+            return definition.depthwise_conv(x, weight.to(x.dtype), bias, relu=relu, stride=stride, dilation=dilation)
+        taps = packing.taps(weight, _sums(x.dtype))
+        return cast(Tensor, gradients.Depthwise.apply(taps, bias, relu, x))  # type: ignore[no-untyped-call]
     packed = is_packed(x.dtype, packed)
-    taps = packing.taps(weight, x.dtype if packed else torch.float32)
+    taps = packing.taps(weight, x.dtype if packed else _sums(x.dtype))
     return cast(Tensor, torch.ops.unetpp.depthwise(x, taps, bias, relu, stride, dilation, packed))
 
 
@@ -127,6 +139,11 @@ def pointwise_conv(
     if implementation([*sources, weight, bias, added]) == "torch" or (pool and added is not None):
         return definition.pointwise_conv(sources, weight, bias, added=added, pool=pool, relu=relu, mode=mode)
     sources, added = _autocast(sources, added)
+    if _needs_gradient(*sources, added, weight, bias):
+        maps = [torch.nn.functional.max_pool2d(s, 2) for s in sources] if pool else sources
+        mix = packing.mix(weight, weight.dtype)
+        found = gradients.Pointwise.apply(mix, bias, added, relu, mode, *maps)  # type: ignore[no-untyped-call]
+        return cast(Tensor, found)
     mix = packing.mix(weight, sources[0].dtype)
     return cast(Tensor, torch.ops.unetpp.pointwise(list(sources), mix, bias, added, pool, relu, mode))
 
@@ -154,8 +171,6 @@ def pointwise_depthwise(
 def implementation(tensors: Sequence[Tensor | None]) -> Implementation:
     """Return what computes an operation on these tensors: "triton" or "torch"."""
     present = [t for t in tensors if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in present):
-        return "torch"
     if _forced is not None:
         return _forced
     if os.environ.get(VARIABLE) == "torch":
@@ -212,3 +227,12 @@ def _autocast(sources: Sequence[Tensor], low: Tensor | None) -> tuple[list[Tenso
         return list(sources), low
     dtype = torch.get_autocast_dtype(kind)
     return [s.to(dtype) for s in sources], None if low is None else low.to(dtype)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _sums(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that depthwise sums are made in: fp32, or fp64 for maps in it (checks of gradients use that)."""
+    return torch.promote_types(dtype, torch.float32)

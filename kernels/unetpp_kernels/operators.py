@@ -1,15 +1,16 @@
 """Registers the operations with torch: compile, export and CUDA graphs see one opaque node each. Chooses nothing.
 
 Contracts are in packed weights (see `packing`). On CUDA an operator launches its kernel, on the CPU it computes the
-plain definition, or, in a process started with TRITON_INTERPRET=1, runs the kernel in Triton's interpreter. They have
-no gradients: `operations` calls them only where none are needed.
+plain definition, or, in a process started with TRITON_INTERPRET=1, runs the kernel in Triton's interpreter. They know
+nothing of autograd: `gradients` puts an operator and those of its gradients together.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +20,6 @@ from unetpp_kernels.definition import Resampling
 
 NAMESPACE = "unetpp"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-_SCHEMAS = (
-    "depthwise_pointwise(Tensor[] sources, Tensor? low, Tensor taps, Tensor? phases, Tensor mix, Tensor? bias, "
-    "Tensor? inner_bias, bool inner_relu, bool relu, str mode, bool packed) -> Tensor",
-    "pointwise(Tensor[] sources, Tensor mix, Tensor? bias, Tensor? added, bool pool, bool relu, str mode) -> Tensor",
-    "depthwise(Tensor x, Tensor taps, Tensor? bias, bool relu, int stride, int dilation, bool packed) -> Tensor",
-    "stem(Tensor pixels, Tensor mean, Tensor std, Tensor weight, Tensor? bias, Tensor? mix, bool relu) -> Tensor",
-    "head(Tensor x, Tensor mix, Tensor bias, Tensor values, Tensor? taps, Tensor? inner_bias, bool inner_relu, "
-    "bool probabilities, bool packed) -> Tensor",
-)
 
 
 def depthwise_pointwise(
@@ -129,10 +120,10 @@ def _plain_depthwise_pointwise(
     found = definition.depthwise_pointwise(
         sources,
         low,
-        _depthwise_weight(taps, x),
+        depthwise_weight(taps, x),
         mix[:, :, None, None].to(x.dtype),
-        _as(bias, x),
-        inner_bias=_as(inner_bias, x),
+        as_type(bias, x),
+        inner_bias=as_type(inner_bias, x),
         inner_relu=inner_relu,
         relu=relu,
         mode=mode,
@@ -151,7 +142,7 @@ def _plain_pointwise(
 ) -> Tensor:
     x = sources[0]
     found = definition.pointwise_conv(
-        sources, mix[:, :, None, None].to(x.dtype), _as(bias, x), added=added, pool=pool, relu=relu, mode=mode
+        sources, mix[:, :, None, None].to(x.dtype), as_type(bias, x), added=added, pool=pool, relu=relu, mode=mode
     )
     return found.contiguous(memory_format=torch.channels_last)
 
@@ -160,7 +151,7 @@ def _plain_depthwise(
     x: Tensor, taps: Tensor, bias: Tensor | None, relu: bool, stride: int, dilation: int, packed: bool
 ) -> Tensor:
     found = definition.depthwise_conv(
-        x, _depthwise_weight(taps, x), _as(bias, x), relu=relu, stride=stride, dilation=dilation
+        x, depthwise_weight(taps, x), as_type(bias, x), relu=relu, stride=stride, dilation=dilation
     )
     return found.contiguous(memory_format=torch.channels_last)
 
@@ -171,7 +162,7 @@ def _plain_stem(
     bands = pixels.shape[3]
     square = weight.reshape(3, 3, bands, -1).permute(3, 2, 0, 1)
     pointwise = None if mix is None else mix[:, :, None, None]
-    found = definition.stem(pixels, mean, std, square, _as(bias, weight), pointwise, relu=relu)
+    found = definition.stem(pixels, mean, std, square, as_type(bias, weight), pointwise, relu=relu)
     return found.contiguous(memory_format=torch.channels_last)
 
 
@@ -191,8 +182,8 @@ def _plain_head(
         mix[:, :, None, None].to(x.dtype),
         bias.to(x.dtype),
         values,
-        depthwise=None if taps is None else _depthwise_weight(taps, x),
-        inner_bias=_as(inner_bias, x),
+        depthwise=None if taps is None else depthwise_weight(taps, x),
+        inner_bias=as_type(inner_bias, x),
         inner_relu=inner_relu,
         probabilities=probabilities,
     ).contiguous()
@@ -215,7 +206,7 @@ def _fake_depthwise_pointwise(
     _require(mix.shape[1] == total, f"{total} channels in, weights for {mix.shape[1]}")
     _require(taps.shape[1] == total, f"{total} channels in, depthwise weights for {taps.shape[1]}")
     n, _, height, width = sources[0].shape
-    return _empty(sources[0], n, mix.shape[0], height, width)
+    return empty(sources[0], n, mix.shape[0], height, width)
 
 
 def _fake_pointwise(
@@ -230,7 +221,7 @@ def _fake_pointwise(
     total = sum(x.shape[1] for x in sources)
     _require(mix.shape[1] == total, f"{total} channels in, weights for {mix.shape[1]}")
     n, _, height, width = sources[0].shape
-    return _empty(sources[0], n, mix.shape[0], *((height // 2, width // 2) if pool else (height, width)))
+    return empty(sources[0], n, mix.shape[0], *((height // 2, width // 2) if pool else (height, width)))
 
 
 def _fake_depthwise(
@@ -240,7 +231,7 @@ def _fake_depthwise(
     _require(taps.shape[1] == channels, f"{channels} channels in, weights for {taps.shape[1]}")
     side = math.isqrt(taps.shape[0])
     _require(side * side == taps.shape[0] and side % 2 == 1, f"{taps.shape[0]} taps: K must be odd")
-    return _empty(x, n, channels, (height + stride - 1) // stride, (width + stride - 1) // stride)
+    return empty(x, n, channels, (height + stride - 1) // stride, (width + stride - 1) // stride)
 
 
 def _fake_stem(
@@ -248,7 +239,7 @@ def _fake_stem(
 ) -> Tensor:
     n, height, width, bands = pixels.shape
     _require(weight.shape[0] == 9 * bands, f"{bands} bands, weights for {weight.shape[0]} taps")
-    return _empty(weight, n, weight.shape[1] if mix is None else mix.shape[0], height, width)
+    return empty(weight, n, weight.shape[1] if mix is None else mix.shape[0], height, width)
 
 
 def _fake_head(
@@ -272,29 +263,60 @@ def _require(condition: bool, message: str) -> None:
     torch._check(condition, lambda: message)  # type: ignore[no-untyped-call]
 
 
-def _depthwise_weight(taps: Tensor, like: Tensor) -> Tensor:
+def depthwise_weight(taps: Tensor, like: Tensor) -> Tensor:
     side = math.isqrt(taps.shape[0])
     return taps.t().reshape(-1, 1, side, side).to(like.dtype)
 
 
-def _as(values: Tensor | None, like: Tensor) -> Tensor | None:
+def as_type(values: Tensor | None, like: Tensor) -> Tensor | None:
     return None if values is None else values.to(like.dtype)
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
+def empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
-for _schema in _SCHEMAS:
-    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
-for _name, _launched, _plain, _fake in (
-    ("depthwise_pointwise", depthwise_pointwise, _plain_depthwise_pointwise, _fake_depthwise_pointwise),
-    ("pointwise", pointwise, _plain_pointwise, _fake_pointwise),
-    ("depthwise", depthwise, _plain_depthwise, _fake_depthwise),
-    ("stem", stem, _plain_stem, _fake_stem),
-    ("head", head, _plain_head, _fake_head),
-):
-    _LIBRARY.impl(_name, _launched, "CUDA")  # type: ignore[no-untyped-call]
-    _LIBRARY.impl(_name, _launched if INTERPRETED else _plain, "CPU")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_LIBRARY)
+
+
+def register(schema: str, launched: Callable[..., Any], plain: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Make an operator of a schema: what CUDA runs, what the CPU runs, and what shapes come out."""
+    name = schema[: schema.index("(")]
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, launched, "CUDA")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, launched if INTERPRETED else plain, "CPU")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+
+
+register(
+    "depthwise_pointwise(Tensor[] sources, Tensor? low, Tensor taps, Tensor? phases, Tensor mix, Tensor? "
+    "bias, Tensor? inner_bias, bool inner_relu, bool relu, str mode, bool packed) -> Tensor",
+    depthwise_pointwise,
+    _plain_depthwise_pointwise,
+    _fake_depthwise_pointwise,
+)
+register(
+    "pointwise(Tensor[] sources, Tensor mix, Tensor? bias, Tensor? added, bool pool, bool relu, str mode) -> Tensor",
+    pointwise,
+    _plain_pointwise,
+    _fake_pointwise,
+)
+register(
+    "depthwise(Tensor x, Tensor taps, Tensor? bias, bool relu, int stride, int dilation, bool packed) -> Tensor",
+    depthwise,
+    _plain_depthwise,
+    _fake_depthwise,
+)
+register(
+    "stem(Tensor pixels, Tensor mean, Tensor std, Tensor weight, Tensor? bias, Tensor? mix, bool relu) -> Tensor",
+    stem,
+    _plain_stem,
+    _fake_stem,
+)
+register(
+    "head(Tensor x, Tensor mix, Tensor bias, Tensor values, Tensor? taps, Tensor? inner_bias, bool "
+    "inner_relu, bool probabilities, bool packed) -> Tensor",
+    head,
+    _plain_head,
+    _fake_head,
+)

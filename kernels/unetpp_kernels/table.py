@@ -57,7 +57,8 @@ def width_class(outputs: int) -> int | None:
 
 # (G, BLOCK_W, R, BLOCK_K, warps) by accumulation and tile width; see `gpu.strips` for G and R. Chosen for the fewest
 # instructions per element on sm_90 among those without spills on sm_80, sm_90 and sm_100 (`make kernels`); not yet
-# measured on a GPU. BLOCK_K divides 32 where channels are even, so that "even" is the same for every row.
+# measured on a GPU. An entry for one type goes before that for its accumulation. BLOCK_K divides 32 where channels are
+# even, so that "even" is the same for every row.
 _Strips = dict[tuple[str, int], tuple[int, int, int, int, int]]
 _STRIPS: _Strips = {
     ("packed", 32): (1, 64, 4, 32, 4),
@@ -72,16 +73,18 @@ _STRIPS: _Strips = {
 }
 _INNER_STRIPS: _Strips = {
     ("packed", 128): (2, 32, 4, 32, 8),
-    ("fp32", 32): (1, 64, 2, 16, 4),
-    ("fp32", 64): (1, 32, 2, 16, 8),
+    ("bf16 packed", 128): (1, 64, 2, 32, 8),
+    ("fp32", 32): (1, 64, 2, 16, 8),
+    ("fp32", 64): (1, 32, 4, 16, 8),
 }
 _LOW_STRIPS: _Strips = {
     ("packed", 64): (1, 64, 4, 32, 8),
     ("single", 32): (2, 32, 4, 32, 8),
+    ("fp16 single", 32): (1, 32, 4, 32, 8),
     ("single", 64): (1, 32, 4, 32, 8),
     ("single", 128): (1, 32, 4, 32, 8),
-    ("fp32", 32): (1, 64, 2, 16, 8),
-    ("fp32", 64): (1, 32, 2, 16, 8),
+    ("fp32", 32): (1, 32, 2, 32, 8),
+    ("fp32", 64): (1, 32, 2, 32, 8),
 }
 _UNEVEN_STRIPS: _Strips = {
     ("packed", 32): (1, 64, 2, 16, 4),
@@ -94,7 +97,17 @@ _UNEVEN_STRIPS: _Strips = {
     ("fp32", 64): (1, 64, 2, 16, 8),
     ("fp32", 128): (1, 32, 2, 16, 8),
 }
-_UNEVEN_WIDTH = 64
+# Pixels and warps by operand size and tile width, chosen likewise; with odd widths also the tile width, because narrow
+# loads need many registers for addresses.
+_PRODUCTS: dict[tuple[str, int], tuple[int, int]] = {
+    ("16 bits", 32): (128, 4),
+    ("16 bits", 64): (128, 4),
+    ("16 bits", 128): (128, 8),
+    ("fp32", 32): (128, 8),
+    ("fp32", 64): (64, 8),
+    ("fp32", 128): (64, 8),
+}
+_UNEVEN_PRODUCTS = {"16 bits": (64, 64, 8), "fp32": (32, 32, 8)}
 _READS: tuple[tuple[Added, bool], ...] = ((0, False), (1, False), (2, False), (0, True))
 
 
@@ -133,23 +146,26 @@ def depthwise_pointwise(
 
 def pointwise(dtype: Dtype, product: Product, outputs: int, *, added: Added, pool: bool, even: bool) -> Row:
     """Row of `gpu.pointwise`. added: 0 nothing, 1 nearest, 2 bilinear. even: as above, for the returned blocks."""
-    # Narrow loads of odd widths need many registers for addresses.
-    width = width_class(outputs) or WIDEST if even else _UNEVEN_WIDTH
-    block = 32 if dtype != "fp32" else 16
+    size = "fp32" if dtype == "fp32" else "16 bits"
+    if even:
+        width = width_class(outputs) or WIDEST
+        pixels, warps = _PRODUCTS[size, width]
+    else:
+        width, pixels, warps = _UNEVEN_PRODUCTS[size]
     return Row(
         "pointwise",
         dtype,
         (
-            ("BLOCK_M", (128 if even else 64) // (2 if dtype == "fp32" else 1)),
+            ("BLOCK_M", pixels),
             ("BLOCK_N", width),
-            ("BLOCK_K", block),
+            ("BLOCK_K", 16 if dtype == "fp32" else 32),
             ("LOW", added),
             ("POOL", pool),
             ("EVEN", even),
             ("FULL", even),
             ("DOT", _dot(product)),
         ),
-        8 if width == WIDEST or dtype == "fp32" or not even else 4,
+        warps,
         # Pooling computes between load and product, so there is nothing to load ahead into shared memory.
         1 if pool else 3,
     )
@@ -321,8 +337,10 @@ def _strips(
     dtype: Dtype, accumulate: Accumulate, width: int, *, low: bool, inner: bool, even: bool
 ) -> tuple[int, int, int, int, int]:
     key = ("fp32" if dtype == "fp32" else accumulate, width)
+    if not even:
+        return _UNEVEN_STRIPS[key]
     special = _LOW_STRIPS if low else _INNER_STRIPS if inner else {}
-    return special.get(key, _STRIPS[key]) if even else _UNEVEN_STRIPS[key]
+    return special.get((f"{dtype} {accumulate}", width), special.get(key, _STRIPS[key]))
 
 
 def _exact(dtype: Dtype) -> Product:

@@ -16,9 +16,9 @@ import torch
 from unetpp_kernels import packing, table
 
 _CANDIDATES = [
-    (groups, rows, block, warps)
-    for groups, rows, block, warps in product((1, 2, 4), (1, 2, 4), (16, 32, 64), (4, 8))
-    if groups * rows <= 8
+    (groups, columns, rows, block, warps)
+    for groups, columns, rows, block, warps in product((1, 2, 4), (32, 64), (1, 2, 4), (16, 32), (4, 8))
+    if groups * rows <= 8 and groups * columns <= 128
 ]
 _LEVEL_SIDE = {32: 512, 64: 256, 128: 128}
 """Height and width of the maps that have this many channels in the default network, for tiles of 512 px."""
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{torch.cuda.get_device_name(0)}; milliseconds, medians")
     for name, strips, key, call in _families():
         before = strips.get(key)
-        times: dict[tuple[int, int, int, int], float] = {}
+        times: dict[tuple[int, int, int, int, int], float] = {}
         for candidate in _CANDIDATES:
-            if name == "_LOW_STRIPS" and candidate[1] == 1:
+            if name == "_LOW_STRIPS" and candidate[2] == 1:
                 continue  # rows of an upsampled source come in pairs
             strips[key] = candidate
             found = _time(call)

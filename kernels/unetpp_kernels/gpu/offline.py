@@ -15,12 +15,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from unetpp_kernels.gpu.launch import KERNELS, options
+from unetpp_kernels.gpu.sources import MOST
 from unetpp_kernels.table import Row
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8}
-_FP32 = ("inner_ptr", "bias_ptr", "mean_ptr", "std_ptr")
+_FP32 = ("inner_ptr", "bias_ptr", "mean_ptr", "std_ptr", "dmix_ptr", "dbias_ptr", "dinner_ptr", "dtaps_ptr")
 _FLOATS = ("floor", "inner_floor")
-_POINTERS = ("s0", "s1", "s2", "s3", "s4", "s5")
+_POINTERS = tuple(f"{letter}{number}" for letter in "sd" for number in range(MOST))  # sources, their gradients
 
 
 def target(name: str) -> GPUTarget:

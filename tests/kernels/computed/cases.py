@@ -64,7 +64,7 @@ def assert_as_good(found: Tensor, eager: Tensor, truth: Tensor, *, packed: bool 
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let launches write into NaN with a guard on both sides; the returned function checks that guards are whole."""
-    from unetpp_kernels.gpu import launch
+    from unetpp_kernels.gpu import arguments
 
     buffers: list[tuple[Tensor, int]] = []
 
@@ -80,5 +80,5 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         for buffer, room in buffers:
             assert bool(buffer[:room].isnan().all()) and bool(buffer[-room:].isnan().all()), "written out of bounds"
 
-    monkeypatch.setattr(launch, "_empty", empty)
+    monkeypatch.setattr(arguments, "empty_map", empty)
     return check

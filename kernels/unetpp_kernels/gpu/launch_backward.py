@@ -1,0 +1,164 @@
+"""Launches the gradient kernels on tensors: blocks from the table, grids from shapes; adds partial sums up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from unetpp_kernels import table
+from unetpp_kernels.definition import Resampling
+from unetpp_kernels.gpu import arguments
+from unetpp_kernels.gpu.arguments import cdiv, feature_map, feature_maps, floor, kinds, six, vector
+from unetpp_kernels.gpu.launch import run
+from unetpp_kernels.table import Row
+
+_PROGRAMS = 528
+"""Programs that share the sums over pixels, whatever the device: the order of a sum must not depend on it."""
+
+
+def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple[list[Tensor], Tensor, Tensor] | None:
+    """Return the gradients of sources, mix (O, C) fp32 and bias (O) fp32; None where the table has no row."""
+    maps, g = feature_maps(sources), feature_map(gradient)
+    outputs, channels = mix.shape
+    dtype, _, dot = kinds(g, packed=False)
+    chosen = _even(lambda even: table.pointwise_backward(dtype, dot, outputs, even=even), outputs, maps)
+    if chosen is None:
+        return None
+    n, _, height, width = maps[0].shape
+    pixels = n * height * width
+    blocks = sum(cdiv(x.shape[1], chosen["BLOCK_K"]) for x in maps)
+    programs = _programs(cdiv(pixels, chosen["BLOCK_M"]), blocks)
+    found = [arguments.empty_map(x, n, x.shape[1], height, width) for x in maps]
+    dmix, dbias = _partial(g, programs, outputs, channels), _partial(g, programs, outputs)
+    run(
+        chosen,
+        (programs, blocks),
+        g,
+        *six(maps),
+        mix,
+        *six(found),
+        dmix,
+        dbias,
+        pixels,
+        channels,
+        outputs,
+        len(maps),
+        *six([x.shape[1] for x in maps]),
+    )
+    return _split(found, sources), dmix.sum(0), dbias.sum(0)
+
+
+def depthwise_pointwise(
+    gradient: Tensor,
+    sources: Sequence[Tensor],
+    taps: Tensor,
+    inner_bias: Tensor | None,
+    mix: Tensor,
+    *,
+    inner_relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Return the gradients of the depthwise sums (N, C, H, W), and fp32 of mix, bias and inner bias; or None."""
+    maps, g = feature_maps(sources), feature_map(gradient)
+    outputs, channels = mix.shape
+    dtype, _, dot = kinds(g, packed=False)
+    chosen = _even(lambda even: table.depthwise_pointwise_backward(dtype, dot, outputs, even=even), outputs, maps)
+    if chosen is None:
+        return None
+    n, _, height, width = maps[0].shape
+    tiles = n * cdiv(height, chosen["R"]) * cdiv(width, chosen["BLOCK_W"])
+    blocks = sum(cdiv(x.shape[1], chosen["BLOCK_K"]) for x in maps)
+    programs = _programs(tiles, blocks)
+    sums = arguments.empty_map(g, n, channels, height, width)
+    dmix, dbias = _partial(g, programs, outputs, channels), _partial(g, programs, outputs)
+    dinner = _partial(g, programs, channels)
+    run(
+        chosen,
+        (programs, blocks),
+        g,
+        *six(maps),
+        taps,
+        vector(inner_bias, channels, g),
+        mix,
+        sums,
+        dmix,
+        dbias,
+        dinner,
+        tiles,
+        height,
+        width,
+        channels,
+        outputs,
+        len(maps),
+        *six([x.shape[1] for x in maps]),
+        floor(inner_relu),
+    )
+    return sums, dmix.sum(0), dbias.sum(0), dinner.sum(0)
+
+
+def depthwise(gradient: Tensor, x: Tensor, taps: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x (N, C, H, W), its taps (9, C) fp32 and bias (C) fp32, for 3x3, stride 1.
+
+    gradient (N, G, H, W) and taps (9, G) fp32 may be those of a concatenation in which x begins at channel `first`.
+    """
+    x, g = feature_map(x), feature_map(gradient)
+    n, channels, height, width = x.shape
+    even = all(size % 16 == 0 for size in (channels, g.shape[1], first))
+    chosen = table.depthwise_backward(kinds(x, packed=False)[0], even=even)
+    tiles = n * cdiv(height, chosen["R"]) * cdiv(width, chosen["BLOCK_W"])
+    blocks = cdiv(channels, chosen["BLOCK_K"])
+    programs = _programs(tiles, blocks)
+    dx = arguments.empty_map(x, n, channels, height, width)
+    dtaps, dbias = _partial(x, programs, 9, channels), _partial(x, programs, channels)
+    run(
+        chosen,
+        (programs, blocks),
+        g,
+        x,
+        taps,
+        dx,
+        dtaps,
+        dbias,
+        tiles,
+        height,
+        width,
+        channels,
+        g.shape[1],
+        first,
+    )
+    return dx, dtaps.sum(0), dbias.sum(0)
+
+
+def upsample(gradient: Tensor, mode: Resampling) -> Tensor:
+    """Return the gradient (N, C, H, W) of what was upsampled to (N, C, 2H, 2W)."""
+    g = feature_map(gradient)
+    n, channels, height, width = g.shape
+    chosen = table.upsample_backward(kinds(g, packed=False)[0], bilinear=mode == "bilinear", even=channels % 32 == 0)
+    dx = arguments.empty_map(g, n, channels, height // 2, width // 2)
+    grid = (cdiv(n * (height // 2) * (width // 2), chosen["BLOCK_M"]), cdiv(channels, chosen["BLOCK_K"]))
+    run(chosen, grid, g, dx, n, height // 2, width // 2, channels)
+    return dx
+
+
+def _even(row: Callable[[bool], Row | None], outputs: int, maps: Sequence[Tensor]) -> Row | None:
+    chosen = row(True)
+    if chosen is None or (outputs == chosen["BLOCK_N"] and not any(x.shape[1] % chosen["BLOCK_K"] for x in maps)):
+        return chosen
+    return row(False)
+
+
+def _programs(tiles: int, blocks: int) -> int:
+    return max(1, min(tiles, _PROGRAMS // blocks))
+
+
+def _partial(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _split(found: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+    """Undo the concatenation of surplus sources in `_maps`."""
+    if len(found) == len(sources):
+        return list(found)
+    head, last = list(found[:-1]), found[-1]
+    return [*head, *torch.split(last, [x.shape[1] for x in sources[len(head) :]], 1)]
