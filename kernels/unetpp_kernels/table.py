@@ -240,38 +240,34 @@ def depthwise_head(
     return Row("depthwise_head", dtype, constants, warps)
 
 
-def pointwise_backward(dtype: Dtype, product: Product, outputs: int, *, even: bool) -> Row | None:
-    """Row of `gpu.backward.pointwise_backward_kernel`; None where its products are better left to the library.
+def pointwise_backward(dtype: Dtype, product: Product, outputs: int) -> Row | None:
+    """Row of `gpu.backward.pointwise_backward_kernel`; None where the products are better left to the library.
 
-    even: all widths are multiples of the row's BLOCK_K and outputs fill a tile width.
+    All widths must be multiples of the row's BLOCK_K. fp32 needs three products and has registers for 32 outputs only.
     """
-    width = width_class(outputs)
-    if width is None:
+    if outputs not in WIDTHS or (dtype == "fp32" and outputs > WIDTHS[0]):
         return None
     constants = (
         ("BLOCK_M", 64),
         ("BLOCK_K", 32 if dtype != "fp32" else 16),
-        ("BLOCK_N", width),
-        ("EVEN", even),
+        ("BLOCK_N", outputs),
         ("DOT", _dot(product)),
     )
-    return Row("pointwise_backward", dtype, constants, 8 if width == WIDEST else 4)
+    return Row("pointwise_backward", dtype, constants, 8 if outputs == WIDEST else 4)
 
 
-def depthwise_pointwise_backward(dtype: Dtype, product: Product, outputs: int, *, even: bool) -> Row | None:
-    """Row of `gpu.backward.depthwise_pointwise_backward_kernel`; None and even as above."""
-    width = width_class(outputs)
-    if width is None:
+def depthwise_pointwise_backward(dtype: Dtype, product: Product, outputs: int) -> Row | None:
+    """Row of `gpu.backward.depthwise_pointwise_backward_kernel`; None and widths as above."""
+    if outputs not in WIDTHS or (dtype == "fp32" and outputs > WIDTHS[0]):
         return None
     constants = (
         ("BLOCK_W", 64),
         ("R", 2),
         ("BLOCK_K", 32 if dtype != "fp32" else 16),
-        ("BLOCK_N", width),
-        ("EVEN", even),
+        ("BLOCK_N", outputs),
         ("DOT", _dot(product)),
     )
-    return Row("depthwise_pointwise_backward", dtype, constants, 8 if width == WIDEST else 4)
+    return Row("depthwise_pointwise_backward", dtype, constants, 8 if outputs == WIDEST else 4)
 
 
 def depthwise_backward(dtype: Dtype, *, even: bool) -> Row:
@@ -281,7 +277,7 @@ def depthwise_backward(dtype: Dtype, *, even: bool) -> Row:
 
 def upsample_backward(dtype: Dtype, *, bilinear: bool, even: bool) -> Row:
     """Row of `gpu.backward.upsample_backward_kernel`; even as above."""
-    constants = (("BLOCK_M", 64), ("BLOCK_K", 32), ("BILINEAR", bilinear), ("EVEN", even))
+    constants = (("BLOCK_M", 64 if even else 16), ("BLOCK_K", 32), ("BILINEAR", bilinear), ("EVEN", even))
     return Row("upsample_backward", dtype, constants, 4)
 
 

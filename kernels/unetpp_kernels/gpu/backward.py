@@ -25,73 +25,65 @@ def find_block(block, c0, c1, c2, c3, c4, c5, count, BLOCK_K: tl.constexpr):
     return source, first, (block - before) * BLOCK_K
 
 
-@triton.jit(do_not_specialize=["pixels", "C", "O", "count", "c0", "c1", "c2", "c3", "c4", "c5"])
+@triton.jit(do_not_specialize=["pixels", "C", "count", "c0", "c1", "c2", "c3", "c4", "c5"])
 def pointwise_backward_kernel(
     g_ptr, s0, s1, s2, s3, s4, s5, mix_ptr, d0, d1, d2, d3, d4, d5, dmix_ptr, dbias_ptr,
-    pixels, C, O, count, c0, c1, c2, c3, c4, c5,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr, DOT: tl.constexpr,
+    pixels, C, count, c0, c1, c2, c3, c4, c5,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """g (pixels, O), sources (pixels, c_k), mix (O, C) -> gradients of the sources, dmix (P, O, C), dbias (P, O) fp32.
 
-    A program owns one block of channels of one source and every P-th tile of pixels. EVEN: all widths are multiples of
-    BLOCK_K and O == BLOCK_N. Grid: (P, blocks of channels over all sources).
+    A program owns one block of channels of one source and every P-th tile of pixels. All widths are multiples of
+    BLOCK_K, and O == BLOCK_N. Grid: (P, blocks of channels over all sources).
     """
-    if EVEN:
-        C = sixteens(C)
-        O = sixteens(O)
+    C = sixteens(C)
+    O: tl.constexpr = BLOCK_N
     source, first, k0 = find_block(tl.program_id(1), c0, c1, c2, c3, c4, c5, count, BLOCK_K)
     width = pick(source, c0, c1, c2, c3, c4, c5)
     x_ptr, dx_ptr = pick(source, s0, s1, s2, s3, s4, s5), pick(source, d0, d1, d2, d3, d4, d5)
-    if EVEN:
-        width, first = sixteens(width), sixteens(first)
+    width, first = sixteens(width), sixteens(first)
     k, o = k0 + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_N)
-    inside, wanted = k < width, o < O
     place = o[:, None] * C + (first + k)[None, :]
-    w = tl.load(mix_ptr + place, mask=wanted[:, None] & inside[None, :], other=0.0)
+    w = tl.load(mix_ptr + place)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
     for tile in range(tl.program_id(0), (pixels + BLOCK_M - 1) // BLOCK_M, tl.num_programs(0)):
         pixel = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         there = pixel < pixels
-        g = tl.load(g_ptr + pixel[:, None] * O + o[None, :], mask=there[:, None] & wanted[None, :], other=0.0)
+        g = tl.load(g_ptr + pixel[:, None] * O + o[None, :], mask=there[:, None], other=0.0)
         at = pixel[:, None] * width + k[None, :]
-        ok = there[:, None] & inside[None, :]
-        x = tl.load(x_ptr + at, mask=ok, other=0.0)
+        x = tl.load(x_ptr + at, mask=there[:, None], other=0.0)
         dx = tl.dot(g, w, input_precision=DOT)
-        tl.store(dx_ptr + at, dx.to(x.dtype), mask=ok)
+        tl.store(dx_ptr + at, dx.to(x.dtype), mask=there[:, None])
         acc = tl.dot(g.trans(1, 0), x, acc, input_precision=DOT)
         total += tl.sum(g.to(tl.float32), axis=0)
     mine = tl.program_id(0)
-    tl.store(dmix_ptr + mine * O * C + place, acc, mask=wanted[:, None] & inside[None, :])
+    tl.store(dmix_ptr + mine * O * C + place, acc)
     if tl.program_id(1) == 0:
-        tl.store(dbias_ptr + mine * O + o, total, mask=wanted)
+        tl.store(dbias_ptr + mine * O + o, total)
 
 
-@triton.jit(do_not_specialize=["tiles", "H", "W", "C", "O", "count", "c0", "c1", "c2", "c3", "c4", "c5"])
+@triton.jit(do_not_specialize=["tiles", "H", "W", "C", "count", "c0", "c1", "c2", "c3", "c4", "c5"])
 def depthwise_pointwise_backward_kernel(
     g_ptr, s0, s1, s2, s3, s4, s5, taps_ptr, inner_ptr, mix_ptr, dd_ptr, dmix_ptr, dbias_ptr, dinner_ptr,
-    tiles, H, W, C, O, count, c0, c1, c2, c3, c4, c5, inner_floor,
-    BLOCK_W: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
-    DOT: tl.constexpr,
+    tiles, H, W, C, count, c0, c1, c2, c3, c4, c5, inner_floor,
+    BLOCK_W: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """g (N, H, W, O), sources (N, H, W, c_k) -> dd (N, H, W, C), dmix (P, O, C), dbias (P, O), dinner (P, C) fp32.
 
     dd is the gradient of the depthwise sums. Those are computed again from the sources, in registers: they were never
-    saved. `tiles` counts strips of R rows and BLOCK_W columns over all images. Grid and EVEN as above.
+    saved. `tiles` counts strips of R rows and BLOCK_W columns over all images. Widths and grid as above.
     """
-    if EVEN:
-        C = sixteens(C)
-        O = sixteens(O)
+    C = sixteens(C)
+    O: tl.constexpr = BLOCK_N
     source, first, k0 = find_block(tl.program_id(1), c0, c1, c2, c3, c4, c5, count, BLOCK_K)
     width = pick(source, c0, c1, c2, c3, c4, c5)
     x_ptr = pick(source, s0, s1, s2, s3, s4, s5)
-    if EVEN:
-        width, first = sixteens(width), sixteens(first)
-    PAIRS: tl.constexpr = EVEN and x_ptr.dtype.element_ty == tl.bfloat16
+    width, first = sixteens(width), sixteens(first)
+    PAIRS: tl.constexpr = x_ptr.dtype.element_ty == tl.bfloat16
     k, o = k0 + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_N)
-    inside, wanted = k < width, o < O
     place = o[:, None] * C + (first + k)[None, :]
-    w = tl.load(mix_ptr + place, mask=wanted[:, None] & inside[None, :], other=0.0)
+    w = tl.load(mix_ptr + place)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
     inner_total = tl.zeros((BLOCK_K,), tl.float32)
@@ -103,36 +95,24 @@ def depthwise_pointwise_backward_kernel(
         x = strip_pointers(x_ptr, pixel, k0, width, BLOCK_K, PAIRS)
         d = strip_sums(
             x, oh, ow, taps_ptr + first, inner_ptr + first, k0, H, W, width, C,
-            R, BLOCK_K, True, EVEN, True, PAIRS, tl.float32,
+            R, BLOCK_K, True, True, True, PAIRS, tl.float32,
         )  # fmt: skip
         for r in tl.static_range(R):
-            there = (oh + r < H) & (ow < W)
+            ok = ((oh + r < H) & (ow < W))[:, None]
             row = pixel + r * W
-            g = tl.load(g_ptr + row[:, None] * O + o[None, :], mask=there[:, None] & wanted[None, :], other=0.0)
+            g = tl.load(g_ptr + row[:, None] * O + o[None, :], mask=ok, other=0.0)
             active = d[r] > inner_floor
             dd = tl.where(active, tl.dot(g, w, input_precision=DOT), 0.0)
-            ok = there[:, None] & inside[None, :]
             tl.store(dd_ptr + row[:, None] * C + (first + k)[None, :], dd.to(g.dtype), mask=ok)
             value = tl.where(active, d[r], 0.0).to(g.dtype)
             acc = tl.dot(g.trans(1, 0), value, acc, input_precision=DOT)
             total += tl.sum(g.to(tl.float32), axis=0)
             inner_total += tl.sum(tl.where(ok, dd, 0.0), axis=0)
     mine = tl.program_id(0)
-    tl.store(dmix_ptr + mine * O * C + place, acc, mask=wanted[:, None] & inside[None, :])
-    tl.store(dinner_ptr + mine * C + first + k, inner_total, mask=inside)
+    tl.store(dmix_ptr + mine * O * C + place, acc)
+    tl.store(dinner_ptr + mine * C + first + k, inner_total)
     if tl.program_id(1) == 0:
-        tl.store(dbias_ptr + mine * O + o, total, mask=wanted)
-
-
-@triton.jit
-def neighbours(pointer, ok, EVEN: tl.constexpr, PAIRS: tl.constexpr):
-    """Load (M, K) fp32 values, 0 where not ok; pairs of bf16 as in `strips.pixels`."""
-    v = tl.load(pointer, mask=ok, other=0)
-    if PAIRS:
-        low, high = (v << 16).to(tl.float32, bitcast=True), (v & 0xFFFF0000).to(tl.float32, bitcast=True)
-        return tl.join(low, high).reshape(v.shape[0], 2 * v.shape[1])
-    else:
-        return v.to(tl.float32)
+        tl.store(dbias_ptr + mine * O + o, total)
 
 
 @triton.jit(do_not_specialize=["tiles", "H", "W", "C", "g_width", "g_first"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple
     maps, g = feature_maps(sources), feature_map(gradient)
     outputs, channels = mix.shape
     dtype, _, dot = kinds(g, packed=False)
-    chosen = _even(lambda even: table.pointwise_backward(dtype, dot, outputs, even=even), outputs, maps)
-    if chosen is None:
+    chosen = table.pointwise_backward(dtype, dot, outputs)
+    if not _fits(chosen, maps):
         return None
     n, _, height, width = maps[0].shape
     pixels = n * height * width
@@ -43,7 +44,6 @@ def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple
         dbias,
         pixels,
         channels,
-        outputs,
         len(maps),
         *six([x.shape[1] for x in maps]),
     )
@@ -63,8 +63,8 @@ def depthwise_pointwise(
     maps, g = feature_maps(sources), feature_map(gradient)
     outputs, channels = mix.shape
     dtype, _, dot = kinds(g, packed=False)
-    chosen = _even(lambda even: table.depthwise_pointwise_backward(dtype, dot, outputs, even=even), outputs, maps)
-    if chosen is None:
+    chosen = table.depthwise_pointwise_backward(dtype, dot, outputs)
+    if not _fits(chosen, maps):
         return None
     n, _, height, width = maps[0].shape
     tiles = n * cdiv(height, chosen["R"]) * cdiv(width, chosen["BLOCK_W"])
@@ -89,7 +89,6 @@ def depthwise_pointwise(
         height,
         width,
         channels,
-        outputs,
         len(maps),
         *six([x.shape[1] for x in maps]),
         floor(inner_relu),
@@ -141,11 +140,8 @@ def upsample(gradient: Tensor, mode: Resampling) -> Tensor:
     return dx
 
 
-def _even(row: Callable[[bool], Row | None], outputs: int, maps: Sequence[Tensor]) -> Row | None:
-    chosen = row(True)
-    if chosen is None or (outputs == chosen["BLOCK_N"] and not any(x.shape[1] % chosen["BLOCK_K"] for x in maps)):
-        return chosen
-    return row(False)
+def _fits(chosen: Row | None, maps: Sequence[Tensor]) -> TypeGuard[Row]:
+    return chosen is not None and not any(x.shape[1] % chosen["BLOCK_K"] for x in maps)
 
 
 def _programs(tiles: int, blocks: int) -> int:

@@ -36,7 +36,8 @@ def assert_gradients(fused: Function, defined: Function, inputs: list[Tensor], d
     with forced("triton"):
         ours, y = gradients(fused, lambda t: t)
     assert y.dtype == dtype and relative(y.detach(), y64.detach()) <= 4 * torch.finfo(dtype).eps
-    floor = torch.finfo(dtype).eps / (2 if dtype == torch.float32 else 4)
+    # What rounding alone does; in fp32 the order of a sum over pixels decides as much as its last bit.
+    floor = torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 4)
     for k, (found, theirs, right) in enumerate(zip(ours, eager, truth, strict=True)):
         assert found.shape == right.shape and found.dtype == inputs[k].dtype
         assert bool(torch.isfinite(found).all()), f"input {k}: a gradient was left unwritten, or read outside the image"
