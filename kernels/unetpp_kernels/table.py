@@ -97,17 +97,17 @@ _UNEVEN_STRIPS: _Strips = {
     ("fp32", 64): (1, 64, 2, 16, 8),
     ("fp32", 128): (1, 32, 2, 16, 8),
 }
-# Pixels and warps by operand size and tile width, chosen likewise; with odd widths also the tile width, because narrow
-# loads need many registers for addresses.
-_PRODUCTS: dict[tuple[str, int], tuple[int, int]] = {
-    ("16 bits", 32): (128, 4),
-    ("16 bits", 64): (128, 4),
-    ("16 bits", 128): (128, 8),
-    ("fp32", 32): (128, 8),
-    ("fp32", 64): (64, 8),
-    ("fp32", 128): (64, 8),
+# (BLOCK_M, BLOCK_K, warps) by operand size and tile width, chosen likewise. Odd widths have one tile width, and small
+# blocks, because narrow loads need many registers for addresses.
+_PRODUCTS: dict[tuple[str, int], tuple[int, int, int]] = {
+    ("16 bits", 32): (128, 32, 4),
+    ("16 bits", 64): (128, 32, 4),
+    ("16 bits", 128): (128, 32, 8),
+    ("fp32", 32): (64, 32, 4),
+    ("fp32", 64): (64, 16, 8),
+    ("fp32", 128): (64, 16, 8),
 }
-_UNEVEN_PRODUCTS = {"16 bits": (64, 64, 8), "fp32": (32, 32, 8)}
+_UNEVEN_PRODUCTS = {"16 bits": (64, (64, 32, 8)), "fp32": (32, (32, 16, 8))}
 _READS: tuple[tuple[Added, bool], ...] = ((0, False), (1, False), (2, False), (0, True))
 
 
@@ -149,16 +149,16 @@ def pointwise(dtype: Dtype, product: Product, outputs: int, *, added: Added, poo
     size = "fp32" if dtype == "fp32" else "16 bits"
     if even:
         width = width_class(outputs) or WIDEST
-        pixels, warps = _PRODUCTS[size, width]
+        pixels, block, warps = _PRODUCTS[size, width]
     else:
-        width, pixels, warps = _UNEVEN_PRODUCTS[size]
+        width, (pixels, block, warps) = _UNEVEN_PRODUCTS[size]
     return Row(
         "pointwise",
         dtype,
         (
             ("BLOCK_M", pixels),
             ("BLOCK_N", width),
-            ("BLOCK_K", 16 if dtype == "fp32" else 32),
+            ("BLOCK_K", block),
             ("LOW", added),
             ("POOL", pool),
             ("EVEN", even),
