@@ -291,13 +291,14 @@ def rows() -> Iterator[Row]:
 
 
 def usual(dtype: Dtype) -> list[Row]:
-    """Return what networks launch whose channels are multiples of 32, with the default accumulation and product."""
+    """Return what inference launches where channels are multiples of 32, with the default accumulation and product."""
     dot: Product = "tf32x3" if dtype == "fp32" else "plain"
     wanted = {"EVEN": True, "PACKED": dtype == "fp16", "DOT": _dot(dot)}
     found = [
         row
         for row in rows()
         if row.dtype.partition(" ")[0] == dtype
+        and not row.kernel.endswith("_backward")
         and all(value == wanted.get(name, value) for name, value in row.constants)
     ]
     # Logits, one channel per class, fill no tile.
@@ -327,6 +328,12 @@ def _all() -> Iterator[Row | None]:
                 yield head(dtype, classes, probabilities=probabilities)
         for width, mix, pixels in product((32, 64), switch, get_args(Pixels)):
             yield stem(dtype, width, width if mix else None, pixels)
+        yield depthwise_backward(dtype, even=even)
+        for bilinear in switch:
+            yield upsample_backward(dtype, bilinear=bilinear, even=even)
+    for (dtype, _, dot), width in product(kinds, WIDTHS):
+        yield pointwise_backward(dtype, dot, width)
+        yield depthwise_pointwise_backward(dtype, dot, width)
 
 
 def _strips(

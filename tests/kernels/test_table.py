@@ -14,7 +14,7 @@ import triton
 
 from unetpp.model import GridConfig, UNetPlusPlus, deploy
 from unetpp_kernels import operators, packing, table
-from unetpp_kernels.gpu import launch, offline
+from unetpp_kernels.gpu import launch, launch_backward, offline
 from unetpp_kernels.table import Row
 
 sys.path.append(str(Path(__file__).parent))  # the gate is a script, not a package
@@ -171,6 +171,20 @@ def test_more_sources_than_a_kernel_reads(launched: Callable[[], set[Row]]) -> N
         sources, None, taps, None, mix, None, None, inner_relu=False, relu=True, mode="bilinear", packed=True
     )
     assert len(launched()) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels", [32, 64, 128, 48, 7])
+def test_gradients_launch_only_rows(dtype: torch.dtype, channels: int, launched: Callable[[], set[Row]]) -> None:
+    g = torch.zeros(2, channels, 6, 4, dtype=dtype)
+    x = [torch.zeros(2, channels, 6, 4, dtype=dtype) for _ in range(2)]
+    mix, taps = torch.zeros(channels, 2 * channels, dtype=dtype), torch.zeros(9, 2 * channels)
+    launch_backward.pointwise(g, x, mix)
+    launch_backward.depthwise_pointwise(g, x, taps, None, mix, inner_relu=True)
+    launch_backward.depthwise(torch.cat(x, 1), x[1], taps, channels)
+    for mode in ("bilinear", "nearest"):
+        launch_backward.upsample(g, mode)
+    assert {"depthwise_backward", "upsample_backward"} <= {row.kernel for row in launched()}
 
 
 def test_the_gate_has_seen_every_row() -> None:
