@@ -35,6 +35,9 @@ TARGETS = ("80", "90", "100", "gfx942")
 SHARED = {"80": 163 * 1024, "90": 227 * 1024, "100": 227 * 1024, "gfx942": 64 * 1024}
 """Bytes of shared memory one program may have."""
 
+STEPPED = ("80", "90")
+"""Targets whose steps over channel blocks are one loop each; sm_100 splits them around its asynchronous products."""
+
 TOLERANCE = 1.05
 """How much a row may exceed its recorded instructions per element, barriers and registers not counted."""
 
@@ -84,10 +87,10 @@ def measure(row: Row, target: str) -> Figures:
     shared = kernel.metadata.shared
     if target.startswith("gfx"):
         return _amd_figures(kernel.asm["amdgcn"]) | {"shared": shared}
-    return figures(row, sass.read(kernel.asm["cubin"])) | {"shared": shared}
+    return figures(row, sass.read(kernel.asm["cubin"]), steps_wanted=target in STEPPED) | {"shared": shared}
 
 
-def figures(row: Row, code: Code) -> Figures:
+def figures(row: Row, code: Code, *, steps_wanted: bool = True) -> Figures:
     """Return what the snapshot keeps of a row's NVIDIA code."""
     found: Figures = {
         "registers": code.registers,
@@ -95,7 +98,7 @@ def figures(row: Row, code: Code) -> Figures:
         "matrix": sum(i.is_matrix for i in code.instructions),
         "wide_loads": sum(i.is_wide_load for i in code.instructions),
     }
-    if row.kernel not in ("depthwise_pointwise", "depthwise_head"):
+    if not steps_wanted or row.kernel not in ("depthwise_pointwise", "depthwise_head"):
         return found
     for name, loop in steps(row, code).items():
         found[f"per_element{name}"] = round(instructions(code, loop) / elements(row), 1)
