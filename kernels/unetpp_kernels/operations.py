@@ -1,7 +1,8 @@
 """The public operations: each computes its definition, by a fused kernel where there is one; knows no network.
 
 Triton kernels run on CUDA devices from compute capability 8.0, the plain definition everywhere else. `implementation`
-says which and why, `forced` overrides it. Where gradients are asked for nothing is packed.
+says which and why; `forced` and UNETPP_KERNELS=torch or =triton override it. Gradients come from the definition unless
+UNETPP_KERNELS=triton asks for the kernels' own. Where gradients are asked for nothing is packed.
 """
 
 from __future__ import annotations
@@ -173,7 +174,9 @@ def implementation(tensors: Sequence[Tensor | None]) -> Implementation:
     present = [t for t in tensors if t is not None]
     if _forced is not None:
         return _forced
-    if os.environ.get(VARIABLE) == "torch":
+    asked = os.environ.get(VARIABLE)
+    # No GPU has run the gradient kernels yet (they pass in the interpreter), so training uses them only when asked to.
+    if asked == "torch" or (asked != "triton" and _needs_gradient(*present)):
         return "torch"
     if all(t.dtype in (torch.float16, torch.bfloat16, torch.float32) for t in present):
         return device_implementation(present[0].device)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from unetpp.errors import EngineError
 from unetpp.package import Package
 
 __all__ = ["Engine", "Precision", "choose_engine", "cpu_has_bf16", "engine_reasons"]
+
+log = logging.getLogger(__name__)
 
 ENGINES = ("triton", "openvino", "torch")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -26,10 +29,10 @@ def choose_engine(
 ) -> Engine:
     """Return the engine for this machine, or the one asked for.
 
-    "auto" is the fused kernels on CUDA where there is a device that runs them (torch on an older one), else OpenVINO
-    where it is installed, else torch on the CPU; and fp16 for the fused kernels, bf16 where other hardware has it, else
-    fp32. With `tile_shape` the engine runs once, on zeros, so that the calling thread's first tile of that
-    shape costs as much as the next.
+    "auto" is the fused kernels on CUDA where there is a device that runs them (torch on an older one, and where they
+    fail or disagree with torch), else OpenVINO where it is installed, else torch on the CPU; and fp16 for the fused
+    kernels, bf16 where other hardware has it, else fp32. With `tile_shape` the engine runs once, on zeros, so that the
+    calling thread's first tile of that shape costs as much as the next.
 
     Raises:
         EngineError: an engine or precision that is unknown or not available here.
@@ -45,7 +48,14 @@ def choose_engine(
         raise EngineError(f"the {chosen} engine has no fp16; use --precision bf16 or fp32")
     if chosen == "openvino" and precision == "bf16" and not cpu_has_bf16():
         raise EngineError("this CPU does not multiply bf16 and OpenVINO does not emulate it; use --precision fp32")
-    engine = _build(package, chosen, device, _precision(precision, chosen, device), threads)
+    try:
+        engine = _build(package, chosen, device, _precision(precision, chosen, device), threads)
+    except (EngineError, RuntimeError) as error:
+        if chosen != "triton" or name != "auto" or precision == "fp16":
+            raise
+        log.warning("the fused kernels are left out: %s", error)
+        chosen = "torch"
+        engine = _build(package, chosen, device, _precision(precision, chosen, device), threads)
     if tile_shape is not None:
         engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))
     return engine

@@ -19,11 +19,13 @@ from unetpp.engine.base import Output, Precision, check_tile, pad_tile
 from unetpp.errors import EngineError
 from unetpp.model import Deployed, deploy
 from unetpp.package import ModelSpec, Package
-from unetpp_kernels import device_implementation
+from unetpp_kernels import device_implementation, forced
 
 _DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _GRAPHS: Final = 4
 """Captured shapes kept; each holds every layer's feature maps."""
+_MOST_ERROR: Final = 0.2
+"""Relative error of logits on noise, far above what bf16 does and far below what a wrong kernel does."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class TritonEngine:
         threads: recorded; nothing here runs on more than one.
 
     Raises:
-        EngineError: no CUDA device with kernels, or the network overflows in fp16.
+        EngineError: no CUDA device with kernels, or they overflow or disagree with plain torch there.
     """
 
     name = "triton"
@@ -56,6 +58,7 @@ class TritonEngine:
         if implementation != "triton":
             raise EngineError(f"the fused kernels do not run here: {why}; use --engine torch")
         import triton
+        from triton.errors import TritonError
 
         self.version: str = f"{triton.__version__} torch {torch.__version__}"
         self.precision = precision
@@ -65,8 +68,11 @@ class TritonEngine:
         self._network = _deployed(package, _DTYPES[precision]).to(self.device)
         self._graphs: OrderedDict[tuple[Output, tuple[int, ...]], _Captured] = OrderedDict()
         self._turn = threading.Lock()
-        if precision == "fp16" and not self._is_finite():
-            raise EngineError(f"model {self.spec.name!r} overflows in fp16; use --precision bf16")
+        try:
+            self._check_against_torch(package)
+        except TritonError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise EngineError(f"the fused kernels do not compile here: {reason}; use --engine torch") from error
 
     def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
         return self._run("logits", tile)
@@ -112,13 +118,24 @@ class TritonEngine:
             result = run(pixels)
         return _Captured(graph, pixels, result)
 
-    def _is_finite(self) -> bool:
-        """Run noise of the training images' mean and spread through the network."""
+    def _check_against_torch(self, package: Package) -> None:
+        """Run noise of the training images' mean and spread through the kernels and through plain torch in fp32."""
         generator = torch.Generator().manual_seed(0)
         side = 8 * self.multiple
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
-        noise = (torch.randn(1, side, side, len(mean), generator=generator) * std + mean).to(self.device)
-        return bool(torch.isfinite(self._network.logits(noise)).all())
+        noise = torch.randn(1, side, side, len(mean), generator=generator)
+        network = package.load_model().to(self.device).eval()
+        with torch.no_grad(), forced("torch"):
+            truth = network(noise.permute(0, 3, 1, 2).to(self.device)).double()
+        found = self._network.logits((noise * std + mean).to(self.device)).double()
+        if not torch.isfinite(found).all():
+            raise EngineError(f"model {self.spec.name!r} overflows in {self.precision}; use --precision bf16")
+        error = float((found - truth).norm() / truth.norm())
+        if error > _MOST_ERROR:
+            raise EngineError(
+                f"the fused kernels differ from torch by {error:.0%} on this device with model {self.spec.name!r}; "
+                "use --engine torch and report it"
+            )
 
 
 def _deployed(package: Package, dtype: torch.dtype) -> Deployed:

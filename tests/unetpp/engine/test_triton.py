@@ -11,7 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import unetpp.engine
 from unetpp.engine import choose_engine, engine_reasons
+from unetpp.engine.torch import TorchEngine
 from unetpp.errors import EngineError
 from unetpp.package import Package
 
@@ -72,3 +74,22 @@ def test_without_a_gpu_it_says_so(make_package: Callable[..., Package], monkeypa
     with pytest.raises(EngineError, match="the torch engine has no fp16; use --precision bf16 or fp32"):
         choose_engine(make_package(), name="torch", precision="fp16")
     assert ("triton", False, "fused kernels: torch sees no CUDA device") in engine_reasons()
+
+
+def test_kernels_that_fail_are_left_out_of_auto_and_named_otherwise(
+    make_package: Callable[..., Package], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver or compiler that breaks them must not stop a run that plain torch can do."""
+
+    def build(package: Package, name: str, device: str, precision: str, threads: int) -> TorchEngine:
+        if name == "triton":
+            raise EngineError("the fused kernels differ from torch by 80%")
+        return TorchEngine(package, precision="bf16" if precision == "bf16" else "fp32", threads=threads)
+
+    monkeypatch.setattr(unetpp.engine, "_available", lambda name: ("triton", "cuda"))
+    monkeypatch.setattr(unetpp.engine, "_build", build)
+    assert choose_engine(make_package()).name == "torch"
+    assert "the fused kernels are left out: the fused kernels differ from torch by 80%" in caplog.text
+    for settings in ({"name": "triton"}, {"precision": "fp16"}):
+        with pytest.raises(EngineError, match="differ from torch"):
+            choose_engine(make_package(), **settings)  # type: ignore[arg-type]
