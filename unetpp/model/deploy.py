@@ -164,7 +164,7 @@ class _DeployedNode(nn.Module):
 
     def __init__(self, node: Node, step: Step, dtype: torch.dtype, packed: bool) -> None:
         super().__init__()
-        self.step, self.dtype, self.packed = step, dtype, packed
+        self.step, self.packed = step, packed
         self.mode: Resampling = "nearest" if node.first.upsample == "nearest" else "bilinear"
         self.deconv = None if node.deconv is None else node.deconv.to(dtype)
         self.taps_dtype = dtype if packed else torch.float32
@@ -180,7 +180,7 @@ class _DeployedNode(nn.Module):
         raise NotImplementedError
 
     def start_image(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        raise NotImplementedError
+        return cast(Tensor, _OPERATORS.stem(pixels, mean, std, self.stem, self.first_bias, None, True))
 
     def finish(self, half: Tensor) -> Tensor:
         raise NotImplementedError
@@ -277,9 +277,6 @@ class _DepthwiseFirst(_DeployedNode):
         )  # fmt: skip
         return cast(Tensor, found)
 
-    def start_image(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        return cast(Tensor, _OPERATORS.stem(pixels, mean, std, self.stem, self.first_bias, None, True))
-
     def finish(self, half: Tensor) -> Tensor:
         found = _OPERATORS.depthwise_pointwise(
             [half], None, self.second_taps, None, self.second_mix, self.second_bias, None, False, True, self.mode,
@@ -308,9 +305,6 @@ class _Standard(_DeployedNode):
             maps.append(upsample2x(low, self.mode))
         x = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
         return self._convolved(x, self.first_weight, self.first_bias)
-
-    def start_image(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        return cast(Tensor, _OPERATORS.stem(pixels, mean, std, self.stem, self.first_bias, None, True))
 
     def finish(self, half: Tensor) -> Tensor:
         return self._convolved(half, self.second_weight, self.second_bias)

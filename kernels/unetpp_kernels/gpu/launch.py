@@ -1,4 +1,4 @@
-"""Launches the kernels on tensors: blocks from the table, grids from shapes; knows layouts, not what is computed.
+"""Launches the kernels on tensors: blocks from the table, grids from shapes; knows sizes, not what is computed.
 
 All feature maps are (N, C, H, W) in channels_last memory, results too. Weights come packed (see `packing`).
 """
