@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import unetpp_kernels
+import unetpp_kernels.operations
 from unetpp_kernels import definition, forced, packing
 
 OPERATORS = torch.ops.unetpp
@@ -137,6 +138,17 @@ def test_the_choice_is_told() -> None:
         with forced("torch"):
             assert unetpp_kernels.implementation([x]) == "torch"
     assert unetpp_kernels.implementation([x]) == "torch"
+
+
+def test_training_takes_the_definition_until_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device with kernels: inference uses them, gradients only with UNETPP_KERNELS=triton."""
+    monkeypatch.setattr(unetpp_kernels.operations, "device_implementation", lambda device: ("triton", "a device"))
+    x, weight = _map(1, 4, 6, 6), torch.randn(4, 1, 3, 3, requires_grad=True)
+    found = {}
+    for asked in ("", "triton", "torch"):
+        monkeypatch.setenv("UNETPP_KERNELS", asked)
+        found[asked] = (unetpp_kernels.implementation([x]), unetpp_kernels.implementation([x, weight]))
+    assert found == {"": ("triton", "torch"), "triton": ("triton", "triton"), "torch": ("torch", "torch")}
 
 
 def test_importing_needs_no_triton() -> None:

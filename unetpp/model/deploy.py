@@ -66,7 +66,7 @@ class Deployed(nn.Module):
         self.register_buffer("values", torch.tensor(values, dtype=torch.uint8))
         head = cast(nn.Conv2d, folded.head_convs[str(last)])
         assert head.bias is not None
-        weight, bias = packing.mix(head.weight, dtype), head.bias.float()
+        weight, bias = packing.mix(head.weight.detach(), dtype), head.bias.detach().float()
         if weight.shape[0] == 1:  # one logit: that of the second of two classes, whose first has logit 0
             weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
             self.single = True

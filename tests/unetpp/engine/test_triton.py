@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 import unetpp.engine
 from unetpp.engine import choose_engine, engine_reasons
 from unetpp.engine.torch import TorchEngine
+from unetpp.engine.triton import TritonEngine
 from unetpp.errors import EngineError
+from unetpp.model import deploy
 from unetpp.package import Package
 
 
@@ -93,3 +95,21 @@ def test_kernels_that_fail_are_left_out_of_auto_and_named_otherwise(
     for settings in ({"name": "triton"}, {"precision": "fp16"}):
         with pytest.raises(EngineError, match="differ from torch"):
             choose_engine(make_package(), **settings)  # type: ignore[arg-type]
+
+
+def test_kernels_that_disagree_with_torch_are_refused(make_package: Callable[..., Package]) -> None:
+    """The check that runs when an engine is made, here on the CPU's definitions: right, wrong and not finite."""
+    package = make_package()
+    engine = object.__new__(TritonEngine)
+    engine.device, engine.spec, engine.precision = "cpu", package.spec, "fp32"  # type: ignore[misc]
+    engine.multiple = package.spec.architecture.multiple
+    spec = package.spec
+    values = [info.value for info in spec.classes]
+    engine._network = deploy(package.load_model(), mean=spec.mean, std=spec.std, values=values, dtype=torch.float32)
+    engine._check_against_torch(package)
+    engine._network.get_buffer("head").mul_(2)
+    with pytest.raises(EngineError, match="differ from torch by"):
+        engine._check_against_torch(package)
+    engine._network.get_buffer("head").mul_(torch.inf)
+    with pytest.raises(EngineError, match="overflows in fp32"):
+        engine._check_against_torch(package)
