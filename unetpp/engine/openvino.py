@@ -1,7 +1,7 @@
 """Runs a network on CPUs through OpenVINO: the plain definition, exported once; knows no Raster, Zarr or tile plan.
 
-The exported graph is compiled per tile shape and per calling thread: requests of one compiled graph share one stream
-and would wait for each other.
+The exported graph is compiled per tile shape, once for each call that runs at the same time: requests of one compiled
+graph share one stream and would wait for each other.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -24,7 +25,9 @@ from unetpp.package import ModelSpec, Package
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 _COMPILED_SHAPES: Final = 2
-"""Compiled graphs kept per thread; each holds every layer's buffers."""
+"""Compiled graphs kept per concurrent call; each holds every layer's buffers."""
+
+_Key = tuple[Output, tuple[int, int]]
 
 
 def import_openvino() -> Any:
@@ -80,37 +83,37 @@ class OpenVinoEngine:
         self._graphs: dict[Output, Any] = {}
         self._exporting = threading.Lock()
         self._core = self._openvino.Core()
-        self._thread = threading.local()
+        self._pool = _RequestPool()
 
     def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
-        height, width = tile.shape[:2]
-        return np.array(self._run("logits", tile)[:, :height, :width])
+        return self._run("logits", tile)
 
     def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
-        height, width = tile.shape[:2]
-        return np.array(self._run("labels", tile)[:height, :width])
+        return self._run("labels", tile)
 
     def _run(self, output: Output, tile: NDArray[Any]) -> NDArray[Any]:
-        """Return the request's own output buffer, valid until this thread's next call."""
         check_tile(tile, self.spec)
+        height, width = tile.shape[:2]
         pixels = pad_tile(tile, self.multiple)
         if not self._raw_in_graph:
             # In bf16 the graph would round raw values first: 10050 and 10000 become one number.
             pixels = (pixels.astype(np.float32) - self._mean) / self._std
-        request = self._request(output, (pixels.shape[0], pixels.shape[1]))
-        result: NDArray[Any] = request.infer([np.ascontiguousarray(pixels)], share_inputs=True, share_outputs=True)[0]
-        return result
+        key: _Key = (output, (pixels.shape[0], pixels.shape[1]))
+        with self._request(key) as request:
+            result = request.infer([np.ascontiguousarray(pixels)], share_inputs=True, share_outputs=True)[0]
+            # The result is the request's own buffer, which its next call overwrites.
+            return np.array(result[..., :height, :width])
 
-    def _request(self, output: Output, shape: tuple[int, int]) -> Any:
-        requests: OrderedDict[tuple[Output, tuple[int, int]], Any]
-        requests = self._thread.__dict__.setdefault("requests", OrderedDict())
-        key = (output, shape)
-        if key not in requests:
-            while len(requests) >= _COMPILED_SHAPES:
-                requests.popitem(last=False)
-            requests[key] = self._compile(output, shape).create_infer_request()
-        requests.move_to_end(key)
-        return requests[key]
+    @contextmanager
+    def _request(self, key: _Key) -> Iterator[Any]:
+        """Lend a request that no other call uses; it goes back whatever happens."""
+        request = self._pool.take(key)
+        try:
+            if request is None:
+                request = self._compile(*key).create_infer_request()
+            yield request
+        finally:
+            self._pool.give(key, request)
 
     def _compile(self, output: Output, shape: tuple[int, int]) -> Any:
         graph = self._graph(output).clone()
@@ -152,6 +155,41 @@ class OpenVinoEngine:
             graph = self._openvino.convert_model(traced, example_input=example, input=[-1, -1, bands])
         split_concatenations(graph)
         return graph
+
+
+class _RequestPool:
+    """Requests that wait for their next call, the least recently used first.
+
+    They belong to the engine, not to threads: threads come and go with every run, and a thread that ends would destroy
+    its compiled graphs while others compute.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[tuple[_Key, Any]] = []
+        self._busy = self._peak = 0
+
+    def take(self, key: _Key) -> Any | None:
+        """Return a free request of `key`, or None: the caller then makes one."""
+        with self._lock:
+            self._busy += 1
+            self._peak = max(self._peak, self._busy)
+            for index in reversed(range(len(self._free))):
+                if self._free[index][0] == key:
+                    return self._free.pop(index)[1]
+            # The caller makes room before it allocates.
+            self._trim(_COMPILED_SHAPES * self._peak - self._busy)
+            return None
+
+    def give(self, key: _Key, request: Any | None) -> None:
+        """Take back what a call used; None where it could not be made."""
+        with self._lock:
+            self._busy -= 1
+            if request is not None:
+                self._free.append((key, request))
+
+    def _trim(self, most: int) -> None:
+        del self._free[: max(0, len(self._free) - most)]
 
 
 def _without_normalisation(spec: ModelSpec) -> ModelSpec:

@@ -120,6 +120,33 @@ def test_openvino_gives_the_same_bits_for_any_threads_and_callers(package: Packa
             np.testing.assert_array_equal(logits, expected)
 
 
+def test_openvino_compiles_once_per_shape_and_concurrent_call(package: Package) -> None:
+    engine = unetpp.engine.openvino.OpenVinoEngine(package)
+    compiled: list[tuple[int, int]] = []
+    compile_one = engine._compile
+
+    def counted(output: Any, shape: tuple[int, int]) -> Any:
+        compiled.append(shape)
+        return compile_one(output, shape)
+
+    engine._compile = counted  # type: ignore[method-assign]
+    for shape in ((64, 64), (64, 96), (64, 64), (64, 96)):
+        with ThreadPoolExecutor(1) as pool:  # a new thread each time
+            pool.submit(engine.labels, picture(*shape)).result()
+    assert compiled == [(64, 64), (64, 96)]
+    engine.labels(picture(96, 96))  # the third shape takes the place of the one not used longest
+    engine.labels(picture(64, 96))
+    assert compiled == [(64, 64), (64, 96), (96, 96)]
+    engine.labels(picture(64, 64))
+    assert compiled[3:] == [(64, 64)]
+    broken = np.zeros((64, 64, 2), np.uint8)
+    for _ in range(3):
+        with pytest.raises(BandsError):
+            engine.labels(broken)
+    engine.labels(picture(64, 64))
+    assert compiled[4:] == []
+
+
 def test_openvino_gives_the_same_bits_in_another_process(package: Package) -> None:
     script = (
         "import sys, hashlib, numpy as np\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,19 +106,34 @@ def test_a_full_disk_stops_its_image_only_and_keeps_what_is_done(
     assert hashes(again) == hashes(whole) and verify(again.store, again.key) == {}
 
 
+INTERRUPTED = """
+import json, os, signal, sys, threading
+from pathlib import Path
+from unetpp.segment import SegmentJob
+from unetpp_workflows.executors.local import run_local
+
+job = SegmentJob.load(Path(sys.argv[1]))
+seen = []
+
+def on_commit(_, record):
+    seen.append(record.shard)
+    if len(seen) == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+
+try:
+    run_local([job], workers=2, on_commit=on_commit)
+except KeyboardInterrupt:
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("shard")]
+    print(json.dumps([seen, left]))
+"""
+
+
 def test_ctrl_c_ends_soon_and_keeps_what_is_done(prepare: Prepare) -> None:
     job = prepare()
-    seen: list[str] = []
-
-    def on_commit(_: SegmentJob, record: CommitRecord) -> None:
-        seen.append(record.shard)
-        if len(seen) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        run_local([job], workers=2, on_commit=on_commit)
-    assert threading.active_count() <= before
+    command = [sys.executable, "-c", INTERRUPTED, str(job.out)]
+    driver = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert driver.returncode == 0 and driver.stdout, driver.stderr
+    seen, threads = json.loads(driver.stdout)
     left = {shard.id for shard in pending(job)}
-    assert not left & set(seen) and len(left) > 20
+    assert threads == [] and len(seen) == 4 and not left & set(seen) and len(left) > 20
     assert run_local([prepare()], workers=2) == (Outcome(len(left)),)
