@@ -1,0 +1,119 @@
+"""What training reads patches from: images with labels, read box by box; knows arrays, not files or networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.geometry import Box
+from unetpp.losses import IGNORE
+
+FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One labelled image.
+
+    Attributes:
+        name: for reports.
+        group: what must not be split: slide, scene, patient. Figures are given per group.
+        height, width: pixels on the grid it is trained on.
+    """
+
+    name: str
+    group: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One box of one image.
+
+    Attributes:
+        pixels: (h, w, C) in the source's dtype; the source's mean where there is no data.
+        labels: (h, w) uint8 class indices 0..K-1, 255 where a pixel does not count.
+        objects: (h, w) int32 numbers of objects, unique within the image, 0 where there is none; None when the labels
+            do not tell objects apart.
+    """
+
+    pixels: NDArray[Any]
+    labels: NDArray[np.uint8]
+    objects: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where labels are: boxes that tile the labelled parts of the images.
+
+    Attributes:
+        image: (B,) int64 index of each block's image.
+        box: (B, 4) int64 y0, x0, y1, x1.
+        counts: (B, K) int64 labelled pixels per class.
+    """
+
+    image: NDArray[np.int64]
+    box: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Labelled images of one split. `read` may be called from several threads at once."""
+
+    @property
+    def images(self) -> Sequence[SourceImage]: ...
+
+    @property
+    def blocks(self) -> Blocks: ...
+
+    @property
+    def full(self) -> float:
+        """The sample value of full brightness, in units of which colours are varied."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what `read` returns."""
+
+    def read(self, image: int, box: Box) -> Crop:
+        """Return a box that lies inside the image; unlabelled parts have labels 255."""
+
+
+class ArraySource:
+    """A `Source` over arrays in memory.
+
+    Args:
+        images: (name, group, pixels (H, W, C), labels (H, W) uint8, objects (H, W) or None) per image.
+        classes: number of class indices.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[tuple[str, str, NDArray[Any], NDArray[np.uint8], NDArray[np.int32] | None]],
+        classes: int,
+    ) -> None:
+        import hashlib
+
+        self._crops = [Crop(pixels, labels, objects) for _, _, pixels, labels, objects in images]
+        self.images = tuple(SourceImage(name, group, *labels.shape) for name, group, _, labels, _ in images)
+        counts = [np.bincount(c.labels[c.labels != IGNORE], minlength=classes)[:classes] for c in self._crops]
+        self.blocks = Blocks(
+            image=np.arange(len(images)),
+            box=np.array([[0, 0, i.height, i.width] for i in self.images], np.int64).reshape(-1, 4),
+            counts=np.array(counts, np.int64).reshape(-1, classes),
+        )
+        self.full = FULL_SCALE.get(str(images[0][2].dtype), 1.0) if images else 1.0
+        digest = hashlib.sha256()
+        for image, crop in zip(self.images, self._crops, strict=True):
+            digest.update(image.name.encode())
+            digest.update(hashlib.sha256(np.ascontiguousarray(crop.pixels)).digest())
+            digest.update(hashlib.sha256(np.ascontiguousarray(crop.labels)).digest())
+        self.fingerprint = digest.hexdigest()
+
+    def read(self, image: int, box: Box) -> Crop:
+        crop, part = self._crops[image], (slice(box.y0, box.y1), slice(box.x0, box.x1))
+        return Crop(crop.pixels[part], crop.labels[part], None if crop.objects is None else crop.objects[part])
