@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from unetpp_workflows.cli_models import models
+from unetpp_workflows.cli_training import recipes, train
 from unetpp_workflows.cli_options import (
     DONE,
     PART_FAILED,
@@ -33,6 +34,7 @@ from unetpp_workflows.cli_options import (
     reported,
     standard_output,
 )
+from unetpp_workflows.cli_prepare import prepare
 
 app = typer.Typer(
     name="unetpp",
@@ -56,6 +58,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(models, name="models")
+app.command()(prepare)
+app.command()(train)
+app.command()(recipes)
 
 
 def main() -> None:
@@ -198,32 +203,6 @@ def verify(
     from unetpp_workflows.outputs import print_verification
 
     raise typer.Exit(print_verification(output, standard_output(), repair=repair))
-
-
-@app.command()
-@reported()
-def train(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A bundled recipe (nuclei, landcover) or a TOML file.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, history and model package.")],
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the training data; default: UNETPP_DATA.")
-    ] = None,
-    tracking_uri: Tracking = None,
-    sets: Sets = None,
-) -> None:
-    """Train a network from a recipe to a model package; run again to continue where it stopped.
-
-    [bold]Examples[/]
-
-        unetpp train nuclei --data DATA --output runs/nuclei
-        unetpp train my.toml --data DATA -o runs/mine --set train.steps=200
-        unetpp models register runs/mine --alias challenger
-    """
-    from unetpp_workflows.training import run_training
-
-    raise typer.Exit(run_training(recipe, data, output, sets or [], tracking_uri, standard_output()))
 
 
 @app.command()

@@ -1,0 +1,256 @@
+"""Reads a training store that `unetpp prepare` wrote, as Zarr or as plain .npy files; knows patches, not image files.
+
+    STORE.zarr/                  zarr.json: attributes.unetpp_training, see `PatchStore`
+        pixels  (N, S, S, C)     the images' type; 0 where there is no data
+        labels  (N, S, S)        uint8 class indices, 255 where a pixel does not count
+        valid   (N, S, S)        bool, False where there is no data
+        objects (N, S, S)        int32, unique within an image; only where labels tell objects apart
+        image   (N,)             int32 index into the list of images
+        box     (N, 4)           int32 y0, x0, y1, x1 on the image's training grid; what is outside is padding
+        counts  (N, K)           int64 labelled pixels per class
+        sizes   (shards, arrays) int64 bytes of every shard object: Zarr reads a lost one as fill values, silently
+
+A folder that `export` writes holds the same arrays as NAME.npy and the attributes as store.json.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from unetpp.errors import StoreError
+from unetpp.geometry import Box, Spacing
+from unetpp.losses import IGNORE
+from unetpp.package import ClassInfo
+from unetpp.train.source import FULL_SCALE, Blocks, Crop, SourceImage
+
+FORMAT = 1
+ATTRIBUTES, DOCUMENT = "unetpp_training", "store.json"
+PATCH_ARRAYS = ("pixels", "labels", "valid", "objects")
+TABLES = ("image", "box", "counts")
+_CACHE_BYTES = 2**26
+
+
+class _Array(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image of a store: `group` is what was not split, `stratum` what figures are given by."""
+
+    name: str
+    group: str
+    stratum: str
+    split: str
+    height: int
+    width: int
+
+
+class PatchStore:
+    """A finished training store.
+
+    Attributes:
+        classes: in the order of label indices. bands, dtype: of pixels. side: of a patch.
+        mean, std: per band over the valid pixels of the training split.
+        spacing: of one pixel on the ground; None where the images' differ or are unknown.
+        frequencies: share of each class in the labelled pixels of the training split.
+        fingerprint: SHA-256 (hex) of all content, whoever wrote it and wherever.
+        images: of all splits. splits: their names.
+        within_group: the splits are parts of one group, so figures on them are too good for anything else.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], arrays: Mapping[str, _Array]) -> None:
+        self.path = path
+        self.facts = facts
+        self._arrays = arrays
+        self.classes = tuple(ClassInfo(**{**c, "color": tuple(c["color"])}) for c in facts["classes"])
+        self.bands: tuple[str, ...] = tuple(facts["bands"])
+        self.dtype = str(facts["dtype"])
+        self.side = int(facts["side"])
+        self.mean: tuple[float, ...] = tuple(facts["mean"])
+        self.std: tuple[float, ...] = tuple(facts["std"])
+        self.spacing = Spacing(**facts["spacing"]) if facts["spacing"] else None
+        self.frequencies: tuple[float, ...] = tuple(facts["frequencies"])
+        self.fingerprint = str(facts["fingerprint"])
+        self.within_group = bool(facts["within_group"])
+        names = StoredImage.__dataclass_fields__
+        self.images = tuple(StoredImage(**{k: v for k, v in i.items() if k in names}) for i in facts["images"])
+        self.splits: tuple[str, ...] = tuple(facts["splits"])
+        self.image, self.box, self.counts = (np.asarray(arrays[name][...], np.int64) for name in TABLES)
+        fill = np.asarray(self.mean)
+        kind = np.dtype(self.dtype)
+        self._fill = (np.rint(fill).clip(0, np.iinfo(kind).max) if kind.kind in "ui" else fill).astype(kind)
+        self._cache: OrderedDict[int, Crop] = OrderedDict()
+        self._room = max(8, _CACHE_BYTES // (self.side**2 * (len(self.bands) * kind.itemsize + 1)))
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a .zarr store, or a folder of .npy files, which needs no zarr.
+
+        Raises:
+            StoreError: it is no training store, is not finished, is of another version, or lacks a shard.
+        """
+        path = Path(path)
+        if (path / DOCUMENT).is_file():
+            facts = _facts(path, json.loads((path / DOCUMENT).read_bytes()))
+            names = (*PATCH_ARRAYS, *TABLES)
+            files = {name: path / f"{name}.npy" for name in names if name != "objects" or facts["objects"]}
+            missing = [file.name for file in files.values() if not file.is_file()]
+            if missing:
+                raise StoreError(f"{path} lacks {', '.join(missing)}; export the store again")
+            return cls(path, facts, {n: np.load(f, mmap_mode="r", allow_pickle=False) for n, f in files.items()})
+        if not (path / "zarr.json").is_file():
+            raise StoreError(f"{path} is no training store; make one with unetpp prepare")
+        import zarr
+
+        group = zarr.open_group(path, mode="r")
+        found: Any = group.attrs.get(ATTRIBUTES)
+        facts = _facts(path, found)
+        arrays: dict[str, Any] = dict(group.arrays())
+        _check_shards(path, arrays)
+        return cls(path, facts, arrays)
+
+    def source(self, split: str) -> PatchSource:
+        """Return the images of one split as training reads them; raises `StoreError` for a split without images."""
+        if split not in self.splits:
+            raise StoreError(f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}")
+        return PatchSource(self, split)
+
+    def patch(self, number: int) -> Crop:
+        """Return a whole stored patch, its invalid and padded pixels at the mean. Safe from several threads."""
+        with self._lock:
+            if number in self._cache:
+                self._cache.move_to_end(number)
+                return self._cache[number]
+        found = self._decode(number)
+        with self._lock:
+            self._cache[number] = found
+            while len(self._cache) > self._room:
+                self._cache.popitem(last=False)
+        return found
+
+    def _decode(self, number: int) -> Crop:
+        try:
+            parts = {name: np.asarray(self._arrays[name][number]) for name in PATCH_ARRAYS if name in self._arrays}
+        except (ValueError, RuntimeError, OSError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise StoreError(f"{self.path} is damaged at patch {number} ({why}); prepare it again") from error
+        pixels = np.where(parts["valid"][..., None], parts["pixels"], self._fill)
+        return Crop(pixels, parts["labels"], parts.get("objects"))
+
+    def blank(self, height: int, width: int) -> Crop:
+        """Return a crop without data or labels."""
+        pixels = np.empty((height, width, len(self.bands)), self.dtype)
+        pixels[...] = self._fill
+        objects = np.zeros((height, width), np.int32) if "objects" in self._arrays else None
+        return Crop(pixels, np.full((height, width), IGNORE, np.uint8), objects)
+
+
+class PatchSource:
+    """The images of one split of a store, as `unetpp.train.source.Source` has them."""
+
+    def __init__(self, store: PatchStore, split: str) -> None:
+        self._store, side = store, store.side
+        numbers = [number for number, image in enumerate(store.images) if image.split == split]
+        chosen = [store.images[number] for number in numbers]
+        self.images: Sequence[SourceImage] = tuple(SourceImage(i.name, i.stratum, i.height, i.width) for i in chosen)
+        self.full = FULL_SCALE.get(store.dtype, 1.0)
+        self.fingerprint = str(store.facts["splits"][split]["fingerprint"])
+        position = np.full(len(store.images), -1)
+        position[numbers] = np.arange(len(numbers))
+        mine = np.flatnonzero(position[store.image] >= 0)
+        # Which patch lies at (row, column) of each image's grid of patches; -1 where none is stored.
+        self._grids = [np.full((-(-i.height // side), -(-i.width // side)), -1, np.int64) for i in self.images]
+        for number in mine:
+            row, col = store.box[number, :2] // side
+            self._grids[position[store.image[number]]][row, col] = number
+        labelled = mine[store.counts[mine].any(1)]
+        self.blocks = Blocks(position[store.image[labelled]], store.box[labelled], store.counts[labelled])
+
+    def read(self, image: int, box: Box) -> Crop:
+        """Return a box that lies inside the image; where nothing is stored, labels are 255 and pixels the mean."""
+        side, grid = self._store.side, self._grids[image]
+        rows = range(box.y0 // side, -(-box.y1 // side))
+        cols = range(box.x0 // side, -(-box.x1 // side))
+        if len(rows) == len(cols) == 1 and grid[rows[0], cols[0]] >= 0:
+            return _cut(self._store.patch(int(grid[rows[0], cols[0]])), box.shift(-rows[0] * side, -cols[0] * side))
+        crop = self._store.blank(*box.shape)
+        for row in rows:
+            for col in cols:
+                number = int(grid[row, col])
+                if number >= 0:
+                    place = Box(row * side, col * side, (row + 1) * side, (col + 1) * side)
+                    part = box.intersect(place)
+                    _paste(crop, part.slices(box), self._store.patch(number), part.slices(place))
+        return crop
+
+
+def export(store: str | Path, folder: str | Path) -> Path:
+    """Write a store's arrays into `folder` as .npy files, for machines without zarr; returns the folder.
+
+    Raises:
+        StoreError: the store is not finished. OutputError: the folder cannot be written.
+    """
+    from unetpp.durable import output_errors, sync, write_file
+
+    found, folder = PatchStore.open(store), Path(folder)
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / DOCUMENT).unlink(missing_ok=True)
+        for name in (*PATCH_ARRAYS, *TABLES):
+            if name not in found._arrays:
+                continue
+            source, path = found._arrays[name], folder / f"{name}.npy"
+            target = np.lib.format.open_memmap(path, "w+", getattr(source, "dtype", None), source.shape)
+            step = getattr(source, "shards", None) or source.shape
+            for start in range(0, source.shape[0], max(1, step[0])):
+                target[start : start + step[0]] = source[start : start + step[0]]
+            target.flush()
+            del target
+            sync(path)
+    write_file(folder / DOCUMENT, json.dumps(found.facts, indent=1).encode())
+    return folder
+
+
+def _cut(crop: Crop, box: Box) -> Crop:
+    part = box.slices()
+    objects = None if crop.objects is None else crop.objects[part].copy()
+    return Crop(crop.pixels[part].copy(), crop.labels[part].copy(), objects)
+
+
+def _paste(crop: Crop, place: tuple[slice, slice], patch: Crop, part: tuple[slice, slice]) -> None:
+    crop.pixels[place] = patch.pixels[part]
+    crop.labels[place] = patch.labels[part]
+    if crop.objects is not None and patch.objects is not None:
+        crop.objects[place] = patch.objects[part]
+
+
+def _facts(path: Path, found: Any) -> Mapping[str, Any]:
+    if not isinstance(found, dict) or "format" not in found:
+        raise StoreError(f"{path} is no training store; make one with unetpp prepare")
+    if found["format"] != FORMAT:
+        raise StoreError(f"{path} has format {found['format']}, this version reads {FORMAT}; prepare it again")
+    if not found.get("complete"):
+        raise StoreError(f"{path} is not finished; run the same unetpp prepare again")
+    return found
+
+
+def _check_shards(path: Path, arrays: Mapping[str, Any]) -> None:
+    names = [name for name in PATCH_ARRAYS if name in arrays]
+    for name, sizes in zip(names, np.asarray(arrays["sizes"][...]).T, strict=True):
+        rest = "/".join(["0"] * (arrays[name].ndim - 1))
+        for shard, size in enumerate(sizes):
+            file = path / name / "c" / str(shard) / rest
+            if not file.is_file() or file.stat().st_size != size:
+                raise StoreError(f"{path}: shard {shard} of {name} is missing or cut short; prepare the store again")

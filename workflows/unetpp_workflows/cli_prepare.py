@@ -1,0 +1,154 @@
+"""The command `unetpp prepare`; reads options, calls the library, prints what was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from unetpp.errors import ConfigError, DataError
+from unetpp_workflows.cli_options import DONE, USAGE, Executor, Sets, Workers, reported, standard_output
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from unetpp_workflows.prepare.build import Prepared, Progress
+
+_MOST_LINES = 40
+
+
+@reported()
+def prepare(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="TOML file that describes the data set, or a (bundled) recipe.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The store to make; ends in .zarr.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder its paths start from; default: UNETPP_DATA.")
+    ] = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    address: Annotated[str | None, typer.Option("--address", help="Of a running Ray cluster: auto, host:6379.")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Also write .npy files there, for machines without zarr.")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Turn labelled images into one training store; run again to continue where it stopped.
+
+    Images may be anything `segment` reads. Labels may be masks (PNG, TIFF, GeoTIFF, Zarr, OME-Zarr; values, palette
+    indices or colours), instance masks, or polygons (QuPath GeoJSON, GeoJSON, GeoPackage, GeoParquet in any CRS).
+
+    [bold]Examples[/]
+
+        unetpp prepare buildings.toml --data DATA --output buildings.zarr
+        unetpp prepare slides.toml -o slides.zarr --executor ray --set data.spacing=0.5um
+
+    A data set is a TOML file:
+
+        [data]
+        table = "slides.csv"            # columns image, labels, group; optional split, mask, ignore, annotator
+        spacing = "0.5um"               # pixel size to train at; without it level 0 as it is
+        shares = { train = 0.8, val = 0.2 }   # where the table has no split: whole groups, never patches
+        no_data = ["Artifact"]          # class names, values or colours that do not count
+
+        [[classes]]
+        name = "stroma"
+        color = [120, 180, 90]
+        background = true               # also what lies outside all polygons
+
+        [[classes]]
+        name = "tumour"
+        color = [200, 30, 60]
+        labels = ["Tumor", "Tumour"]    # what stands for it: polygon classes, values (1) or colours ([200, 30, 60])
+
+    Instead of a table: images = "images/*.png" and labels = "masks/{stem}.png", with group_pattern and validation.
+
+    A page beside the store shows samples of every split, class frequencies and all faults. A group in two splits,
+    labels of another size, or one picture in two splits are errors: exit code 2, and nothing is stored.
+    """
+    from unetpp.train import store as stores
+    from unetpp_workflows.prepare import build
+    from unetpp_workflows.prepare.dataset import load_dataset
+    from unetpp_workflows.prepare.page import write_page
+
+    if output.suffix != ".zarr":
+        raise ConfigError(f"--output {output} does not end in .zarr; name the store like {output.with_suffix('.zarr')}")
+    if executor not in (None, "local", "ray"):
+        raise ConfigError(f"--executor {executor!r} is not known; choose local or ray")
+    console = standard_output()
+    run = build.Run(executor or "local", workers or 0, address)
+    try:
+        described = load_dataset(dataset, sets or ())
+        with _progress(console) as progress:
+            prepared = build.prepare(described, _root(data), output, run=run, progress=progress)
+    except DataError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(USAGE) from None
+    page = write_page(prepared)
+    if prepared.facts is not None:
+        build.discard_work(output)
+    _print(prepared, page, console)
+    if prepared.errors:
+        raise typer.Exit(USAGE)
+    if export is not None:
+        console.print(f"exported to {stores.export(output, export)}", markup=False, highlight=False)
+    raise typer.Exit(DONE)
+
+
+def _root(data: Path | None) -> Path:
+    root = data or (Path(os.environ["UNETPP_DATA"]) if os.environ.get("UNETPP_DATA") else None)
+    if root is None or not root.is_dir():
+        raise DataError(f"data folder {root} does not exist; give --data or set UNETPP_DATA")
+    return root
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    """Yield what shows progress: a bar on a terminal, a line per stage elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    titles = {"images": "looking at images", "shards": "writing shards"}
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(titles[what], total=total)
+                if not console.is_terminal:
+                    console.print(f"{titles[what]}: {done} of {total} done", markup=False, highlight=False)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _print(prepared: Prepared, page: Path, console: Console) -> None:
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    warnings = [fault for fault in prepared.faults if fault.level == "warning"]
+    for fault in warnings[:_MOST_LINES]:
+        say(f"warning: {fault}", "yellow")
+    if len(warnings) > _MOST_LINES:
+        say(f"and {len(warnings) - _MOST_LINES} more warnings, on the page", "yellow")
+    complaints = Console(stderr=True)
+    for fault in prepared.errors:
+        complaints.print(f"error: {fault}", style="red", markup=False, highlight=False, soft_wrap=True)
+    facts = prepared.facts
+    if facts is None:
+        say(f"nothing was stored; see {page}")
+        return
+    splits = ", ".join(
+        f"{name} {part['images']} image(s), {part['patches']} patches" for name, part in facts["splits"].items()
+    )
+    say(f"{'stored' if prepared.fresh else 'stored already'}: {splits}")
+    shares = zip(facts["classes"], facts["frequencies"], strict=True)
+    say("classes: " + ", ".join(f"{info['name']} {share:.1%}" for info, share in shares))
+    say(f"store {prepared.store}\npage {page}")

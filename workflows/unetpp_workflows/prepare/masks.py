@@ -1,0 +1,282 @@
+"""Reads label rasters on an image's training grid: each pixel takes the mask's value at its centre.
+
+Knows PNG, TIFF, GeoTIFF, Zarr and OME-Zarr masks, in the image's pixels or in another CRS; guesses no sizes. Palette
+indices and 16-bit values are read as they are stored.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.errors import CorruptImageError, DataError, UnetppError
+from unetpp.geometry import Box, Transform
+from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
+from unetpp.store import NO_DATA
+from unetpp_workflows.prepare.faults import Fault, warning
+from unetpp_workflows.prepare.legend import Indices, Legend, Unlisted, index_colors, index_instances, index_values
+
+if TYPE_CHECKING:
+    from unetpp.io.base import Raster
+    from unetpp.io.resample import OutputGrid
+
+Objects = NDArray[np.int32]
+
+
+class RawMask(Protocol):
+    """A label file as it is stored: values (h, w, bands) of a box inside it."""
+
+    height: int
+    width: int
+    crs: str | None
+    transform: Transform | None
+    nodata: int | None
+
+    def read(self, box: Box) -> NDArray[Any]: ...
+    def close(self) -> None: ...
+
+
+class MaskReader:
+    """Class indices and object numbers of boxes of the training grid, from a raster.
+
+    Raises:
+        DataError: the mask's size is not the image's, or its samples are no labels. Also what the readers raise.
+    """
+
+    def __init__(self, path: str, legend: Legend, raster: Raster, grid: OutputGrid) -> None:
+        self._path, self._legend, self._grid = path, legend, grid
+        self._unlisted = Unlisted()
+        self._notes: list[Fault] = []
+        self._mask = _open(Path(path))
+        self._warp: Any = None
+        if raster.crs and raster.transform and self._mask.crs and self._mask.transform:
+            self._warp = self._other_frame(raster)
+        if self._warp is None:
+            allowed = {(level.height, level.width) for level in raster.levels} | {(grid.height, grid.width)}
+            if (self._mask.height, self._mask.width) not in allowed:
+                top = raster.levels[0]
+                raise DataError(
+                    f"labels {path} are {self._mask.width} x {self._mask.height} px, the image {top.width} x "
+                    f"{top.height}; give labels of the image's size"
+                )
+            self._steps = (
+                grid.step_y * self._mask.height / raster.levels[0].height,
+                grid.step_x * self._mask.width / raster.levels[0].width,
+            )
+
+    def _other_frame(self, raster: Raster) -> Any:
+        """Return the transformer into the mask's CRS; None where the mask lies on the image's own pixels."""
+        import pyproj
+
+        assert raster.crs is not None and raster.transform is not None and self._mask.crs is not None
+        theirs, ours = pyproj.CRS.from_user_input(self._mask.crs), pyproj.CRS.from_user_input(raster.crs)
+        top = raster.levels[0]
+        same_crs = theirs.equals(ours, ignore_axis_order=True)
+        same_size = (self._mask.height, self._mask.width) == (top.height, top.width)
+        if same_crs and same_size and np.allclose(self._mask.transform or (), raster.transform, rtol=1e-9, atol=1e-9):
+            return None
+        if not same_crs:
+            self._notes.append(warning(f"labels are in {_name(theirs)}, the image in {_name(ours)}: reprojected"))
+        return pyproj.Transformer.from_crs(ours, theirs, always_xy=True)
+
+    def read(self, box: Box) -> tuple[Indices, Objects | None]:
+        """Return class indices (h, w) and, of instances, object numbers (h, w); 255 and 0 outside the mask."""
+        if self._warp is None:
+            rows = _centres(box.y0, box.y1, self._steps[0], self._mask.height)
+            cols = _centres(box.x0, box.x1, self._steps[1], self._mask.width)
+            part = self._mask.read(Box(int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1))
+            return self._indices(part[np.ix_(rows - rows[0], cols - cols[0])])
+        row, col = self._warped(box)
+        inside = (row >= 0) & (row < self._mask.height) & (col >= 0) & (col < self._mask.width)
+        labels = np.full(box.shape, NO_DATA, np.uint8)
+        objects = np.zeros(box.shape, np.int32) if self._legend.instances else None
+        if inside.any():
+            row, col = row[inside], col[inside]
+            y0, x0 = int(row.min()), int(col.min())
+            part = self._mask.read(Box(y0, x0, int(row.max()) + 1, int(col.max()) + 1))
+            found, numbers = self._indices(part[row - y0, col - x0][:, None])
+            labels[inside] = found[:, 0]
+            if objects is not None and numbers is not None:
+                objects[inside] = numbers[:, 0]
+        return labels, objects
+
+    def _warped(self, box: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the mask's row and column (h, w) at the centre of every pixel; outside where undefined."""
+        a, b, c, d, e, f = self._grid.transform or (1, 0, 0, 0, 1, 0)
+        row, col = np.mgrid[box.y0 : box.y1, box.x0 : box.x1] + 0.5
+        x, y = self._warp.transform(a * col + b * row + c, d * col + e * row + f)
+        col, row = to_pixels(self._mask.transform or (1, 0, 0, 0, 1, 0), x, y)
+        return _floor(row), _floor(col)
+
+    def _indices(self, raw: NDArray[Any]) -> tuple[Indices, Objects | None]:
+        raw = _whole(raw, self._path)
+        if raw.shape[-1] >= 3 and not self._legend.explicit_values:
+            return index_colors(raw[..., :3], self._legend, self._unlisted), None
+        if raw.shape[-1] > 1 and not (raw[..., :3] == raw[..., :1]).all():
+            raise DataError(f"labels {self._path} are coloured, but the classes list values; list their colours")
+        if self._legend.instances:
+            return index_instances(raw[..., 0], self._legend)
+        return index_values(raw[..., 0], self._legend, self._unlisted), None
+
+    def faults(self) -> list[Fault]:
+        """Return what was met while reading."""
+        known = None if self._mask.nodata is None else str(self._mask.nodata)
+        self._unlisted.pixels.pop(known or "", None)
+        found = list(self._notes)
+        if self._unlisted.pixels:
+            found.append(warning(f"outside the legend and not counted: {self._unlisted.text()}"))
+        return found
+
+    def close(self) -> None:
+        self._mask.close()
+
+
+def to_pixels(transform: Transform, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return (column, row) of places in a transform's CRS: its inverse."""
+    a, b, c, d, e, f = transform
+    determinant = a * e - b * d
+    return (e * (x - c) - b * (y - f)) / determinant, (a * (y - f) - d * (x - c)) / determinant
+
+
+def _centres(start: int, stop: int, step: float, size: int) -> NDArray[np.int64]:
+    centres = np.floor((np.arange(start, stop) + 0.5) * step).astype(np.int64)
+    return np.asarray(centres.clip(0, size - 1))
+
+
+def _floor(values: NDArray[Any]) -> NDArray[np.int64]:
+    whole = np.nan_to_num(np.floor(values), nan=-1, posinf=-1, neginf=-1).clip(-1, 2**31)
+    return np.asarray(whole, np.int64)
+
+
+def _whole(raw: NDArray[Any], path: str) -> NDArray[Any]:
+    if raw.dtype.kind == "f":
+        whole: NDArray[Any] = np.nan_to_num(raw, nan=NO_DATA).astype(np.int64)
+        if not (np.isnan(raw) | (whole == raw)).all():
+            raise DataError(f"labels {path} hold fractions; give whole numbers")
+        return whole
+    return raw
+
+
+def _name(crs: Any) -> str:
+    return ":".join(crs.to_authority() or (crs.name,))
+
+
+def _open(path: Path) -> RawMask:
+    try:
+        if path.is_dir():
+            return _ZarrMask(path)
+        return _TiffMask(path) if path.suffix.lower() in (".tif", ".tiff") else _PhotoMask(path)
+    except UnetppError:
+        raise
+    except Exception as error:
+        # Damaged headers make the format libraries fail in any way at all.
+        raise CorruptImageError(f"{path}: labels do not open ({first_line(error)}); copy them again") from error
+
+
+class _PhotoMask:
+    """A PNG, BMP or another format that Pillow decodes whole; palette indices are kept."""
+
+    crs: str | None = None
+    transform: Transform | None = None
+    nodata: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        from PIL import Image
+
+        self._path = path
+        self._values: NDArray[Any] | None = None
+        self._lock = threading.Lock()
+        with Image.open(path) as photo:
+            self.width, self.height = photo.size
+            if photo.format == "JPEG":
+                raise DataError(f"labels {path} are JPEG, which changes values; give PNG or TIFF")
+        if self.width * self.height > MAX_DECODED_PIXELS:
+            raise DataError(f"labels {path}: {self.width} x {self.height} px decode whole; save them as a tiled TIFF")
+
+    def read(self, box: Box) -> NDArray[Any]:
+        from PIL import Image
+
+        with self._lock:
+            if self._values is None:
+                try:
+                    with Image.open(self._path) as photo:
+                        self._values = np.asarray(photo.convert("L") if photo.mode == "LA" else photo)
+                except (OSError, SyntaxError, ValueError) as error:
+                    raise CorruptImageError(f"{self._path}: labels do not decode ({first_line(error)})") from None
+        part = self._values[box.slices()]
+        return part[..., None] if part.ndim == 2 else part
+
+    def close(self) -> None:
+        self._values = None
+
+
+class _TiffMask:
+    """A TIFF through GDAL, window by window; colour tables are kept as indices."""
+
+    def __init__(self, path: Path) -> None:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            self._data = rasterio.open(path)
+        self._lock = threading.Lock()
+        self._path = path
+        self.height, self.width = self._data.height, self._data.width
+        self.crs = self._data.crs.to_wkt() if self._data.crs else None
+        a, b, c, d, e, f = tuple(self._data.transform)[:6]
+        self.transform = None if self._data.transform.is_identity else (a, b, c, d, e, f)
+        nodata = self._data.nodatavals[0]
+        self.nodata = int(nodata) if nodata is not None and float(nodata).is_integer() else None
+
+    def read(self, box: Box) -> NDArray[Any]:
+        from rasterio.errors import RasterioError
+        from rasterio.windows import Window
+
+        with self._lock:
+            try:
+                planes = self._data.read(window=Window(box.x0, box.y0, box.width, box.height))
+            except RasterioError as error:
+                raise CorruptImageError(f"{self._path}: labels do not decode ({first_line(error)})") from None
+        return np.moveaxis(planes, 0, -1)
+
+    def close(self) -> None:
+        self._data.close()
+
+
+class _ZarrMask:
+    """A Zarr array, an OME-Zarr label image, or the only one in a folder of labels."""
+
+    crs: str | None = None
+    transform: Transform | None = None
+    nodata: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        from unetpp.io.zarr import ZarrRaster
+
+        self._raster = ZarrRaster(_label_group(path))
+        self.height, self.width = self._raster.levels[0].height, self._raster.levels[0].width
+
+    def read(self, box: Box) -> NDArray[Any]:
+        return self._raster.read(box).pixels
+
+    def close(self) -> None:
+        self._raster.close()
+
+
+def _label_group(path: Path) -> Path:
+    """Follow OME-Zarr's list of label images where `path` is not one; raises `DataError` where it names several."""
+    import zarr
+
+    node = zarr.open(path, mode="r")
+    names = dict(node.attrs.get("ome", node.attrs)).get("labels")  # type: ignore[arg-type]
+    if not isinstance(names, list):
+        return path
+    if len(names) != 1:
+        raise DataError(f"{path} holds the labels {', '.join(map(str, names))}; give the path of one of them")
+    return path / str(names[0])

@@ -1,0 +1,256 @@
+"""Draws polygons on an image's training grid; knows QuPath GeoJSON, GeoJSON, GeoPackage and GeoParquet.
+
+A pixel belongs to a polygon that its centre lies in. Larger polygons are drawn first, so that what lies inside another
+stays visible; polygons that do not count are drawn last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.errors import DataError
+from unetpp.geometry import Box
+from unetpp.io.reader import first_line
+from unetpp.store import NO_DATA
+from unetpp_workflows.prepare.faults import Fault, warning
+from unetpp_workflows.prepare.legend import Indices, Legend
+from unetpp_workflows.prepare.masks import Objects, to_pixels
+
+if TYPE_CHECKING:
+    from unetpp.io.base import Raster
+    from unetpp.io.resample import OutputGrid
+    from unetpp_workflows.prepare.dataset import DataSection
+
+SUFFIXES = (".geojson", ".json", ".gpkg", ".parquet", ".geoparquet", ".fgb", ".shp")
+_LONLAT = "OGC:CRS84"
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Polygons of one file.
+
+    Attributes:
+        geometry: (n,) shapely geometries.
+        names: (n,) class names, "" where the file gives none.
+        crs: of the coordinates; None means level-0 pixels, x to the right and y down.
+        skipped: features that are not polygons.
+    """
+
+    geometry: NDArray[Any]
+    names: list[str]
+    crs: str | None
+    skipped: int
+
+
+class PolygonReader:
+    """Class indices and object numbers of boxes of the training grid, from polygons.
+
+    Raises:
+        DataError: the file does not read, has no polygons, or none lies on the image.
+    """
+
+    def __init__(self, path: str, legend: Legend, data: DataSection, raster: Raster, grid: OutputGrid) -> None:
+        import shapely
+
+        shapes = read_shapes(Path(path), data.property, any_name=legend.only is not None, placed=raster.crs is not None)
+        self._legend, self._grid = legend, grid
+        self._notes: list[Fault] = []
+        if not len(shapes.geometry):
+            raise DataError(f"{path} holds no polygons; give the right file, or remove the image")
+        if shapes.skipped:
+            self._notes.append(warning(f"{shapes.skipped} feature(s) are not polygons and are left out"))
+        geometry = _on_grid(shapes, raster, grid, self._notes)
+        invalid = int((~shapely.is_valid(geometry)).sum())
+        if invalid:
+            self._notes.append(warning(f"{invalid} polygon(s) cross themselves: drawn by the even-odd rule"))
+        self._check_place(path, geometry, raster)
+        indices = self._classes(shapes.names)
+        # Larger first; what does not count last. Equal areas keep the file's order.
+        order = np.lexsort((np.arange(len(geometry)), -shapely.area(geometry), indices == NO_DATA))
+        self._geometry, self._indices, self._numbers = geometry[order], indices[order], order + 1
+        self._tree = shapely.STRtree(self._geometry)
+        inside = legend.background if data.outside == "background" else None
+        self._outside = NO_DATA if inside is None else inside
+
+    def _classes(self, names: list[str]) -> NDArray[np.int64]:
+        legend, unlisted = self._legend, Counter[str]()
+        indices = []
+        for name in names:
+            if name in legend.names:
+                indices.append(legend.names[name])
+            elif not name and legend.only is not None:
+                indices.append(legend.only)
+            else:
+                unlisted[name or "without a class"] += 1
+                indices.append(NO_DATA)
+        if unlisted:
+            text = ", ".join(f"{name!r} ({count})" for name, count in unlisted.most_common(5))
+            self._notes.append(warning(f"polygons outside the legend and not counted: {text}"))
+        return np.array(indices, np.int64)
+
+    def _check_place(self, path: str, geometry: NDArray[Any], raster: Raster) -> None:
+        import shapely
+
+        x0, y0, x1, y1 = shapely.bounds(geometry).T
+        height, width = self._grid.height, self._grid.width
+        on_image = (x1 > 0) & (y1 > 0) & (x0 < width) & (y0 < height)
+        if not on_image.any():
+            raise DataError(f"no polygon of {path} lies on the image {raster.uri}; check that they belong together")
+        # Half a pixel outside is the rounding of whoever drew it.
+        partly = on_image & ((x0 < -0.5) | (y0 < -0.5) | (x1 > width + 0.5) | (y1 > height + 0.5))
+        if not on_image.all():
+            self._notes.append(warning(f"{int((~on_image).sum())} polygon(s) lie outside the image"))
+        if partly.any():
+            self._notes.append(warning(f"{int(partly.sum())} polygon(s) reach past the image's edge and are cut there"))
+
+    def read(self, box: Box) -> tuple[Indices, Objects | None]:
+        """Return class indices (h, w) and, of instances, object numbers (h, w): 1 for the file's first polygon."""
+        import shapely
+        from rasterio.features import rasterize
+        from rasterio.transform import Affine
+
+        labels = np.full(box.shape, self._outside, np.uint8)
+        objects = np.zeros(box.shape, np.int32) if self._legend.instances else None
+        hits = np.sort(self._tree.query(shapely.box(box.x0, box.y0, box.x1, box.y1)))
+        if len(hits):
+            # Drawn with positions, from 1, in one pass; each pixel keeps the last polygon's.
+            place = Affine.translation(box.x0, box.y0)
+            shapes = ((self._geometry[hit], number + 1) for number, hit in enumerate(hits))
+            drawn = rasterize(shapes, out_shape=box.shape, transform=place, fill=0, dtype="int32")
+            on = drawn > 0
+            last = hits[drawn[on] - 1]
+            labels[on] = self._indices[last]
+            if objects is not None:
+                objects[on] = np.where(self._indices[last] == NO_DATA, 0, self._numbers[last])
+        return labels, objects
+
+    def faults(self) -> list[Fault]:
+        return list(self._notes)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def read_shapes(path: Path, name_property: str, *, any_name: bool, placed: bool) -> Shapes:
+    """Read polygons and their class names.
+
+    Args:
+        name_property: with the class name; empty means QuPath's classification.
+        any_name: features need no name, since there is one class.
+        placed: the image has a CRS, so GeoJSON without one is longitude and latitude (RFC 7946), not pixels.
+
+    Raises:
+        DataError: the file does not read, or a feature lacks the property.
+    """
+    try:
+        if path.suffix.lower() in (".geojson", ".json"):
+            geometry, properties, crs = _read_geojson(path, placed)
+        elif path.suffix.lower() in (".parquet", ".geoparquet"):
+            geometry, properties, crs = _read_geoparquet(path)
+        else:
+            geometry, properties, crs = _read_layers(path)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path} does not read as polygons ({first_line(error)}); export it again") from None
+    import shapely
+
+    polygon = np.isin(shapely.get_type_id(geometry), (3, 6)) & ~shapely.is_empty(geometry)
+    kept = np.flatnonzero(polygon)
+    names = [_class_name(properties[i], name_property, any_name, path) for i in kept]
+    missing = int((shapely.get_type_id(geometry) >= 0).sum()) - len(kept)
+    return Shapes(geometry[kept], names, crs, missing)
+
+
+def _class_name(properties: dict[str, Any], name_property: str, any_name: bool, path: Path) -> str:
+    if name_property:
+        if name_property not in properties:
+            raise DataError(f"{path}: no property {name_property!r} in a polygon; it has {', '.join(properties)}")
+        value = properties[name_property]
+        return str(value.get("name", "") if isinstance(value, dict) else "" if value is None else value)
+    found = properties.get("classification")
+    if isinstance(found, str) and found.startswith("{"):
+        found = json.loads(found)
+    if isinstance(found, dict):
+        return str(found.get("name") or " ".join(map(str, found.get("names", ()))))
+    if any_name or "objectType" in properties:
+        return ""
+    raise DataError(
+        f"{path}: several classes, and no property is named; set property to one of {', '.join(properties)}"
+    )
+
+
+def _read_geojson(path: Path, placed: bool) -> tuple[NDArray[Any], list[dict[str, Any]], str | None]:
+    import shapely
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    features = content.get("features", [content]) if isinstance(content, dict) else content
+    shapes = [None if f.get("geometry") is None else shapely.geometry.shape(f["geometry"]) for f in features]
+    properties = [f.get("properties") or {} for f in features]
+    qupath = any("objectType" in values for values in properties)
+    crs: str | None = _LONLAT if placed and not qupath else None
+    if isinstance(content, dict) and content.get("crs") and crs:
+        # The member of GeoJSON 2008 that GDAL still writes for other systems than WGS 84.
+        crs = str(content["crs"]["properties"]["name"])
+    return np.array(shapes, dtype=object), properties, crs
+
+
+def _read_layers(path: Path) -> tuple[NDArray[Any], list[dict[str, Any]], str | None]:
+    import shapely
+    from pyogrio.raw import read
+
+    meta, _, wkb, columns = read(path)
+    fields = [str(name) for name in meta["fields"]]
+    return shapely.from_wkb(wkb), _records(fields, columns, len(wkb)), meta["crs"]
+
+
+def _read_geoparquet(path: Path) -> tuple[NDArray[Any], list[dict[str, Any]], str | None]:
+    import pyarrow.parquet
+    import shapely
+
+    table = pyarrow.parquet.read_table(path)
+    geo = json.loads((table.schema.metadata or {}).get(b"geo", b"{}"))
+    if not geo:
+        raise DataError(f"{path} is Parquet without the metadata of GeoParquet; export it as GeoParquet")
+    name = geo["primary_column"]
+    column = geo["columns"][name]
+    if column.get("encoding", "WKB") != "WKB":
+        raise DataError(f"{path} holds geometry as {column['encoding']}; export it as WKB")
+    crs = column.get("crs", _LONLAT)
+    fields = [field for field in table.column_names if field != name]
+    columns = [table.column(field).to_pylist() for field in fields]
+    wkb = table.column(name).to_pylist()
+    return shapely.from_wkb(wkb), _records(fields, columns, len(wkb)), json.dumps(crs) if isinstance(crs, dict) else crs
+
+
+def _records(fields: list[str], columns: Any, count: int) -> list[dict[str, Any]]:
+    return [{field: column[i] for field, column in zip(fields, columns, strict=True)} for i in range(count)]
+
+
+def _on_grid(shapes: Shapes, raster: Raster, grid: OutputGrid, notes: list[Fault]) -> NDArray[Any]:
+    """Return the geometries in pixels of the training grid; raises `DataError` where they cannot be placed."""
+    import pyproj
+    import shapely
+
+    step = np.array([grid.step_x, grid.step_y])
+    if shapes.crs is None:
+        return np.asarray(shapely.transform(shapes.geometry, lambda xy: xy / step))
+    if raster.crs is None or raster.transform is None:
+        raise DataError(f"polygons are in {shapes.crs[:60]}, but {raster.uri} has no CRS; give them in its pixels")
+    theirs, ours = pyproj.CRS.from_user_input(shapes.crs), pyproj.CRS.from_user_input(raster.crs)
+    move = pyproj.Transformer.from_crs(theirs, ours, always_xy=True)
+    if not theirs.equals(ours, ignore_axis_order=True):
+        name = ":".join(theirs.to_authority() or (theirs.name,)), ":".join(ours.to_authority() or (ours.name,))
+        notes.append(warning(f"polygons are in {name[0]}, the image in {name[1]}: reprojected"))
+    transform = raster.transform
+
+    def place(xy: NDArray[Any]) -> NDArray[Any]:
+        x, y = move.transform(xy[:, 0], xy[:, 1])
+        return np.asarray(np.stack(to_pixels(transform, x, y), 1) / step)
+
+    return np.asarray(shapely.transform(shapes.geometry, place))

@@ -1,0 +1,237 @@
+"""Lists a data set's images with their labels, groups and splits; knows tables and folders, opens no image."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unetpp.errors import DataError
+from unetpp.geometry import Box
+from unetpp_workflows.prepare.dataset import SPLITS, DataSection
+from unetpp_workflows.prepare.splits import part_box, split_by_share, split_groups
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of the store.
+
+    Attributes:
+        name: unique in the set.
+        image: path of the image; labels: of its labels, one per annotator whose votes are counted.
+        annotators: their names, in the order of `labels`; empty where the table names none.
+        mask, ignore: paths of pixels that count and that do not; empty where there are none.
+        group, stratum, split: see `DataSection`. The split is empty before `assign_splits`.
+        part: where labels count along the image's longer side, from 0 to 1; the rest is another split's.
+        guard: pixels between two parts.
+    """
+
+    name: str
+    image: str
+    labels: tuple[str, ...]
+    group: str
+    stratum: str
+    split: str = ""
+    annotators: tuple[str, ...] = ()
+    mask: str = ""
+    ignore: str = ""
+    part: tuple[float, float] = (0.0, 1.0)
+    guard: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Row:
+        lists = {key: tuple(values[key]) for key in ("labels", "annotators", "part")}
+        return cls(**{**values, **lists})
+
+    def region(self, height: int, width: int) -> Box:
+        """Return where labels count in an image of this size: the part, less half the guard at each cut."""
+        return part_box(self.part, self.guard, height, width)
+
+    def files(self) -> tuple[str, ...]:
+        return tuple(path for path in (self.image, *self.labels, self.mask, self.ignore) if path)
+
+
+def list_rows(data: DataSection, root: Path) -> list[Row]:
+    """Return the images of a data set in the order of their names, with splits.
+
+    Raises:
+        DataError: no images, a missing file, row or column, or a group in two splits.
+    """
+    rows = _from_globs(data, root) if data.images else _from_table(data, root)
+    rows = _annotated(sorted(rows, key=lambda row: (row.name, row.annotators)), data)
+    for row in rows:
+        for path in row.files():
+            if not Path(path).exists():
+                raise DataError(f"{row.name}: {path} does not exist; add it or remove the image")
+    return assign_splits(rows, data)
+
+
+def assign_splits(rows: Sequence[Row], data: DataSection) -> list[Row]:
+    """Give every image a split: by its table, by named groups, by shares, or inside the one group there is.
+
+    Raises:
+        DataError: a group in two splits, an unknown split, nothing to split by, or an empty split.
+    """
+    if any(row.split for row in rows):
+        if data.shares:
+            raise DataError(f"the table has a column {data.split!r} and shares are given; remove one of them")
+        found = split_groups([(row.group, row.split) for row in rows], data)
+        return [replace(row, split=found[row.group]) for row in rows]
+    groups = [row.group for row in rows]
+    named = dict.fromkeys(data.validation, "val") | dict.fromkeys(data.test, "test")
+    if not data.shares and not set(named) & set(groups):
+        raise DataError(
+            f"no split: {len(set(groups))} group(s), and none is named in validation {list(data.validation)}; add a "
+            f"column {data.split!r} to the table, name validation groups, or give shares"
+        )
+    if not data.shares:
+        return [replace(row, split=named.get(row.group, "train")) for row in rows]
+    if len(set(groups)) > 1:
+        by_share = split_by_share(groups, {str(split): share for split, share in data.shares.items()}, data.seed)
+        return [replace(row, split=by_share[row.group]) for row in rows]
+    if not data.guard:
+        raise DataError(
+            f"the only group is {groups[0]!r}, and a group is never split; label another one, or give guard (at least "
+            "the network's halo, in pixels) to cut its images into parts with a band between them"
+        )
+    return _cut(rows, data)
+
+
+def _cut(rows: Sequence[Row], data: DataSection) -> list[Row]:
+    """Make each image one image per split: a strip of it, across whichever side is longer."""
+    cut, start = [], 0.0
+    for split, share in sorted(data.shares.items(), key=lambda item: SPLITS.index(item[0])):
+        stop = start + share
+        last = stop > 1 - 1e-6
+        part = (start, 1.0 if last else stop)
+        cut += [replace(row, name=f"{row.name}#{split}", split=split, part=part, guard=data.guard) for row in rows]
+        start = stop
+    return sorted(cut, key=lambda row: row.name)
+
+
+def _from_globs(data: DataSection, root: Path) -> list[Row]:
+    paths = sorted(path for path in root.glob(data.images))
+    if not paths:
+        raise DataError(f"no images match {data.images!r} in {root}; name the data folder with --data")
+    table = {}
+    if data.table is not None:
+        entries = _read(root / data.table)
+        _need(entries, data.key, data.table)
+        table = {entry[data.key]: entry for entry in entries}
+    rows = []
+    for path in paths:
+        if data.table is None:
+            found = re.search(data.group_pattern, path.stem)
+            if found is None:
+                raise DataError(f"{path.name} does not match group_pattern {data.group_pattern!r}; correct the pattern")
+            entry = {data.group: found[1] if found.re.groups else found[0]}
+        elif path.stem in table:
+            entry = table[path.stem]
+        else:
+            raise DataError(f"{data.table} has no row for {path.name}; add it or remove the image")
+        places = {name: str(root / getattr(data, name).format(stem=path.stem)) for name in ("mask", "ignore")
+                  if getattr(data, name)}  # fmt: skip
+        labels = str(root / data.labels.format(stem=path.stem))
+        rows.append(_row(path.stem, str(path), labels, entry, data, places))
+    return rows
+
+
+def _from_table(data: DataSection, root: Path) -> list[Row]:
+    assert data.table is not None
+    entries = _read(root / data.table)
+    for column in ("image", "labels"):
+        _need(entries, column, data.table)
+    names = _unique_names([entry["image"] for entry in entries])
+    rows = []
+    for entry in entries:
+        places = {name: str(root / entry[name]) for name in ("mask", "ignore") if entry.get(name)}
+        if entry.get("annotator"):
+            places["annotator"] = entry["annotator"]
+        labels = str(root / entry["labels"]) if entry["labels"] else ""
+        if not labels:
+            raise DataError(f"{data.table}: {entry['image']} has no labels; fill the column or remove the row")
+        rows.append(_row(names[entry["image"]], str(root / entry["image"]), labels, entry, data, places))
+    return rows
+
+
+def _row(
+    name: str, image: str, labels: str, entry: Mapping[str, str], data: DataSection, places: Mapping[str, str]
+) -> Row:
+    group = entry.get(data.group) or name
+    if data.stratum and data.stratum not in entry:
+        raise DataError(f"{data.table} has no column {data.stratum!r} (stratum); it has {', '.join(entry)}")
+    return Row(
+        name=name,
+        image=image,
+        labels=(labels,),
+        group=group,
+        stratum=entry[data.stratum] if data.stratum else group,
+        split=entry.get(data.split, "") if data.table else "",
+        annotators=(places["annotator"],) if "annotator" in places else (),
+        mask=places.get("mask", ""),
+        ignore=places.get("ignore", ""),
+    )
+
+
+def _annotated(rows: Sequence[Row], data: DataSection) -> list[Row]:
+    """Join the rows of one image, or name them apart; raises `DataError` where they cannot be told apart."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row.name, []).append(row)
+    result = []
+    for name, same in by_name.items():
+        if len(same) == 1:
+            result += same
+            continue
+        who = [annotator for row in same for annotator in row.annotators]
+        if len(set(who)) != len(same):
+            raise DataError(f"{name} has {len(same)} rows; name each one's author in a column annotator, or remove one")
+        if len({(row.group, row.split, row.stratum) for row in same}) > 1:
+            raise DataError(f"{name} has rows with different groups or splits; an image belongs to one of each")
+        if data.annotators == "separate":
+            result += [replace(row, name=f"{name}@{row.annotators[0]}") for row in same]
+        else:
+            if data.instances:
+                raise DataError(
+                    f"{name} has {len(same)} annotators, and objects have no majority; set annotators = 'separate'"
+                )
+            result.append(replace(same[0], labels=tuple(row.labels[0] for row in same), annotators=tuple(who)))
+    return result
+
+
+def _unique_names(images: Sequence[str]) -> dict[str, str]:
+    """Return a name per path: its stem, or its whole path where stems are not unique."""
+    paths = list(dict.fromkeys(images))
+    stems = [Path(path).stem for path in paths]
+    return {path: stem if stems.count(stem) == 1 else path for path, stem in zip(paths, stems, strict=True)}
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """Return a CSV's or Parquet's rows as text."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            records = pyarrow.parquet.read_table(path).to_pylist()
+            rows = [{key: "" if value is None else str(value) for key, value in row.items()} for row in records]
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                rows = [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; name the data folder with --data") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable table ({error}); give CSV or Parquet") from None
+    if not rows:
+        raise DataError(f"{path} has no rows; list the images in it")
+    return rows
+
+
+def _need(entries: Sequence[Mapping[str, str]], column: str, table: str) -> None:
+    if column not in entries[0]:
+        raise DataError(f"{table} has no column {column!r}; it has {', '.join(entries[0])}")

@@ -1,0 +1,195 @@
+"""Looks at one image of a data set before anything is stored: its grid, its labelled blocks, its faults.
+
+Reads every label and a thumbnail of the image. One image is one task; its findings are a small JSON file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.durable import write_file
+from unetpp.errors import UnetppError
+from unetpp.geometry import Box, Spacing
+from unetpp.io.base import fingerprint, thumbnail
+from unetpp.io.resample import OutputGrid, ground_spacing, plan_grid
+from unetpp.store import NO_DATA
+from unetpp.tissue import ValidityMask, tissue_mask
+from unetpp_workflows.prepare.faults import Fault, error, warning
+from unetpp_workflows.prepare.labels import ImageLabels
+from unetpp_workflows.prepare.rows import Row
+
+if TYPE_CHECKING:
+    from unetpp.io.base import Raster, Window
+    from unetpp_workflows.prepare.dataset import Dataset
+
+THUMBNAIL_SIDE = 1024
+_PRINT_SIDE = 16
+_OFF_TISSUE_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one image holds.
+
+    Attributes:
+        key: of the row, the files and the data set; another key, another survey.
+        fault: why it cannot be used; everything below is then empty.
+        grid: it is read on, as JSON. bands, dtype, kind: of its pixels. fingerprint: of its file.
+        spacing: of one grid pixel on the ground, None where unknown.
+        blocks: rows (block row, block column, labelled pixels per class ...) of blocks with labels, in order.
+        faults: what was met.
+        sha256: of the thumbnail; print: 16 x 16 grey values
+            as hex, which a re-encoded copy nearly shares; plain: all one value.
+        tissue: where labels count on a slide, packed bits with their shape, or None.
+    """
+
+    key: str
+    faults: tuple[Fault, ...] = ()
+    grid: Mapping[str, Any] | None = None
+    bands: tuple[str, ...] = ()
+    dtype: str = ""
+    kind: str = ""
+    fingerprint: str = ""
+    spacing: Mapping[str, Any] | None = None
+    blocks: tuple[tuple[int, ...], ...] = ()
+    sha256: str = ""
+    print: str = ""
+    plain: bool = False
+    tissue: Mapping[str, Any] | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.grid is None
+
+    def output_grid(self) -> OutputGrid:
+        assert self.grid is not None
+        return OutputGrid.from_json(self.grid)
+
+    def labelled(self, classes: int) -> NDArray[np.int64]:
+        """Return labelled pixels per class."""
+        rows = np.array([block[2:] for block in self.blocks], np.int64).reshape(-1, classes)
+        return np.asarray(rows.sum(0))
+
+    def tissue_mask(self) -> ValidityMask | None:
+        if self.tissue is None:
+            return None
+        grid, (height, width) = self.output_grid(), self.tissue["shape"]
+        bits = np.frombuffer(bytes.fromhex(self.tissue["bits"]), np.uint8)
+        return ValidityMask(np.unpackbits(bits)[: height * width].reshape(height, width) > 0, grid.height, grid.width)
+
+    def save(self, path: Path) -> None:
+        write_file(path, json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Survey | None:
+        """Return what was saved, None where there is nothing or not a whole survey."""
+        with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+            values = json.loads(path.read_bytes())
+            values["faults"] = tuple(Fault(**fault) for fault in values["faults"])
+            values["blocks"] = tuple(tuple(block) for block in values["blocks"])
+            values["bands"] = tuple(values["bands"])
+            return cls(**values)
+        return None
+
+
+def survey_key(row: Row, settings: str) -> str:
+    """Return a hash of the row, the settings and the size and time of its files; cheap."""
+    digest = hashlib.sha256(f"{settings}\0{json.dumps(row.to_json())}".encode())
+    for name in row.files():
+        path = Path(name)
+        stat = path.stat()
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        if path.is_dir():
+            for file in sorted(path.rglob("*.json")):
+                digest.update(f"{file.stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def survey(row: Row, dataset: Dataset, key: str) -> Survey:
+    """Look at one image; what is wrong with it is in the result, as faults."""
+    from unetpp.io import open_raster
+
+    try:
+        with open_raster(row.image) as raster:
+            return _survey(raster, row, dataset, key)
+    except UnetppError as problem:
+        return Survey(key=key, faults=(error(str(problem), row.name),))
+
+
+def _survey(raster: Raster, row: Row, dataset: Dataset, key: str) -> Survey:
+    data = dataset.data
+    override = Spacing.parse(data.image_spacing) if data.image_spacing else None
+    wanted = Spacing.parse(data.spacing) if data.spacing else None
+    grid = plan_grid(raster, model_spacing=wanted, override=override)
+    small = thumbnail(raster, THUMBNAIL_SIDE)
+    seen = ValidityMask(small.valid, grid.height, grid.width)
+    tissue = None
+    if data.tissue == "auto" and raster.kind == "slide":
+        tissue = ValidityMask(tissue_mask(small.pixels) & small.valid, grid.height, grid.width)
+    with ImageLabels(row, dataset, raster, grid, tissue) as labels:
+        blocks = _blocks(labels, grid, seen, dataset)
+        faults = [Fault(fault.level, row.name, fault.what) for fault in labels.faults()]
+        labelled = sum(sum(block[2:]) for block in blocks)
+        if labels.off_tissue > _OFF_TISSUE_SHARE * (labelled + labels.off_tissue):
+            faults.append(warning(f"{labels.off_tissue:,} labelled px are not tissue and do not count; "
+                                  "set tissue = 'none' to keep them", row.name))  # fmt: skip
+    if not labelled:
+        faults.append(warning("no pixel is labelled: nothing of it is stored", row.name))
+    ground = wanted or override or ground_spacing(raster)
+    grey = _print(small)
+    return Survey(
+        key=key,
+        faults=tuple(faults),
+        grid=grid.to_json(),
+        bands=tuple(raster.bands),
+        dtype=raster.dtype.name,
+        kind=raster.kind,
+        fingerprint=fingerprint(raster),
+        spacing=asdict(ground) if ground else None,
+        blocks=tuple(blocks),
+        sha256=hashlib.sha256(small.pixels.tobytes() + small.valid.tobytes()).hexdigest(),
+        print=grey.tobytes().hex(),
+        plain=bool(grey.max() == grey.min()),
+        tissue=None
+        if tissue is None
+        else {"shape": list(tissue.mask.shape), "bits": np.packbits(tissue.mask).tobytes().hex()},
+    )
+
+
+def _blocks(labels: ImageLabels, grid: OutputGrid, seen: ValidityMask, dataset: Dataset) -> list[tuple[int, ...]]:
+    side, classes = dataset.data.side, len(dataset.classes)
+    region, found = labels.region, []
+    for row in range(region.y0 // side, -(-region.y1 // side)):
+        for col in range(region.x0 // side, -(-region.x1 // side)):
+            box = Box(row * side, col * side, (row + 1) * side, (col + 1) * side).clip(grid.height, grid.width)
+            # A thumbnail pixel is valid where any of its pixels is, and its edge is off by a pixel at most.
+            if not seen.any(box.expand(2)):
+                continue
+            indices, _ = labels.read(box)
+            counts = np.bincount(indices[indices != NO_DATA], minlength=classes)
+            if counts.any():
+                found.append((row, col, *(int(count) for count in counts)))
+    return found
+
+
+def _print(small: Window) -> NDArray[np.uint8]:
+    """Return the thumbnail as 16 x 16 grey values, stretched to 0..255."""
+    grey = np.where(small.valid, small.pixels.astype(np.float64).mean(-1), 0.0)
+    rows, cols = (np.arange(_PRINT_SIDE + 1) * n // _PRINT_SIDE for n in grey.shape)
+    cells = np.array([
+        [grey[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)].mean() for x0, x1 in pairwise(cols)]
+        for y0, y1 in pairwise(rows)
+    ])  # fmt: skip
+    low, high = cells.min(), cells.max()
+    stretched: NDArray[np.uint8] = np.rint((cells - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    return stretched
