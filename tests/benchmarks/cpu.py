@@ -10,6 +10,7 @@ accuracy. Run it on a quiet machine; the load is recorded beside the figures.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +35,6 @@ from timing import throughput
 from unetpp.engine import cpu_has_bf16
 from unetpp.metrics import Confusion
 from unetpp.package import Package
-from unetpp.train import Sample
-from unetpp.train.data import DataConfig, load_samples
 from unetpp_workflows.recipe import load_recipe
 
 HERE = Path(__file__).parent
@@ -50,12 +49,30 @@ DISTRIBUTIONS = (
 COLUMNS = ("network", "engine", "precision")
 
 
+class Sample(NamedTuple):
+    """One image of the nuclei set: its kind, pixels (H, W, 3) uint8 and labels (H, W), 1 where a nucleus is."""
+
+    group: str
+    pixels: Pixels
+    labels: Pixels
+
+
 def load_images() -> tuple[list[Sample], list[Sample]]:
     """The nuclei recipe's own training and validation images."""
     root = os.environ.get("UNETPP_DATA")
     if not root:
         raise SystemExit("set UNETPP_DATA to the folder that holds dsb2018 (see recipes/nuclei.toml)")
-    return load_samples(DataConfig(**load_recipe("nuclei").data.model_dump()), Path(root))
+    from PIL import Image
+
+    data = load_recipe("nuclei").data
+    samples: dict[str, list[Sample]] = {"train": [], "val": []}
+    with Path(root, str(data.table)).open(newline="", encoding="utf-8") as file:
+        for row in sorted(csv.DictReader(file), key=lambda row: row[data.key]):
+            image = Path(root, data.images).with_name(f"{row[data.key]}.png")
+            pixels = np.asarray(Image.open(image).convert("RGB"))
+            labels = np.asarray(Image.open(Path(root, data.labels.format(stem=image.stem))))
+            samples[row[data.split]].append(Sample(row[data.stratum], pixels, (labels > 0).astype(np.uint8)))
+    return samples["train"], samples["val"]
 
 
 def calibration_images(training: Sequence[Sample], count: int) -> list[Pixels]:

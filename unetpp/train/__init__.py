@@ -1,7 +1,8 @@
-"""A plain training loop for one process and one device; needs torch and numpy, and knows no scheduler or registry."""
+"""Training on one device, alone or as one of several workers; needs torch and numpy, knows no scheduler or registry."""
 
-from unetpp.train.config import TrainConfig
-from unetpp.train.data import Sample
+from unetpp.train.config import AugmentConfig, TrainConfig
 from unetpp.train.loop import Epoch, TrainResult, fit
+from unetpp.train.ranks import Ranks
+from unetpp.train.source import ArraySource, Source
 
-__all__ = ["Epoch", "Sample", "TrainConfig", "TrainResult", "fit"]
+__all__ = ["ArraySource", "AugmentConfig", "Epoch", "Ranks", "Source", "TrainConfig", "TrainResult", "fit"]

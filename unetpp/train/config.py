@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from unetpp.errors import ConfigError
+from unetpp.losses import LossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,21 +14,32 @@ class AugmentConfig:
 
     Attributes:
         scale: a patch shows `scale` times more (> 1) or fewer (< 1) source pixels per side, log-uniform.
-        rotate: probability of any angle; otherwise a quarter turn. Mirroring has probability 1/2.
+        turns: quarter turns; without them, and with rotate = 0, down stays down. Left and right are always exchanged
+            half of the time.
+        rotate: probability of any angle.
+        elastic: standard deviation, in patch pixels, of a smooth random displacement; `elastic_nodes` per side.
+        stain: change of the amounts of haematoxylin, eosin and residual stain (RGB slides only): each is multiplied by
+            1 +- stain and shifted by +- stain / 10 (optical density; Tellez et al. 2018, section 2.2).
         gamma, gain, offset: brightness curve, factor and shift, relative to full range.
-        tint: factor and shift per band.
+        tint: factor and shift per band: the radiometry of another scene, or another lamp.
         saturation: 0 is grey, 1 unchanged.
-        blur, noise: probability of a 3x3 box blur, and of Gaussian noise with at most `noise_sigma`.
+        blur, noise: probability of a Gaussian blur of at most `blur_sigma` pixels, and of Gaussian noise of at most
+            `noise_sigma` of full range.
     """
 
     scale: tuple[float, float] = (0.6, 1.6)
+    turns: bool = True
     rotate: float = 0.5
+    elastic: float = 0.0
+    elastic_nodes: int = 4
+    stain: float = 0.0
     gamma: float = 0.35
     gain: float = 0.25
     offset: float = 0.1
     tint: float = 0.1
     saturation: tuple[float, float] = (0.5, 1.5)
     blur: float = 0.2
+    blur_sigma: float = 1.0
     noise: float = 0.2
     noise_sigma: float = 0.05
 
@@ -38,16 +50,20 @@ class TrainConfig:
 
     Attributes:
         steps: optimiser steps.
-        batch, patch: patches per step, and their side in pixels.
+        batch, patch: patches per step over all workers, and their side in pixels.
+        accumulate: parts that a batch is computed in, one after the other, to save memory.
+        loss: what is minimised.
         rate, warmup: peak learning rate; steps of linear warm-up before the cosine.
         decay: AdamW weight decay of convolution weights (norms and biases have none).
         clip: largest gradient norm.
         ema: decay of the averaged weights, which are what is validated and kept.
         validate_every: steps between validations; each one also writes a checkpoint.
+        patience: validations without a better one after which training ends; 0 never ends it early.
         balance: groups are drawn with probability proportional to (pixels of all their images) ** balance, images of a
             group in proportion to their pixels: figures pooled over pixels weigh them so.
         class_aware: probability that a patch is centred on a pixel of a class drawn uniformly, so that rare ones occur.
         precision: "bf16" (autocast) or "fp32".
+        compile: torch.compile the network; the first step then takes minutes.
         seed: of everything random.
         threads: CPU threads; 0 leaves torch's choice. Losses on one CPU thread count are reproducible.
     """
@@ -55,23 +71,29 @@ class TrainConfig:
     steps: int = 2000
     batch: int = 8
     patch: int = 128
+    accumulate: int = 1
+    loss: LossConfig = field(default_factory=LossConfig)
     rate: float = 2e-3
     warmup: int = 100
     decay: float = 1e-2
     clip: float = 1.0
     ema: float = 0.995
     validate_every: int = 400
+    patience: int = 0
     balance: float = 1.0
     class_aware: float = 0.0
     precision: str = "bf16"
+    compile: bool = False
     seed: int = 0
     threads: int = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "patch", "validate_every"):
+        for name in ("steps", "batch", "patch", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give at least 1")
+        if self.batch % self.accumulate:
+            raise ConfigError(f"batch = {self.batch} is not a multiple of accumulate = {self.accumulate}")
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f"precision = {self.precision!r}: choose bf16 or fp32")
         if not 0 <= self.ema < 1:

@@ -1,10 +1,11 @@
-"""The training loop: one process, one device, restartable; knows tensors and a folder, not recipes or registries."""
+"""The training loop of one worker on one device, restartable; knows tensors and a folder, not recipes or schedulers."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unetpp.errors import ConfigError, DataError
 from unetpp.losses import supervised_loss
 from unetpp.metrics import Confusion
 from unetpp.model import UNet, UNetPlusPlus
-from unetpp.train.augment import PatchSource
+from unetpp.model.batch_norm import synchronise
+from unetpp.train.augment import patches
 from unetpp.train.checkpoint import load_checkpoint, save_checkpoint
 from unetpp.train.config import TrainConfig
-from unetpp.train.data import Sample
+from unetpp.train.normalise import Normalise
+from unetpp.train.ranks import Ranks
+from unetpp.train.sampling import Frames, Sampler, batches
+from unetpp.train.source import Source
+from unetpp.train.validate import evaluate
+
+Network = UNetPlusPlus | UNet
 
 
 @dataclass(frozen=True)
@@ -31,9 +40,10 @@ class Epoch:
     Attributes:
         step: optimiser steps so far.
         loss: mean training loss of the stretch.
-        iou: pooled IoU per class on the validation samples.
-        groups: the same per group of samples.
-        seconds: wall time of this process for the stretch, validation included.
+        iou: pooled IoU per class on the validation images.
+        groups: the same per group of images.
+        seconds: wall time of the stretch, validation included.
+        waited: seconds of it in which the device waited for patches.
     """
 
     step: int
@@ -41,24 +51,34 @@ class Epoch:
     iou: tuple[float, ...]
     groups: dict[str, tuple[float, ...]]
     seconds: float
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The best averaged weights seen at a validation, and all validations in order."""
+    """The best averaged weights seen at a validation, and all validations in order.
+
+    Attributes:
+        best: None (and no weights) where training stopped before its first validation.
+        finished: False where training stopped because its time was up; the same call continues it.
+    """
 
     weights: dict[str, Tensor]
-    best: Epoch
+    best: Epoch | None
     confusion: NDArray[np.int64]
     history: tuple[Epoch, ...]
     seconds: float = field(default=0.0)
+    finished: bool = True
 
 
 class _State:
-    """Everything that a checkpoint must hold for the next step to be the one that would have followed."""
+    """Everything that a checkpoint must hold for the next step to be the one that would have followed.
 
-    def __init__(self, network: UNetPlusPlus | UNet, source: PatchSource, config: TrainConfig) -> None:
-        self.network, self.source = network, source
+    Patches and augmentation depend on the step's number alone, and the networks draw no random numbers.
+    """
+
+    def __init__(self, network: Network, config: TrainConfig) -> None:
+        self.network = network
         self.average = {name: value.detach().clone() for name, value in network.state_dict().items()}
         matrices = [p for p in network.parameters() if p.ndim > 1]
         vectors = [p for p in network.parameters() if p.ndim <= 1]
@@ -67,6 +87,8 @@ class _State:
             lr=config.rate,
         )
         self.step = 0
+        self.losses: list[float] = []
+        self.seconds = self.waited = 0.0
         self.history: list[Epoch] = []
         self.best: tuple[dict[str, Tensor], NDArray[np.int64], int] | None = None
 
@@ -77,17 +99,18 @@ class _State:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "random": self.source.random.bit_generator.state,
+            "stretch": (self.losses, self.seconds, self.waited),
             "history": [asdict(epoch) for epoch in self.history],
             "best": None if best is None else (best[0], torch.from_numpy(best[1]), best[2]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.average = state["average"]
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        self.source.random.bit_generator.state = state["random"]
+        self.losses, self.seconds, self.waited = state["stretch"]
         self.history = [
             Epoch(**{**e, "iou": tuple(e["iou"]), "groups": {k: tuple(v) for k, v in e["groups"].items()}})
             for e in state["history"]
@@ -95,116 +118,206 @@ class _State:
         best = state["best"]
         self.best = None if best is None else (best[0], best[1].numpy(), best[2])
 
+    def add_epoch(self, groups: dict[str, tuple[float, ...]], confusion: Confusion) -> Epoch:
+        """End the stretch; where it is the best so far, keep the averaged weights."""
+        loss = float(np.mean(self.losses))
+        epoch = Epoch(self.step, loss, tuple(map(float, confusion.iou)), groups, self.seconds, self.waited)
+        self.losses, self.seconds, self.waited = [], 0.0, 0.0
+        self.history.append(epoch)
+        best = self.history[self.best[2]] if self.best is not None else None
+        if best is None or score(epoch.iou) >= score(best.iou):
+            weights = {name: value.detach().cpu().clone() for name, value in self.average.items()}
+            self.best = (weights, confusion.matrix.copy(), len(self.history) - 1)
+        return epoch
+
+    def stale(self) -> int:
+        """Return how many validations have passed since the best one."""
+        return 0 if self.best is None else len(self.history) - 1 - self.best[2]
+
+
+class _Heads(nn.Module):
+    """All heads as a module's forward, which is what wrappers for several workers and compilers take."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.network.heads(x)
+
+
+class _Trainer:
+    """One worker: its share of every step, and the validations."""
+
+    def __init__(
+        self, state: _State, training: Source, validation: Source, config: TrainConfig, norm: Normalise, ranks: Ranks
+    ) -> None:
+        self.state, self.config, self.norm, self.ranks = state, config, norm, ranks
+        self._validation = validation
+        heads = ranks.wrap(_Heads(state.network))
+        self._heads = torch.compile(heads) if config.compile else heads
+        part = config.batch // config.accumulate
+        self._parts = [[k * part + i for i in ranks.share(part)] for k in range(config.accumulate)]
+        self._frames = batches(Sampler(training, config), range(state.step, config.steps), self._parts)
+        self._tick = time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        """All steps made, or no better validation for too long."""
+        return self.state.step >= self.config.steps or 0 < self.config.patience <= self.state.stale()
+
+    @property
+    def due(self) -> bool:
+        """Say whether a validation follows the last step."""
+        return self.state.step % self.config.validate_every == 0 or self.state.step == self.config.steps
+
+    def step(self) -> float:
+        """Make one optimiser step and return its loss."""
+        state, config = self.state, self.config
+        for group in state.optimizer.param_groups:
+            group["lr"] = config.rate * schedule(state.step, config)
+        state.network.train()
+        state.optimizer.zero_grad()
+        loss = 0.0
+        for number in range(config.accumulate):
+            loss += self._part(self._next(), last=number == config.accumulate - 1)
+        nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
+        state.optimizer.step()
+        state.step += 1
+        _average(state, config)
+        state.losses.append(loss)
+        return loss
+
+    def validate(self) -> tuple[Epoch, Network]:
+        """Validate the averaged weights over all workers; returns the network that has them, too."""
+        state, config = self.state, self.config
+        average = deepcopy(state.network)
+        average.load_state_dict(state.average)
+        total, groups = evaluate(average, self._validation, self.norm, precision=config.precision, ranks=self.ranks)
+        self._count_time()
+        iou = {name: tuple(map(float, confusion.iou)) for name, confusion in groups.items()}
+        return state.add_epoch(iou, total), average
+
+    def save(self, path: Path) -> None:
+        self._count_time()
+        if self.ranks.rank == 0:
+            save_checkpoint(path, self.state, self.config)
+
+    def close(self) -> None:
+        self._frames.close()
+
+    def any(self, condition: bool) -> bool:
+        """Say whether it holds in any worker."""
+        return bool(self.ranks.sum(np.array([condition]), self.norm.device)[0])
+
+    def _part(self, frames: Frames, *, last: bool) -> float:
+        """Add one part's gradients."""
+        config, device = self.config, self.norm.device
+        pixels, labels, objects = patches(frames, config.patch, config.augment, device)
+        # Gradients travel between workers once per step.
+        quiet = nullcontext() if last or not hasattr(self._heads, "no_sync") else self._heads.no_sync()
+        with quiet:
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
+                heads = self._heads(self.norm(pixels))
+            loss = supervised_loss(heads, labels, config.loss, objects=objects, reduce=self.ranks.reduce)
+            (loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach()) / config.accumulate
+
+    def _next(self) -> Frames:
+        start = time.monotonic()
+        _, frames = next(self._frames)
+        self.state.waited += time.monotonic() - start
+        return frames
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._tick
+        self._tick = now
+
 
 def fit(
-    network: UNetPlusPlus | UNet,
-    training: Sequence[Sample],
-    validation: Sequence[Sample],
+    network: Network,
+    training: Source,
+    validation: Source,
     config: TrainConfig,
     *,
     mean: Sequence[float],
     std: Sequence[float],
     folder: Path,
     device: str = "cpu",
+    ranks: Ranks | None = None,
+    seconds: float = math.inf,
     on_step: Callable[[int, float], None] | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    on_epoch: Callable[[Epoch, Network], None] | None = None,
 ) -> TrainResult:
     """Train until `config.steps`, continuing from `folder`'s checkpoint when there is one of this configuration.
 
     Args:
         network: what to train; left on `device` with its last weights.
-        training, validation: samples; the best weights are those with the highest mean IoU over foreground classes.
+        training, validation: labelled images; the best weights are those with the highest mean IoU over foreground
+            classes.
         mean, std: per band: the network sees (x - mean) / std.
-        folder: where checkpoint.pt is kept.
+        folder: where checkpoint.pt is kept; the same for all workers.
         device: a torch device.
-        on_step: called with (step, loss); on_epoch: after each validation.
+        ranks: this worker's place among several; each computes its share of every batch. The first one writes.
+        seconds: after so long, training stops behind a checkpoint and the result says that it is not finished; 0 only
+            reads what there is.
+        on_step: called with (step, loss); on_epoch: after each validation, with the network that was validated. Both
+            in the first worker only.
 
     Raises:
-        DataError: the folder's checkpoint belongs to another configuration.
+        DataError: the folder's checkpoint belongs to another configuration, or workers see different folders.
+        ConfigError: a part of a batch has fewer patches than there are workers.
     """
+    ranks = ranks or Ranks()
+    if config.batch < ranks.world * config.accumulate:
+        raise ConfigError(
+            f"batch = {config.batch} for {ranks.world} workers and {config.accumulate} parts: "
+            "give every worker a patch of every part"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = _State(network, PatchSource(training, config), config)
+    synchronise(network, ranks.world > 1)
+    state = _State(network, config)
     checkpoint = folder / "checkpoint.pt"
     load_checkpoint(checkpoint, state, config)
-    norm = _Normalise(mean, std, device)
-    start = tick = time.monotonic()
-    losses: list[float] = []
-    while state.step < config.steps:
-        losses.append(_step(state, config, norm, device))
-        if on_step is not None:
-            on_step(state.step, losses[-1])
-        if state.step % config.validate_every == 0 or state.step == config.steps:
-            confusion, groups = evaluate(_averaged(state), validation, mean=mean, std=std, device=device, config=config)
-            now = time.monotonic()
-            iou = {name: tuple(map(float, value.iou)) for name, value in groups.items()}
-            loss = float(np.mean(losses))
-            epoch = Epoch(state.step, loss, tuple(map(float, confusion.iou)), iou, now - tick)
-            tick, losses = now, []
-            _keep_best(state, epoch, confusion)
-            save_checkpoint(checkpoint, state, config)
-            if on_epoch is not None:
-                on_epoch(epoch)
-    assert state.best is not None
+    _agree(state.step, ranks, device)
+    trainer = _Trainer(state, training, validation, config, Normalise(mean, std, device), ranks)
+    start = time.monotonic()
+    late = seconds <= 0
+    try:
+        while not trainer.done and not late:
+            loss = trainer.step()
+            if on_step is not None and ranks.rank == 0:
+                on_step(state.step, loss)
+            late = math.isfinite(seconds) and trainer.any(time.monotonic() - start > seconds)
+            validated = trainer.validate() if trainer.due else None
+            if validated is not None or late:
+                trainer.save(checkpoint)
+            if validated is not None and on_epoch is not None and ranks.rank == 0:
+                on_epoch(*validated)
+    finally:
+        trainer.close()
+    return _result(state, trainer.done, time.monotonic() - start)
+
+
+def _result(state: _State, finished: bool, seconds: float) -> TrainResult:
+    history = tuple(state.history)
+    if state.best is None:
+        return TrainResult({}, None, np.zeros((0, 0), np.int64), history, seconds, finished)
     weights, matrix, index = state.best
-    return TrainResult(weights, state.history[index], matrix, tuple(state.history), time.monotonic() - start)
+    return TrainResult(weights, history[index], matrix, history, seconds, finished)
 
 
-@torch.no_grad()
-def evaluate(
-    network: UNetPlusPlus | UNet,
-    samples: Sequence[Sample],
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    config: TrainConfig,
-    device: str = "cpu",
-) -> tuple[Confusion, dict[str, Confusion]]:
-    """Return the confusion over all samples, each predicted whole at full size, and per group."""
-    network.eval()
-    norm = _Normalise(mean, std, device)
-    classes = max(2, network.config.classes)
-    groups: dict[str, Confusion] = {}
-    total = Confusion(classes)
-    for sample in samples:
-        pixels = torch.from_numpy(np.ascontiguousarray(sample.pixels)).permute(2, 0, 1)[None].to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = network(norm(pixels.float()))
-        labels = (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(1)
-        groups.setdefault(sample.group, Confusion(classes)).update(sample.labels, labels[0].cpu().numpy())
-    for confusion in groups.values():
-        total.merge(confusion)
-    return total, groups
-
-
-class _Normalise:
-    """(N, C, H, W) raw -> zero mean, unit deviation, channels last."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: str) -> None:
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device)[:, None, None]
-        self.std = torch.tensor(std, dtype=torch.float32, device=device)[:, None, None]
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-
-
-def _step(state: _State, config: TrainConfig, norm: _Normalise, device: str) -> float:
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.rate * schedule(state.step, config)
-    pixels, labels = state.source.batch()
-    pixels, labels = pixels.to(device), labels.to(device)
-    state.network.train()
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
-        heads = state.network.heads(norm(pixels))
-    loss = supervised_loss(heads, labels)
-    state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
-    state.optimizer.step()
-    state.step += 1
-    _average(state, config)
-    return float(loss.detach())
+def _agree(step: int, ranks: Ranks, device: str) -> None:
+    """Raise `DataError` unless every worker continues from the same step."""
+    steps = np.zeros(ranks.world)
+    steps[ranks.rank] = step
+    steps = ranks.sum(steps, device)
+    if steps.min() != steps.max():
+        found = ", ".join(str(int(value)) for value in steps)
+        raise DataError(f"workers found checkpoints of steps {found}; give an output folder that all of them share")
 
 
 def schedule(step: int, config: TrainConfig) -> float:
@@ -222,20 +335,6 @@ def _average(state: _State, config: TrainConfig) -> None:
             state.average[name].lerp_(value, 1 - decay)
         else:
             state.average[name].copy_(value)
-
-
-def _averaged(state: _State) -> UNetPlusPlus | UNet:
-    copy = deepcopy(state.network)
-    copy.load_state_dict(state.average)
-    return copy
-
-
-def _keep_best(state: _State, epoch: Epoch, confusion: Confusion) -> None:
-    state.history.append(epoch)
-    best = state.history[state.best[2]] if state.best is not None else None
-    if best is None or score(epoch.iou) >= score(best.iou):
-        weights = {name: value.detach().cpu().clone() for name, value in state.average.items()}
-        state.best = (weights, confusion.matrix.copy(), len(state.history) - 1)
 
 
 def score(iou: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -96,8 +97,6 @@ class ArraySource:
         images: Sequence[tuple[str, str, NDArray[Any], NDArray[np.uint8], NDArray[np.int32] | None]],
         classes: int,
     ) -> None:
-        import hashlib
-
         self._crops = [Crop(pixels, labels, objects) for _, _, pixels, labels, objects in images]
         self.images = tuple(SourceImage(name, group, *labels.shape) for name, group, _, labels, _ in images)
         counts = [np.bincount(c.labels[c.labels != IGNORE], minlength=classes)[:classes] for c in self._crops]
@@ -110,8 +109,8 @@ class ArraySource:
         digest = hashlib.sha256()
         for image, crop in zip(self.images, self._crops, strict=True):
             digest.update(image.name.encode())
-            digest.update(hashlib.sha256(np.ascontiguousarray(crop.pixels)).digest())
-            digest.update(hashlib.sha256(np.ascontiguousarray(crop.labels)).digest())
+            digest.update(hashlib.sha256(crop.pixels.tobytes()).digest())
+            digest.update(hashlib.sha256(crop.labels.tobytes()).digest())
         self.fingerprint = digest.hexdigest()
 
     def read(self, image: int, box: Box) -> Crop:

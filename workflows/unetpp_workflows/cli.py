@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from unetpp_workflows.cli_models import models
-from unetpp_workflows.cli_training import recipes, train
 from unetpp_workflows.cli_options import (
     DONE,
     PART_FAILED,
@@ -35,6 +34,7 @@ from unetpp_workflows.cli_options import (
     standard_output,
 )
 from unetpp_workflows.cli_prepare import prepare
+from unetpp_workflows.cli_training import recipes, train
 
 app = typer.Typer(
     name="unetpp",

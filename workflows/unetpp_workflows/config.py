@@ -5,13 +5,14 @@ defaults  <  run.toml  <  options of the command  <  --set section.key=value
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -179,11 +180,19 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     return f"unknown key {name!r}; {hint}"
 
 
-def _names(model: type[BaseModel], prefix: str = "") -> list[str]:
+def _names(model: type, prefix: str = "") -> list[str]:
     names = []
-    for name, field in model.model_fields.items():
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            names.append(prefix + name)
+    for name, kind in _fields(model).items():
+        if isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)):
+            names += _names(kind, f"{prefix}{name}.")
         else:
-            names += _names(field.annotation, f"{prefix}{name}.")
+            names.append(prefix + name)
     return names
+
+
+def _fields(model: type) -> dict[str, Any]:
+    """Return the annotation of every field of a pydantic model or a dataclass."""
+    if issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    hints = get_type_hints(model)
+    return {name: hints[name] for name in getattr(model, "__dataclass_fields__", {})}

@@ -1,4 +1,4 @@
-"""Writes finished work into MLflow, one run per segmentation or training; knows records and files, computes nothing.
+"""Writes finished segmentations into MLflow, one run each; knows records and files, computes nothing.
 
 What a run may hold is a closed list: the record's own facts and four named files of the image's folder. Image metadata,
 label or macro photos and label arrays cannot get here.
@@ -11,7 +11,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,9 @@ from unetpp_workflows.mlflow_store import experiment, import_mlflow, init_store,
 from unetpp_workflows.registry import model_id
 
 if TYPE_CHECKING:
-    from unetpp.package import Package
     from unetpp_workflows.record import ImageRecord
 
-SEGMENTATION, TRAINING = "unetpp-segmentation", "unetpp-training"
+SEGMENTATION = "unetpp-segmentation"
 KEY_TAG = "unetpp.key"
 FILES = ("report.html", "picture.jpg", "validity.png", "config.json")
 _STATUS = {"done": "FINISHED", "empty": "FINISHED", "partial": "FAILED", "failed": "FAILED"}
@@ -50,7 +49,7 @@ def log_segmentation(record: ImageRecord, folder: Path, *, tracking_uri: str | N
     with registry_errors(uri):
         with locked(uri):
             run_id = _run_of(client, uri, record)
-        _log(client, run_id, metrics=_metrics(record), tags=_tags(record, folder))
+        log(client, run_id, metrics=_metrics(record), tags=_tags(record, folder))
         _link_input(client, run_id, record)
         _link_model(client, run_id, record)
         told = dataclasses.asdict(dataclasses.replace(record, tracking_run=run_id))
@@ -59,50 +58,6 @@ def log_segmentation(record: ImageRecord, folder: Path, *, tracking_uri: str | N
             if (folder / name).is_file():
                 client.log_artifact(run_id, str(folder / name))
         client.set_terminated(run_id, _STATUS[record.status])
-    return run_id
-
-
-def log_training(
-    history: Sequence[Mapping[str, Any]],
-    package: Package,
-    *,
-    params: Mapping[str, Any] | None = None,
-    artifacts: Iterable[Path] = (),
-    tracking_uri: str | None = None,
-) -> str:
-    """Record one training and return the run's id, for `register_package(..., run_id=...)`.
-
-    Args:
-        history: one mapping per epoch; its numbers become metrics at step `epoch` (or the position in the list).
-        package: what came out; its architecture, training facts and validation figures are recorded.
-        params: the resolved recipe.
-        artifacts: further files, like the recipe and the learning curve.
-    """
-    uri = store_uri(tracking_uri)
-    client = init_store(uri)
-    spec = package.spec
-    facts = {
-        "architecture": dataclasses.asdict(spec.architecture),
-        "training": spec.training,
-        "recipe": dict(params or {}),
-        "spacing": str(spec.spacing) if spec.spacing else "none",
-    }
-    with registry_errors(uri):
-        with locked(uri):
-            run = client.create_run(experiment(client, uri, TRAINING), run_name=spec.name)
-        run_id = str(run.info.run_id)
-        _log(
-            client,
-            run_id,
-            params=_flat(facts),
-            tags={"unetpp.model.name": spec.name, "unetpp.model.digest": package.digest},
-        )
-        for position, epoch in enumerate(history):
-            _log(client, run_id, metrics=_numbers(epoch), step=int(epoch.get("epoch", position)))
-        _log(client, run_id, metrics=_numbers(_flat({"final": spec.metrics})), step=len(history))
-        for path in (package.folder / "MODEL_CARD.md", package.folder / "model.json", *artifacts):
-            client.log_artifact(run_id, str(path))
-        client.set_terminated(run_id)
     return run_id
 
 
@@ -123,7 +78,7 @@ def _run_of(client: Any, uri: str, record: ImageRecord) -> str:
         "tile": record.plan,
         "tissue": record.input.get("tissue"),
     }
-    _log(client, run.info.run_id, params=_flat(params), tags={KEY_TAG: record.key or ""})
+    log(client, run.info.run_id, params=flat(params), tags={KEY_TAG: record.key or ""})
     return str(run.info.run_id)
 
 
@@ -138,7 +93,7 @@ def _metrics(record: ImageRecord) -> dict[str, float]:
     values |= {f"iou.{name}": value for name, value in (record.iou or {}).items()}
     values |= {f"seconds.{stage}": value for stage, value in record.seconds.items()}
     values["mpx_per_worker_second"] = record.mpx_per_worker_second
-    return _numbers(values)
+    return numbers(values)
 
 
 def _tags(record: ImageRecord, folder: Path) -> dict[str, str]:
@@ -186,7 +141,7 @@ def _link_model(client: Any, run_id: str, record: ImageRecord) -> None:
         client.log_inputs(run_id, models=[LoggedModelInput(logged)])
 
 
-def _log(
+def log(
     client: Any,
     run_id: str,
     *,
@@ -208,18 +163,18 @@ def _log(
         client.log_batch(run_id, metrics=rows_m[part], params=rows_p[part], tags=rows_t[part])
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested mappings as `a.b` -> text."""
-    flat: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         elif value is not None:
-            flat[_name(f"{prefix}{name}")] = str(value)[:_VALUE_CHARS]
-    return flat
+            found[_name(f"{prefix}{name}")] = str(value)[:_VALUE_CHARS]
+    return found
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Return what reads as a finite number; a metric that is not known is left out rather than zero."""
     numbers: dict[str, float] = {}
     for name, value in values.items():

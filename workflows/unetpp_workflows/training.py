@@ -1,79 +1,261 @@
-"""Runs one training under a progress display and records it in MLflow; the training itself is `recipe.train`'s."""
+"""Runs a recipe from data to a recorded and registered model under a progress display; computes nothing itself.
+
+recipe -> training job -> workers (this process, or Ray) -> model package -> MLflow run -> registered version
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unetpp.errors import UnetppError
+from unetpp.durable import write_file
+from unetpp.errors import DataError, RegistryError
+from unetpp.package import SPEC, load_package
 from unetpp_workflows.cli_options import DONE, PART_FAILED
+from unetpp_workflows.recipe import Recipe, load_recipe
+from unetpp_workflows.training_data import TrainingData, open_data, prepared_store
+from unetpp_workflows.training_job import OVERLAYS, RECIPE, TrainingJob, device, work
+from unetpp_workflows.training_result import LEVELS
+from unetpp_workflows.training_tracking import TrainingRun
 
 if TYPE_CHECKING:
     from unetpp.package import Package
-    from unetpp.train import Epoch
+    from unetpp.train import TrainResult
+
+HISTORY = "history.json"
+TIME_UP = 75
+"""Exit code of a training that stopped because its time was up (the system's "temporary failure": try again)."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a recipe is run; changes nothing of what it computes but for the number of workers' rounding.
+
+    Attributes:
+        workers: processes, one CPU or GPU each; more than one run on Ray.
+        least: go on with as few as this when nodes vanish.
+        address: of a running Ray cluster.
+        device: "auto", "cpu" or "cuda".
+        store: a training store that `unetpp prepare` made, instead of the recipe's own data.
+        minutes: stop behind a checkpoint after so long.
+        tracking_uri: MLflow store.
+        record: write an MLflow run.
+        register: register the model package; `alias` is then set on the new version.
+    """
+
+    workers: int = 1
+    least: int | None = None
+    address: str | None = None
+    device: str = "auto"
+    store: Path | None = None
+    minutes: float = math.inf
+    tracking_uri: str | None = None
+    record: bool = True
+    register: bool = True
+    alias: str | None = None
 
 
 def run_training(
-    recipe: str, data: Path | None, output: Path, sets: Sequence[str], tracking_uri: str | None, console: Console
+    recipe: str | Path,
+    *,
+    data: Path | None,
+    output: Path,
+    sets: Sequence[str] = (),
+    options: TrainOptions | None = None,
+    console: Console,
 ) -> int:
-    """Train, print every validation and where the package is; returns the exit code."""
-    from unetpp_workflows.recipe import load_recipe, train
+    """Train, print every validation and where the package is; returns the exit code.
 
-    names = [info.name for info in load_recipe(recipe, sets).classes]
-    seen: list[Epoch] = []
-
-    def on_epoch(epoch: Epoch) -> None:
-        seen.append(epoch)
-        scores = "  ".join(f"{name} {value:.3f}" for name, value in zip(names, epoch.iou, strict=True))
-        console.print(f"step {epoch.step:>6}  loss {epoch.loss:.4f}  IoU: {scores}", markup=False, highlight=False)
-
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=None)
-
-        def on_step(step: int, steps: int, loss: float) -> None:
-            bar.update(task, total=steps, completed=step, description=f"training, loss {loss:.4f}")
-
-        package = train(recipe, data=data, output=output, overrides=sets, on_step=on_step, on_epoch=on_epoch)
-    console.print(f"model package {package.folder} (mean IoU {package.spec.metrics['mean_iou']})", highlight=False)
-    if not seen:
-        console.print("it was finished already; change the recipe or the output folder to train anew")
-        return DONE
-    return _record(package, seen, names, tracking_uri, console)
-
-
-def _record(
-    package: Package, epochs: Sequence[Epoch], names: Sequence[str], tracking_uri: str | None, console: Console
-) -> int:
-    from unetpp_workflows.recipe import HISTORY, RESOLVED
-    from unetpp_workflows.tracking import log_training
-
-    history = [_metrics(epoch, names) for epoch in epochs]
-    recipe = package.folder / RESOLVED
+    Raises:
+        ConfigError: the recipe or a setting is wrong. DataError: images and labels are missing or do not fit.
+        EngineError: workers failed too often.
+    """
+    options = options or TrainOptions()
+    config = load_recipe(recipe, sets)
+    _claim(config, output)
+    store = options.store or _prepared(config, data, output, console)
+    job = TrainingJob(output.resolve(), store.resolve(), options.device, options.minutes * 60)
+    found = open_data(store)
+    _check(config, found, store)
+    watcher = _Watcher(config, found, output, options, console)
+    if (output / SPEC).is_file():
+        console.print(f"{output} is finished already; give a new --output to train anew", highlight=False)
+        return watcher.finish(load_package(output))
     try:
-        run = log_training(
-            history,
-            package,
-            params=json.loads(recipe.read_text(encoding="utf-8")),
-            artifacts=[recipe, package.folder / HISTORY],
-            tracking_uri=tracking_uri,
+        with watcher:
+            result = _train(job, options, watcher)
+        if not result.finished:
+            watcher.close("KILLED")
+            console.print("time is up: run the same command again to continue", highlight=False)
+            return TIME_UP
+        command = shlex.join(["unetpp", "train", str(recipe), "--data", "DATA", "--output", f"runs/{config.name}",
+                              *(part for setting in sets for part in ("--set", setting))])  # fmt: skip
+        package = _package(config, found, result, output, command, device(options.device), console)
+    except BaseException:
+        watcher.close("FAILED")
+        raise
+    return watcher.finish(package)
+
+
+def _claim(config: Recipe, output: Path) -> None:
+    """Write the resolved recipe into the output folder, unless another one is there."""
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / RECIPE
+    if file.is_file() and Recipe.model_validate_json(file.read_text(encoding="utf-8")) != config:
+        raise DataError(f"{output} holds another training; give each recipe and setting its own --output")
+    write_file(file, (config.model_dump_json(indent=1) + "\n").encode())
+
+
+def _prepared(config: Recipe, data: Path | None, output: Path, console: Console) -> Path:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("preparing data", total=None)
+        return prepared_store(
+            config,
+            data,
+            output,
+            lambda what, done, total: bar.update(task, description=f"preparing {what}", completed=done, total=total),
         )
-    except UnetppError as error:
-        console.print(f"warning: not recorded in MLflow: {error}", markup=False, highlight=False, soft_wrap=True)
-        return PART_FAILED
-    console.print(f"MLflow run {run}", highlight=False)
-    return DONE
 
 
-def _metrics(epoch: Epoch, names: Sequence[str]) -> dict[str, Any]:
-    iou = {f"iou.{name}": value for name, value in zip(names, epoch.iou, strict=True)}
-    return {
-        **{k: v for k, v in dataclasses.asdict(epoch).items() if k in ("loss", "seconds")},
-        **iou,
-        "epoch": epoch.step,
-    }
+def _check(config: Recipe, data: TrainingData, store: Path) -> None:
+    classes = data.training.blocks.counts.shape[1]
+    if classes != len(config.classes):
+        raise DataError(f"{store} has {classes} classes, the recipe {len(config.classes)}; prepare it with this recipe")
+
+
+def _train(job: TrainingJob, options: TrainOptions, watcher: _Watcher) -> TrainResult:
+    if options.workers == 1 and options.address is None:
+        return work(job, on_step=watcher.step, on_epoch=lambda epoch: watcher.epoch(asdict(epoch)))
+    from unetpp_workflows.training_ray import train_on_ray
+
+    train_on_ray(job, workers=options.workers, least=options.least, address=options.address, on_entry=watcher.entry)
+    # Every worker has ended behind the same checkpoint: this call only reads it.
+    return work(replace(job, seconds=0.0))
+
+
+def _package(
+    config: Recipe,
+    data: TrainingData,
+    result: TrainResult,
+    output: Path,
+    command: str,
+    place: str,
+    console: Console,
+) -> Package:
+    from unetpp_workflows.training_result import write_package
+
+    write_file(output / HISTORY, (json.dumps([asdict(e) for e in result.history], indent=1) + "\n").encode())
+    with console.status("scoring every level"):
+        package = write_package(config, data, result, output, command=command, device=place)
+    for row in package.spec.training["levels"]:
+        speed = "" if row["mpx_per_second"] is None else f"  {row['mpx_per_second']:.2f} Mpx/s"
+        console.print(
+            f"level {row['level']}  score {row['score']:.4f}{speed}{'  kept' if row['kept'] else ''}", highlight=False
+        )
+    console.print(f"model package {package.folder} (mean IoU {package.spec.metrics['mean_iou']})", highlight=False)
+    return package
+
+
+class _Watcher:
+    """Shows progress and records it; MLflow's troubles are told once and never end a training."""
+
+    def __init__(
+        self, config: Recipe, data: TrainingData, output: Path, options: TrainOptions, console: Console
+    ) -> None:
+        self._config, self._output, self._options, self._console = config, output, options, console
+        self._names = [info.name for info in config.classes]
+        self._run: TrainingRun | None = None
+        self._trouble = False
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("training", total=config.train.steps)
+        inputs = [(config.name, data.training.fingerprint, "training"),
+                  (config.name, data.validation.fingerprint, "validation")]  # fmt: skip
+        if options.record:
+            self._guarded(lambda: self._open(inputs))
+
+    def __enter__(self) -> _Watcher:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, number: int, loss: float) -> None:
+        self._bar.update(self._task, completed=number, description=f"training, loss {loss:.4f}")
+        if self._run is not None and (number % 10 == 0 or number == 1):
+            run = self._run
+            self._guarded(lambda: run.step(number, loss))
+
+    def epoch(self, epoch: dict[str, Any]) -> None:
+        scores = "  ".join(f"{name} {value:.3f}" for name, value in zip(self._names, epoch["iou"], strict=True))
+        waited = 100 * epoch["waited"] / max(epoch["seconds"], 1e-9)
+        self._console.print(
+            f"step {epoch['step']:>6}  loss {epoch['loss']:.4f}  IoU: {scores}  waited for data {waited:.1f}%",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        if self._run is not None:
+            run = self._run
+            picture = self._output / OVERLAYS / f"step_{epoch['step']:06d}.jpg"
+            self._guarded(lambda: run.epoch(epoch, self._names, picture))
+
+    def entry(self, entry: dict[str, Any]) -> None:
+        """Take one line of progress.jsonl."""
+        if "epoch" in entry:
+            self.epoch(entry["epoch"])
+        else:
+            self.step(entry["step"], entry["loss"])
+
+    def close(self, status: str) -> None:
+        if self._run is not None:
+            run = self._run
+            self._guarded(lambda: run.close(status))
+
+    def finish(self, package: Package) -> int:
+        """Record the package, register it, and return the exit code."""
+        options, console = self._options, self._console
+        if self._run is not None:
+            run = self._run
+            files = [self._output / name for name in (RECIPE, HISTORY, LEVELS)]
+            self._guarded(lambda: run.finish(package, files))
+            console.print(f"MLflow run {run.id}", highlight=False)
+        if options.register:
+            self._guarded(lambda: self._register(package))
+        return PART_FAILED if self._trouble else DONE
+
+    def _open(self, inputs: Sequence[tuple[str, str, str]]) -> None:
+        params = self._config.model_dump(mode="json")
+        self._run = TrainingRun(
+            self._output, self._config.name, params=params, data=inputs, tracking_uri=self._options.tracking_uri
+        )
+
+    def _register(self, package: Package) -> None:
+        from unetpp_workflows.registry import register_package
+
+        version = register_package(
+            package.folder,
+            alias=self._options.alias,
+            tracking_uri=self._options.tracking_uri,
+            run_id=self._run.id if self._run is not None else None,
+        )
+        alias = f", now @{self._options.alias}" if self._options.alias else ""
+        self._console.print(f"registered models:/{package.spec.name}/{version}{alias}", highlight=False)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except RegistryError as error:
+            if not self._trouble:
+                self._console.print(f"warning: not recorded in MLflow: {error}", markup=False, soft_wrap=True)
+            self._trouble = True

@@ -9,16 +9,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from unetpp.errors import DataError
+from tests.unetpp.train.shapes import squares
+from unetpp.errors import ConfigError, DataError
+from unetpp.losses import LossConfig
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp.train import Sample, TrainConfig, TrainResult, fit
-from unetpp.train.augment import PatchSource, warp
-from unetpp.train.config import AugmentConfig
+from unetpp.train import ArraySource, Ranks, TrainConfig, TrainResult, fit
 from unetpp.train.loop import schedule
 
 MEAN, STD = (128.0, 128.0, 128.0), (60.0, 60.0, 60.0)
@@ -27,32 +28,18 @@ CONFIG = TrainConfig(
 )
 
 
-def squares(count: int, seed: int) -> list[Sample]:
-    """Bright squares on dark noise: class 1 where it is bright."""
-    random = np.random.default_rng(seed)
-    samples = []
-    for index in range(count):
-        labels = np.zeros((48, 40), np.uint8)
-        y, x = random.integers(4, 24, 2)
-        labels[y : y + 16, x : x + 12] = 1
-        pixels = random.integers(20, 60, (48, 40, 3)) + labels[..., None] * 150
-        labels[:2] = 255
-        samples.append(Sample(f"s{index}", "even" if index % 2 == 0 else "odd", pixels.astype(np.uint8), labels))
-    return samples
-
-
-def run(folder: Path, config: TrainConfig = CONFIG, slow: float = 0.0) -> TrainResult:
+def run(folder: Path, config: TrainConfig = CONFIG, slow: float = 0.0, **options: Any) -> TrainResult:
     torch.manual_seed(0)
     network = UNetPlusPlus(GridConfig(filters=(8, 12, 16)))
     return fit(
         network, squares(6, 0), squares(3, 1), config, mean=MEAN, std=STD, folder=folder,
-        on_epoch=lambda epoch: (print(epoch.step, flush=True), time.sleep(slow))[0],
+        on_epoch=lambda epoch, _: (print(epoch.step, flush=True), time.sleep(slow))[0], **options,
     )  # fmt: skip
 
 
 def test_it_learns(tmp_path: Path) -> None:
     result = run(tmp_path, replace(CONFIG, steps=100, validate_every=50, rate=1e-2))
-    assert result.best.iou[1] > 0.9
+    assert result.best is not None and result.best.iou[1] > 0.9 and result.finished
     assert result.history[-1].loss < result.history[0].loss
     assert set(result.best.groups) == {"even", "odd"}
 
@@ -94,36 +81,55 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
     assert schedule(99, config) < 0.001
 
 
-def test_warp_without_change_is_the_crop() -> None:
-    sample = squares(1, 0)[0]
-    pixels, labels = warp(sample, 16, 20.0, 18.0, 1.0, 0.0, 1.0)
-    np.testing.assert_allclose(pixels[0].permute(1, 2, 0).numpy(), sample.pixels[12:28, 10:26], atol=0.01)
-    np.testing.assert_array_equal(labels[0].numpy(), sample.labels[12:28, 10:26])
+def test_training_in_slices_is_the_same_training(tmp_path: Path) -> None:
+    """Time runs out after every step: the slices together make the undisturbed run."""
+    whole = run(tmp_path / "whole")
+    for step in range(1, 12):
+        part = run(tmp_path / "parts", seconds=1e-9)
+        assert not part.finished and len(part.history) == step // 3
+    last = run(tmp_path / "parts", seconds=1e-9)
+    assert last.finished and [e.loss for e in last.history] == [e.loss for e in whole.history]
+    assert all(torch.equal(last.weights[name], value) for name, value in whole.weights.items())
+    read = run(tmp_path / "parts", seconds=0.0)
+    assert read.finished and read.history == last.history
 
 
-@pytest.mark.parametrize("quarter", [1, 2, 3])
-@pytest.mark.parametrize("mirror", [1.0, -1.0])
-def test_quarter_turns_move_image_and_labels_together(quarter: int, mirror: float) -> None:
-    sample = squares(1, 3)[0]
-    pixels, labels = warp(sample, 16, 20.0, 18.0, 1.0, quarter * np.pi / 2, mirror)
-    crop = sample.labels[12:28, 10:26]
-    turned = [np.rot90(f, k) for k in range(4) for f in (crop, crop[:, ::-1])]
-    assert any(np.array_equal(labels[0].numpy(), t) for t in turned)
-    bright = (pixels[0, 0].numpy() > 110).astype(int)
-    counted = labels[0].numpy() != 255
-    np.testing.assert_array_equal(bright[counted], labels[0].numpy()[counted])
+def test_no_time_only_reads(tmp_path: Path) -> None:
+    result = run(tmp_path, seconds=0.0)
+    assert result.best is None and not result.finished and list(tmp_path.iterdir()) == []
 
 
-def test_batches_depend_on_the_generator_alone() -> None:
-    first, second = PatchSource(squares(4, 0), CONFIG), PatchSource(squares(4, 0), CONFIG)
-    first.batch()
-    second.random.bit_generator.state = first.random.bit_generator.state
-    for a, b in zip(first.batch(), second.batch(), strict=True):
-        assert torch.equal(a, b)
+def test_parts_of_a_batch_give_nearly_its_gradient(tmp_path: Path) -> None:
+    """Without batch norm and with a loss that is a mean over pixels the parts are exact but for rounding."""
+    config = replace(CONFIG, steps=4, batch=4, validate_every=4, loss=LossConfig(terms=(("ce", 1.0),)), rate=1e-3)
+    results = []
+    for parts in (1, 2, 4):
+        torch.manual_seed(0)
+        network = UNetPlusPlus(GridConfig(filters=(8, 12), norm="none"))
+        source = counted_everywhere()
+        fit(
+            network, source, source, replace(config, accumulate=parts), mean=MEAN, std=STD, folder=tmp_path / str(parts)
+        )
+        results.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], atol=2e-6, rtol=0)
 
 
-def test_patches_stay_in_range_and_keep_labels() -> None:
-    config = replace(CONFIG, patch=40, augment=AugmentConfig(noise=1.0, blur=1.0))
-    pixels, labels = PatchSource(squares(4, 0), config).batch()
-    assert pixels.shape == (2, 3, 40, 40) and pixels.min() >= 0 and pixels.max() <= 255
-    assert set(labels.unique().tolist()) <= {0, 1, 255}
+def counted_everywhere() -> ArraySource:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return ArraySource([("a", "g", pixels, (pixels[..., 0] > 100).astype(np.uint8), None)], 2)
+
+
+def test_patience_ends_training_and_stays_ended(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=60, rate=1e-9, patience=2)
+    result = run(tmp_path, config)
+    assert result.finished and result.best is not None
+    assert len(result.history) < 20 and result.history[-1].step - result.best.step == 2 * CONFIG.validate_every
+    assert run(tmp_path, config).history == result.history
+
+
+def test_more_workers_than_patches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch = 2 for 3 workers"):
+        run(tmp_path, ranks=Ranks(0, 3))
+    with pytest.raises(ConfigError, match="not a multiple"):
+        replace(CONFIG, accumulate=3)

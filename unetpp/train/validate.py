@@ -1,0 +1,104 @@
+"""Predicts validation images at full size and counts; knows networks and sources, not optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unetpp.geometry import Box
+from unetpp.metrics import Confusion
+from unetpp.model import UNet, UNetPlusPlus
+from unetpp.tiling import cut, make_plan
+from unetpp.train.normalise import Normalise
+from unetpp.train.ranks import Ranks
+from unetpp.train.source import Crop, Source
+
+_CORE = 1024
+"""Side of a tile's written part, in pixels; images up to this size plus the halo are predicted in one piece."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One tile of one image.
+
+    Attributes:
+        image: index of the source's image.
+        box: where it lies.
+        logits: (K, h, w) float32 of every head asked for, deepest last.
+        truth: pixels and labels of the box.
+    """
+
+    image: int
+    box: Box
+    logits: tuple[Tensor, ...]
+    truth: Crop
+
+
+@torch.no_grad()
+def predict(
+    network: UNetPlusPlus | UNet,
+    source: Source,
+    norm: Normalise,
+    *,
+    precision: str,
+    every_head: bool = False,
+    ranks: Ranks | None = None,
+) -> Iterator[Prediction]:
+    """Yield the labelled parts of this worker's share of the images, exactly as whole images would be predicted.
+
+    Args:
+        network: in eval mode afterwards, on the norm's device.
+        precision: "bf16" (autocast) or "fp32".
+        every_head: yield all heads' logits, not only the deepest's.
+        ranks: the workers that share the images.
+    """
+    network.eval()
+    forward: Callable[[Tensor], tuple[Tensor, ...]]
+    forward = network.heads if every_head else lambda pixels: (network(pixels),)
+    device = torch.device(norm.device)
+    for index in (ranks or Ranks()).share(len(source.images)):
+        image = source.images[index]
+        labelled = [Box(*map(int, box)) for box in source.blocks.box[source.blocks.image == index]]
+        plan = make_plan(image.height, image.width, halo=network.halo, multiple=network.multiple, core=_CORE)
+        for tile in (tile for shard in plan.shards() for tile in plan.tiles(shard)):
+            if not any(tile.write_box.intersect(box).area for box in labelled):
+                continue
+            inside = tile.read_box.clip(image.height, image.width)
+            crop = source.read(index, inside)
+            pixels = cut(crop.pixels, inside, tile.read_box, image.height, image.width)
+            batch = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                heads = forward(norm(batch.float()))
+            written = tile.write_box.slices(tile.read_box)
+            logits = tuple(head[0][(slice(None), *written)].float() for head in heads)
+            truth = tile.write_box.slices(inside)
+            objects = None if crop.objects is None else crop.objects[truth]
+            yield Prediction(index, tile.write_box, logits, Crop(crop.pixels[truth], crop.labels[truth], objects))
+
+
+def decide(logits: Tensor) -> Tensor:
+    """Return class indices (h, w) uint8 of logits (K, h, w): the largest, or foreground where one logit is > 0."""
+    return (logits[0] > 0).byte() if len(logits) == 1 else logits.argmax(0).byte()
+
+
+def evaluate(
+    network: UNetPlusPlus | UNet, source: Source, norm: Normalise, *, precision: str, ranks: Ranks | None = None
+) -> tuple[Confusion, dict[str, Confusion]]:
+    """Return the confusion over all images of all workers, and per group."""
+    ranks = ranks or Ranks()
+    classes = max(2, network.config.classes)
+    names = sorted({image.group for image in source.images})
+    groups = {name: Confusion(classes) for name in names}
+    for found in predict(network, source, norm, precision=precision, ranks=ranks):
+        labels = decide(found.logits[-1]).cpu().numpy()
+        groups[source.images[found.image].group].update(found.truth.labels, labels)
+    matrices = ranks.sum(np.stack([groups[name].matrix for name in names]), norm.device)
+    total = Confusion(classes)
+    for name, matrix in zip(names, matrices, strict=True):
+        groups[name].matrix[:] = matrix.astype(np.int64)
+        total.merge(groups[name])
+    return total, groups

@@ -1,0 +1,84 @@
+"""The command `unetpp train`; knows its options and what `run_training` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unetpp_workflows.cli_options import Sets, Tracking, reported, standard_output
+
+
+@reported()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A bundled recipe (see `unetpp recipes`) or a TOML file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, history and model package.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of the training data; default: UNETPP_DATA.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="A store that `unetpp prepare` made, instead of --data.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, one CPU or GPU each, on Ray.")] = 1,
+    least: Annotated[
+        int | None, typer.Option("--least", min=1, help="Go on with as few workers when nodes vanish.")
+    ] = None,
+    address: Annotated[str | None, typer.Option("--address", help="Ray cluster; default: this machine.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0, help="Stop behind a checkpoint after so long (exit code 75).")
+    ] = None,
+    register: Annotated[bool, typer.Option(help="Register the trained model.")] = True,
+    alias: Annotated[str | None, typer.Option("--alias", help="Alias of the new version, like challenger.")] = None,
+    tracking_uri: Tracking = None,
+    sets: Sets = None,
+) -> None:
+    """Train a network from a recipe to a registered model; run again to continue where it stopped.
+
+    Killed, interrupted or out of time: the same command goes on from the last checkpoint, in the same MLflow run.
+
+    [bold]Examples[/]
+
+        unetpp train smoke --output runs/smoke
+        unetpp train nuclei --data DATA --output runs/nuclei --alias challenger
+        unetpp train my.toml --data DATA -o runs/mine --set train.steps=200 --workers 4
+    """
+    import math
+
+    from unetpp_workflows.training import TrainOptions, run_training
+
+    options = TrainOptions(
+        store=store,
+        workers=workers,
+        least=least,
+        address=address,
+        device=device,
+        minutes=math.inf if minutes is None else minutes,
+        tracking_uri=tracking_uri,
+        register=register,
+        alias=alias,
+    )
+    console = standard_output()
+    raise typer.Exit(run_training(recipe, data=data, output=output, sets=sets or (), options=options, console=console))
+
+
+@reported()
+def recipes() -> None:
+    """List the bundled recipes: what each trains, on what, and what it should reach.
+
+    [bold]Example[/]
+
+        unetpp recipes
+    """
+    from rich.table import Table
+
+    from unetpp_workflows.recipe import load_recipe, recipe_names
+
+    table = Table("recipe", "trains", "data", box=None, pad_edge=False, header_style="bold")
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        table.add_row(name, recipe.intended, f"{recipe.source} ({recipe.licence})")
+    standard_output().print(table)

@@ -1,0 +1,87 @@
+"""Draws validation samples beside their truth and prediction; knows one network and one source, records nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.geometry import Box
+
+if TYPE_CHECKING:
+    from unetpp.model import UNet, UNetPlusPlus
+    from unetpp.train import Source
+    from unetpp_workflows.recipe import Recipe
+    from unetpp_workflows.training_data import TrainingData
+
+_SIDE, _SAMPLES, _OPACITY = 256, 4, 0.55
+
+
+def draw_overlays(network: UNetPlusPlus | UNet, data: TrainingData, recipe: Recipe, path: Path) -> Path:
+    """Write one JPEG: a row per sample with the image, the truth and the prediction over it; returns its path.
+
+    The samples are the same at every validation: of as many groups as there are, the block with most classes in it.
+    """
+    import torch
+    from PIL import Image
+
+    from unetpp.train.normalise import Normalise
+    from unetpp.train.validate import decide
+
+    norm = Normalise(data.mean, data.std, str(next(network.parameters()).device))
+    colours = np.array([info.color for info in recipe.classes], np.float64)
+    source, rows = data.validation, []
+    for image, box in chosen_boxes(source):
+        crop = source.read(image, box)
+        pixels = torch.from_numpy(np.ascontiguousarray(crop.pixels)).permute(2, 0, 1)[None].to(norm.device)
+        with torch.no_grad():
+            labels = decide(network.eval()(norm(pixels.float()))[0].float()).cpu().numpy()
+        shown = _to_rgb(crop.pixels, source.full)
+        panels = [shown, _overlay(shown, crop.labels, colours), _overlay(shown, labels, colours)]
+        rows.append(np.concatenate([_padded(panel) for panel in panels], 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows, 0)).save(path, quality=88)
+    return path
+
+
+def chosen_boxes(source: Source) -> list[tuple[int, Box]]:
+    """Return up to four boxes (image, box) of at most 256 px that show much: one per group while groups last."""
+    counts = source.blocks.counts
+    order = np.lexsort((-counts.sum(1), -(counts > 0).sum(1)))
+    groups = [source.images[int(source.blocks.image[index])].group for index in order]
+    first = [groups.index(group) for group in dict.fromkeys(groups)]
+    rest = [position for position in range(len(order)) if position not in first]
+    boxes = []
+    for position in (first + rest)[:_SAMPLES]:
+        index = int(order[position])
+        image = int(source.blocks.image[index])
+        block = Box(*map(int, source.blocks.box[index]))
+        y0, x0 = block.y0 + max(0, block.height - _SIDE) // 2, block.x0 + max(0, block.width - _SIDE) // 2
+        boxes.append((image, Box(y0, x0, min(y0 + _SIDE, block.y1), min(x0 + _SIDE, block.x1))))
+    return boxes
+
+
+def _to_rgb(pixels: NDArray[Any], full: float) -> NDArray[np.uint8]:
+    """Show the first three bands, or the first one as grey, stretched to what the crop holds where it is not 8 bit."""
+    shown = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
+    if shown.dtype == np.uint8:
+        return shown
+    low, high = np.percentile(shown, (1, 99))
+    result: NDArray[np.uint8] = ((shown - low) / max(high - low, full * 1e-6) * 255).clip(0, 255).astype(np.uint8)
+    return result
+
+
+def _overlay(shown: NDArray[np.uint8], labels: NDArray[np.uint8], colours: NDArray[np.float64]) -> NDArray[np.uint8]:
+    known = labels < len(colours)
+    colour = colours[np.where(known, labels, 0)]
+    mixed = np.where(known[..., None], shown * (1 - _OPACITY) + colour * _OPACITY, shown * 0.4)
+    return mixed.astype(np.uint8)
+
+
+def _padded(panel: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the panel on a white square, with a thin white edge."""
+    canvas = np.full((_SIDE + 4, _SIDE + 4, 3), 255, np.uint8)
+    canvas[2 : 2 + panel.shape[0], 2 : 2 + panel.shape[1]] = panel
+    return canvas

@@ -1,0 +1,102 @@
+"""Opens what a recipe trains on, and prepares it first where that has not been done; knows folders, not networks.
+
+output/data.zarr    the training store, unless another one is named: made once, then only read
+output/drawn/       slides that unetpp drew, for recipes that have no data
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from unetpp.errors import DataError
+from unetpp.geometry import Spacing
+from unetpp.train import Source
+from unetpp.train.store import PatchStore
+from unetpp_workflows.prepare.dataset import Dataset
+from unetpp_workflows.recipe import DrawnSection, Recipe
+
+STORE, DRAWN = "data.zarr", "drawn"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Sources and what the model package says about them; `within_group`: splits share groups, behind a guard band."""
+
+    training: Source
+    validation: Source
+    bands: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: Literal["uint8", "uint16", "float32"]
+    spacing: Spacing | None
+    within_group: bool
+
+
+def open_data(store: Path) -> TrainingData:
+    """Open a finished training store, Zarr or exported; raises `StoreError` where it is none."""
+    found = PatchStore.open(store)
+    return TrainingData(
+        found.source("train"),
+        found.source("val"),
+        found.bands,
+        found.mean,
+        found.std,
+        cast(Literal["uint8", "uint16", "float32"], found.dtype),
+        found.spacing,
+        found.within_group,
+    )
+
+
+def prepared_store(
+    recipe: Recipe, data: Path | None, output: Path, progress: Callable[[str, int, int], None] | None = None
+) -> Path:
+    """Return the recipe's training store in `output`, prepared now unless it is there.
+
+    Args:
+        data: folder that the recipe's paths start from; UNETPP_DATA when not given.
+
+    Raises:
+        DataError: no data folder, or labels that do not fit their images.
+        Also what `prepare` raises.
+    """
+    from unetpp_workflows.prepare.build import discard_work, prepare
+    from unetpp_workflows.prepare.page import write_page
+
+    root = _draw(recipe.drawn, output / DRAWN) if recipe.drawn else data_root(data)
+    dataset = Dataset.model_validate({"name": recipe.name, "data": recipe.data, "classes": recipe.classes})
+    prepared = prepare(dataset, root, output / STORE, progress=progress)
+    if prepared.errors:
+        more = f" (and {len(prepared.errors) - 1} more)" if len(prepared.errors) > 1 else ""
+        first = prepared.errors[0]
+        raise DataError(f"{first.where + ': ' if first.where else ''}{first.what}{more}; `unetpp prepare` lists all")
+    if prepared.fresh:
+        write_page(prepared)
+        discard_work(prepared.store)
+    return prepared.store
+
+
+def data_root(data: Path | None) -> Path:
+    """Return the folder that a recipe's paths start from: the given one, or UNETPP_DATA."""
+    root = data or (Path(os.environ["UNETPP_DATA"]) if os.environ.get("UNETPP_DATA") else None)
+    if root is None:
+        raise DataError("no data folder; give --data or set UNETPP_DATA")
+    if not root.is_dir():
+        raise DataError(f"data folder {root} does not exist; give --data or set UNETPP_DATA")
+    return root
+
+
+def _draw(drawn: DrawnSection, folder: Path) -> Path:
+    """Draw what is not there yet; slide k is drawn from seed k."""
+    from unetpp.drawing.slide import draw_slide
+
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for seed in range(drawn.slides):
+        slide, truth = folder / "images" / f"drawn_{seed}.tif", folder / "labels" / f"drawn_{seed}.tif"
+        if not slide.is_file():
+            draw_slide(slide, truth, side=drawn.side, seed=seed)
+    return folder

@@ -1,0 +1,95 @@
+"""Runs a training on several workers through Ray Train; knows processes and nodes, not what training is.
+
+Every worker is one process of torch.distributed (gloo on CPUs, NCCL on GPUs). The checkpoint lies in the output folder,
+which all nodes see: a worker group that Ray starts anew, with as many workers as there are then, continues from it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unetpp.errors import EngineError
+from unetpp_workflows.executors.ray import ray_session
+from unetpp_workflows.training_job import PROGRESS, Journal, TrainingJob, device
+
+_POLL_SECONDS = 0.5
+
+
+def train_on_ray(
+    job: TrainingJob,
+    *,
+    workers: int,
+    least: int | None = None,
+    address: str | None = None,
+    failures: int = 8,
+    on_entry: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Train on `workers` workers until the job is finished or its time is up.
+
+    Args:
+        workers: how many, one CPU or one GPU each.
+        least: go on with as few as this when nodes vanish, and take more when they come back; None: never fewer.
+        address: of a running cluster; None starts Ray on this machine.
+        failures: restarts of the worker group before the training fails.
+        on_entry: called in this thread with every new entry of the output's progress.jsonl.
+
+    Raises:
+        EngineError: a worker failed more often than that; its first line says why.
+    """
+    with redirect_stdout(sys.stderr), ray_session(address, cpus=workers):
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        gpu = device(job.device) == "cuda"
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"job": replace(job, device="cuda" if gpu else "cpu")},
+            scaling_config=ScalingConfig(
+                num_workers=workers if least is None else (least, workers),
+                use_gpu=gpu,
+                resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
+            ),
+            run_config=RunConfig(
+                name="ray", storage_path=str(job.output.resolve()), failure_config=FailureConfig(max_failures=failures)
+            ),
+        )
+        _follow(trainer.fit, Journal(job.output / PROGRESS), on_entry)
+
+
+def _follow(fit: Callable[[], Any], journal: Journal, on_entry: Callable[[dict[str, Any]], None] | None) -> None:
+    """Run `fit` in a thread and pass on what the workers write."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fit()
+        except BaseException as error:  # noqa: BLE001  # raised again below, in the calling thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        for entry in journal.new():
+            if on_entry is not None:
+                on_entry(entry)
+    if errors:
+        first = next((line for line in str(errors[0]).splitlines() if line.strip()), type(errors[0]).__name__)
+        raise EngineError(f"training on Ray failed: {first.strip()}; run the same command to continue") from errors[0]
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Run in every worker process, in a group that Ray Train has connected already."""
+    from unetpp.train import Ranks
+    from unetpp_workflows.training_job import work
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    job: TrainingJob = config["job"]
+    work(replace(job, output=Path(job.output)), Ranks.of_process_group())

@@ -1,0 +1,153 @@
+"""Turns fitted weights into a model package: which level, how good, how fast; knows no scheduler and no registry.
+
+output/            the package at the level that is kept, with the card
+output/full/       the package with every level, where a smaller one is kept
+output/levels.json what each level scored and how fast it ran
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unetpp.durable import write_file
+from unetpp.metrics import Confusion
+from unetpp.model import UNet, UNetPlusPlus
+from unetpp.package import ModelSpec, Package, save_package
+from unetpp.train.levels import LevelScore, score_levels, smallest_good
+from unetpp.train.normalise import Normalise
+from unetpp.train.validate import evaluate
+from unetpp_workflows.model_card import model_card
+from unetpp_workflows.recipe import Recipe
+from unetpp_workflows.training_job import build
+
+if TYPE_CHECKING:
+    from unetpp.train import TrainResult
+    from unetpp_workflows.training_data import TrainingData
+
+FULL, LEVELS = "full", "levels.json"
+_BENCH_TILE, _BENCH_SECONDS = 512, 1.5
+
+
+def write_package(
+    recipe: Recipe, data: TrainingData, result: TrainResult, output: Path, *, command: str, device: str
+) -> Package:
+    """Score every level of the best weights, keep one, and write its package into `output`.
+
+    Args:
+        command: what made it, for the card.
+        device: where validation runs.
+    """
+    assert result.best is not None
+    network = build(recipe, data)
+    network.load_state_dict(result.weights)
+    network.to(device).eval()
+    norm = Normalise(data.mean, data.std, device)
+    levels: list[dict[str, Any]] = []
+    kept: UNetPlusPlus | UNet = network
+    if isinstance(network, UNetPlusPlus) and len(network.head_convs) > 1:
+        scores = score_levels(network, data.validation, norm, precision=recipe.train.precision)
+        level = smallest_good(scores, recipe.result.drop) if recipe.result.level == "auto" else recipe.result.level
+        levels = [_row(found, level, network, recipe, data) for found in scores]
+        if level < network.config.last:
+            full = _spec(recipe, data, result, network, norm, levels, command)
+            save_package(output / FULL, network, full, model_card(full, recipe.intended))
+        kept = network.prune(level)
+    spec = _spec(recipe, data, result, kept, norm, levels, command)
+    write_file(output / LEVELS, (json.dumps(levels, indent=1) + "\n").encode())
+    return save_package(output, kept, spec, model_card(spec, recipe.intended))
+
+
+def _row(found: LevelScore, kept: int, network: UNetPlusPlus, recipe: Recipe, data: TrainingData) -> dict[str, Any]:
+    """Return one level's figures with its speed on this machine's default engine; level 0 is the heads' mean."""
+    names = [info.name for info in recipe.classes]
+    return {
+        "level": found.level or "mean",
+        "kept": found.level == kept,
+        "score": round(found.score, 4),
+        "iou": _per_class(names, found.iou),
+        "parameters": found.parameters,
+        "mpx_per_second": _speed(network.prune(found.level), recipe, data) if found.level else None,
+    }
+
+
+def _speed(network: UNetPlusPlus, recipe: Recipe, data: TrainingData) -> float:
+    """Return million computed pixels per second of one worker with one thread."""
+    from unetpp.engine.bench import bench
+
+    with tempfile.TemporaryDirectory(prefix="unetpp-level-") as folder:
+        package = save_package(Path(folder), network, _bare(recipe, data, network), "")
+        return round(bench(package, tiles=[max(_BENCH_TILE, 2 * network.halo + network.multiple)],
+                           seconds=_BENCH_SECONDS)[0].computed_mpx_s, 3)  # fmt: skip
+
+
+def _bare(recipe: Recipe, data: TrainingData, network: UNetPlusPlus | UNet) -> ModelSpec:
+    return ModelSpec(
+        name=recipe.name,
+        network=recipe.network.kind,
+        architecture=network.config,
+        classes=recipe.infos(),
+        bands=data.bands,
+        mean=data.mean,
+        std=data.std,
+        dtype=data.dtype,
+        spacing=data.spacing,
+    )
+
+
+def _spec(
+    recipe: Recipe,
+    data: TrainingData,
+    result: TrainResult,
+    network: UNetPlusPlus | UNet,
+    norm: Normalise,
+    levels: Sequence[dict[str, Any]],
+    command: str,
+) -> ModelSpec:
+    assert result.best is not None
+    total, groups = evaluate(network, data.validation, norm, precision=recipe.train.precision)
+    return dataclasses.replace(
+        _bare(recipe, data, network),
+        training={
+            "source": recipe.source,
+            "licence": recipe.licence,
+            "limits": recipe.limits,
+            "precision": recipe.train.precision,
+            "training_images": len(data.training.images),
+            "validation_images": len(data.validation.images),
+            "validation": list(recipe.data.validation),
+            "within_group": data.within_group,
+            "training_fingerprint": data.training.fingerprint,
+            "validation_fingerprint": data.validation.fingerprint,
+            "command": command,
+            "steps": recipe.train.steps,
+            "best_step": result.best.step,
+            "seconds": round(sum(epoch.seconds for epoch in result.history)),
+            "levels": list(levels),
+        },
+        metrics=_metrics([info.name for info in recipe.classes], total, groups),
+    )
+
+
+def _metrics(names: Sequence[str], total: Confusion, groups: dict[str, Confusion]) -> dict[str, Any]:
+    return {
+        "iou": _per_class(names, total.iou),
+        "dice": _per_class(names, total.dice),
+        "precision": _per_class(names, total.precision),
+        "recall": _per_class(names, total.recall),
+        "mean_iou": round(float(np.nanmean(total.iou)), 4),
+        "accuracy": round(total.accuracy, 4),
+        "iou_by_group": {group: _per_class(names, found.iou) for group, found in groups.items()},
+    }
+
+
+def _per_class(names: Sequence[str], values: Any) -> dict[str, float | None]:
+    """NaN (a class that does not occur) is not JSON: it becomes None."""
+    return {n: None if math.isnan(v) else round(float(v), 4) for n, v in zip(names, values, strict=True)}

@@ -1,0 +1,148 @@
+"""Writes one training into one MLflow run, however often it is restarted; knows what it is told, computes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetpp.durable import write_file
+from unetpp_workflows.mlflow_store import experiment, import_mlflow, init_store, locked, registry_errors, store_uri
+from unetpp_workflows.tracking import flat, log, numbers
+
+if TYPE_CHECKING:
+    from unetpp.package import Package
+
+TRAINING = "unetpp-training"
+RUN_FILE = "mlflow.json"
+_DIGEST_CHARS = 36
+
+
+class TrainingRun:
+    """The MLflow run of one training; made when there is none, continued when the output folder names one.
+
+    Args:
+        output: the training's folder; mlflow.json there holds the run's id.
+        name: of the run: the model's.
+        params: the resolved recipe, nested.
+        data: name, fingerprint and role of each dataset: `[("nuclei", "ab12...", "training"), ...]`.
+        tracking_uri: MLflow store, see `store_uri`.
+        system_metrics: sample processor, memory, disk and GPU load while the run is open.
+
+    Raises:
+        RegistryError: the store does not answer.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        name: str,
+        *,
+        params: Mapping[str, Any],
+        data: Sequence[tuple[str, str, str]],
+        tracking_uri: str | None = None,
+        system_metrics: bool = True,
+    ) -> None:
+        self._uri = store_uri(tracking_uri)
+        self._client = init_store(self._uri)
+        self._output = output
+        with registry_errors(self._uri):
+            self.id, self._last = self._open(name, params, data)
+        self._monitor = _monitor(self.id, self._uri) if system_metrics else None
+
+    def step(self, number: int, loss: float) -> None:
+        """Record the training loss of one step, once."""
+        self._metrics(number, {"loss": loss})
+
+    def epoch(self, epoch: Mapping[str, Any], classes: Sequence[str], overlay: Path | None = None) -> None:
+        """Record one validation: mean loss of the stretch, IoU per class and per group, seconds, and its picture."""
+        number = int(epoch["step"])
+        if number <= self._last["val.mean_loss"]:
+            return
+        groups = {f"val.iou.{group}": dict(zip(classes, iou, strict=True)) for group, iou in epoch["groups"].items()}
+        values = {
+            "val.mean_loss": epoch["loss"],
+            "val.iou": dict(zip(classes, epoch["iou"], strict=True)),
+            "seconds": {"stretch": epoch["seconds"], "waited": epoch["waited"]},
+            **groups,
+        }
+        self._metrics(number, numbers(flat(values)))
+        if overlay is not None and overlay.is_file():
+            with registry_errors(self._uri):
+                self._client.log_artifact(self.id, str(overlay), "overlays")
+
+    def finish(self, package: Package, artifacts: Iterable[Path] = ()) -> None:
+        """Record the final figures and files of a finished training and close the run."""
+        with registry_errors(self._uri):
+            step = int(package.spec.training["best_step"])
+            log(self._client, self.id, metrics=numbers(flat({"final": package.spec.metrics})), step=step)
+            log(self._client, self.id, tags={"unetpp.model.digest": package.digest})
+            for path in (package.folder / "MODEL_CARD.md", package.folder / "model.json", *artifacts):
+                self._client.log_artifact(self.id, str(path))
+        self.close("FINISHED")
+
+    def close(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED; a later call of the same training opens it again."""
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        with registry_errors(self._uri):
+            self._client.set_terminated(self.id, status)
+
+    def _open(
+        self, name: str, params: Mapping[str, Any], data: Sequence[tuple[str, str, str]]
+    ) -> tuple[str, dict[str, int]]:
+        mlflow = import_mlflow()
+        last = {"loss": -1, "val.mean_loss": -1}
+        file = self._output / RUN_FILE
+        if file.is_file():
+            run_id = str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
+            try:
+                self._client.update_run(run_id, status="RUNNING")
+                for key in last:
+                    last[key] = max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
+                return run_id, last
+            except mlflow.exceptions.MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        with locked(self._uri):
+            run = self._client.create_run(experiment(self._client, self._uri, TRAINING), run_name=name)
+        run_id = str(run.info.run_id)
+        log(self._client, run_id, params=flat({"recipe": params}), tags={"unetpp.model.name": name})
+        _link(self._client, run_id, data)
+        write_file(file, (json.dumps({"run_id": run_id}) + "\n").encode())
+        return run_id, last
+
+    def _metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Send values of a step that has not been recorded, so that a resumed training doubles nothing."""
+        key = "loss" if "loss" in values else "val.mean_loss"
+        if step <= self._last[key]:
+            return
+        self._last[key] = step
+        with registry_errors(self._uri):
+            log(self._client, self.id, metrics=numbers(values), step=step)
+
+
+def _link(client: Any, run_id: str, data: Sequence[tuple[str, str, str]]) -> None:
+    """Name the datasets as inputs of the run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    client.log_inputs(
+        run_id,
+        datasets=[
+            DatasetInput(
+                Dataset(name=name, digest=digest[:_DIGEST_CHARS], source_type="unetpp", source=json.dumps({})),
+                [InputTag("mlflow.data.context", role)],
+            )
+            for name, digest, role in data
+        ],
+    )
+
+
+def _monitor(run_id: str, uri: str) -> Any:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    return monitor
