@@ -31,7 +31,8 @@ def draw_overlays(network: UNetPlusPlus | UNet, data: TrainingData, recipe: Reci
     from unetpp.train.validate import decide
 
     norm = Normalise(data.mean, data.std, str(next(network.parameters()).device))
-    colours = np.array([info.color for info in recipe.classes], np.float64)
+    # The background shows the picture as it is.
+    colours = np.array([(np.nan,) * 3 if info.background else info.color for info in recipe.classes])
     source, rows = data.validation, []
     for image, box in chosen_boxes(source):
         crop = source.read(image, box)
@@ -76,8 +77,8 @@ def _to_rgb(pixels: NDArray[Any], full: float) -> NDArray[np.uint8]:
 def _overlay(shown: NDArray[np.uint8], labels: NDArray[np.uint8], colours: NDArray[np.float64]) -> NDArray[np.uint8]:
     known = labels < len(colours)
     colour = colours[np.where(known, labels, 0)]
-    mixed = np.where(known[..., None], shown * (1 - _OPACITY) + colour * _OPACITY, shown * 0.4)
-    return mixed.astype(np.uint8)
+    mixed = np.where(np.isnan(colour), shown, shown * (1 - _OPACITY) + colour * _OPACITY)
+    return np.where(known[..., None], mixed, shown * 0.4).astype(np.uint8)
 
 
 def _padded(panel: NDArray[np.uint8]) -> NDArray[np.uint8]:
