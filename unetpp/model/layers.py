@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unetpp.model.batch_norm import BatchNorm2d
 from unetpp.model.config import Conv, GridConfig
 from unetpp_kernels import Resampling, depthwise_pointwise, pointwise_depthwise, upsample2x
 
@@ -34,7 +35,7 @@ class ConvUnit(nn.Module):
             self.pointwise = _kaiming(outputs, inputs, 1, gain_fan=inputs)
             self.depthwise = _kaiming(outputs if conv == "pw_dw" else inputs, 1, 3, gain_fan=18)
         if config.norm == "batch":
-            self.norm: nn.BatchNorm2d | None = nn.BatchNorm2d(outputs)
+            self.norm: BatchNorm2d | None = BatchNorm2d(outputs)
         else:
             self.norm = None
             self.bias = nn.Parameter(torch.zeros(outputs))
