@@ -17,7 +17,7 @@ from unetpp.package import ClassInfo, ModelSpec, Package, save_package
 from unetpp_workflows.mlflow_store import init_store
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.registry import model_id, register_package
-from unetpp_workflows.tracking import SEGMENTATION, TRAINING, log_segmentation, log_training
+from unetpp_workflows.tracking import SEGMENTATION, log_segmentation
 
 CLASSES = (
     ClassInfo(value=0, name="background", color=(0, 0, 0), background=True),
@@ -185,25 +185,6 @@ def test_no_metadata_of_a_slide_reaches_the_store(uri: str, package: Package, fo
     for value in private:
         assert f"'{value}'" not in stored
         assert f'"{value}"' not in stored
-
-
-def test_training_keeps_every_epoch_and_links_the_version(uri: str, package: Package, tmp_path: Path) -> None:
-    curve = tmp_path / "curve.png"
-    curve.write_bytes(b"png")
-    history = [{"epoch": 1, "loss": 0.9, "iou": 0.2}, {"epoch": 2, "loss": 0.5, "iou": float("nan"), "note": "text"}]
-    run_id = log_training(history, package, params={"lr": 0.001}, artifacts=[curve], tracking_uri=uri)
-    client = init_store(uri)
-    run = client.get_run(run_id)
-    assert client.get_experiment(run.info.experiment_id).name == TRAINING
-    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(1, 0.9), (2, 0.5)]
-    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "iou")] == [(1, 0.2)]
-    assert run.data.metrics["final.val.iou"] == 0.75
-    assert run.data.params["recipe.lr"] == "0.001"
-    assert run.data.params["architecture.filters"] == "(2, 4)"
-    assert run.data.params["training.data"] == "toy set"
-    assert {file.path for file in client.list_artifacts(run_id)} == {"MODEL_CARD.md", "model.json", "curve.png"}
-    assert register_package(package.folder, "trained", tracking_uri=uri, run_id=run_id) == "1"
-    assert client.get_model_version("trained", "1").run_id == run_id
 
 
 def test_a_store_that_does_not_answer_is_one_line(

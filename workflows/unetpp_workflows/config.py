@@ -172,7 +172,7 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     name = name.removesuffix(".int")  # pydantic names the member of the union that was tried last
     if error["type"] == "model_type":
         return f"{name!r} is a section; set a key of it, like {next(n for n in known if n.startswith(name + '.'))}"
-    if error["type"] != "extra_forbidden":
+    if error["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{name} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     near = near or [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]

@@ -1,0 +1,193 @@
+"""A recipe becomes a registered model: on one worker, on several, through kills, and with its MLflow run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from unetpp.errors import DataError, StoreError
+from unetpp.package import load_package
+from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.recipe import load_recipe
+from unetpp_workflows.registry import list_models, resolve
+from unetpp_workflows.training import TIME_UP, TrainOptions, run_training
+from unetpp_workflows.training_data import STORE, prepared_store
+from unetpp_workflows.training_job import PROGRESS, Journal
+
+SMALL = [
+    "drawn.slides=2", "data.validation=['drawn_1']", "network.filters=[4, 8]", "train.patch=32", "train.batch=4",
+    "train.steps=24", "train.validate_every=8", "train.precision='fp32'",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training store of the small recipe."""
+    return prepared_store(load_recipe("smoke", SMALL), None, tmp_path_factory.mktemp("smoke"))
+
+
+def run(output: Path, store: Path | None, sets: list[str] = SMALL, **options: Any) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = run_training(
+        "smoke", data=None, output=output, sets=sets, options=TrainOptions(store=store, **options), console=console
+    )
+    return code, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def losses(output: Path) -> list[tuple[int, float]]:
+    return [(e["step"], e["loss"]) for e in json.loads((output / "history.json").read_text())]
+
+
+def test_a_recipe_becomes_a_registered_model_with_its_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, text = run(out, None, alias="challenger")
+    assert code == 0 and "registered models:/smoke/1, now @challenger" in text
+    assert (out / STORE).is_dir() and (out / "data.html").is_file()
+    spec = load_package(out).spec
+    assert spec.training["training_images"] == 1 and spec.training["validation"] == ["drawn_1"]
+    history = json.loads((out / "history.json").read_text())
+    assert [e["step"] for e in history] == [8, 16, 24]
+    assert len(list((out / "overlays").glob("step_*.jpg"))) == 3
+    found = resolve("models:/smoke@challenger")
+    assert found.digest == load_package(out).digest
+    client = init_store(store_uri())
+    run_id = client.get_model_version("smoke", "1").run_id
+    record = client.get_run(run_id)
+    assert record.info.status == "FINISHED" and record.data.params["recipe.train.steps"] == "24"
+    curve = client.get_metric_history(run_id, "val.iou.nucleus")
+    assert [(m.step, round(m.value, 6)) for m in curve] == [(e["step"], round(e["iou"][1], 6)) for e in history]
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [1, 10, 20]
+    assert {tag.value for i in record.inputs.dataset_inputs for tag in i.tags} == {"training", "validation"}
+    digests = {i.dataset.digest for i in record.inputs.dataset_inputs}
+    assert digests == {spec.training[f"{split}_fingerprint"][:36] for split in ("training", "validation")}
+    files = {file.path for file in client.list_artifacts(run_id)}
+    assert {"recipe.json", "history.json", "levels.json", "MODEL_CARD.md", "overlays"} <= files
+    assert len(client.list_artifacts(run_id, "overlays")) == 3
+
+
+def test_a_finished_training_is_left_alone(tmp_path: Path, store: Path) -> None:
+    run(tmp_path, store)
+    before = (tmp_path / "weights.safetensors").stat().st_mtime_ns, load_package(tmp_path).digest
+    code, text = run(tmp_path, store)
+    assert code == 0 and "finished already" in text and "models:/smoke/1" in text
+    assert before == ((tmp_path / "weights.safetensors").stat().st_mtime_ns, load_package(tmp_path).digest)
+    assert len(list_models()) == 1
+    with pytest.raises(DataError, match="holds another training"):
+        run(tmp_path, store, [*SMALL, "train.rate=0.5"])
+
+
+COMMAND = """
+import sys
+from unetpp_workflows.cli import main
+sys.exit(main())
+"""
+
+
+def start(output: Path, store: Path, *more: str) -> subprocess.Popen[str]:
+    sets = [part for setting in SMALL for part in ("--set", setting)]
+    command = [sys.executable, "-c", COMMAND, "train", "smoke", "--output", str(output), "--store", str(store)]
+    return subprocess.Popen(
+        [*command, *sets, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy()
+    )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+def steps_logged(output: Path) -> list[int]:
+    return [entry["step"] for entry in Journal(output / PROGRESS).new() if "step" in entry]
+
+
+def test_killed_and_rerun_is_one_run_with_one_curve(tmp_path: Path, store: Path) -> None:
+    """`kill -9` between validations, rerun the command: the curve and the weights are an undisturbed run's."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(whole, store, register=False)
+    process = start(killed, store, "--no-register")
+    wait_until(lambda: 20 in steps_logged(killed), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "model.json").exists()
+    again = start(killed, store, "--no-register")
+    text = again.communicate(timeout=240)[0]
+    assert again.returncode == 0, text
+    assert losses(killed) == losses(whole)
+    one, other = load_package(whole), load_package(killed)
+    assert (one.folder / "weights.safetensors").read_bytes() == (other.folder / "weights.safetensors").read_bytes()
+    client = init_store(store_uri())
+    run_id = json.loads((killed / "mlflow.json").read_text())["run_id"]
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [1, 10, 20]
+    assert [m.step for m in client.get_metric_history(run_id, "val.mean_loss")] == [8, 16, 24]
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_time_up_is_an_exit_code_and_goes_on(tmp_path: Path, store: Path) -> None:
+    code, text = run(tmp_path, store, minutes=1e-6, register=False)
+    assert code == TIME_UP and "run the same command again" in text
+    run_id = json.loads((tmp_path / "mlflow.json").read_text())["run_id"]
+    assert init_store(store_uri()).get_run(run_id).info.status == "KILLED"
+    assert run(tmp_path, store, register=False)[0] == 0 and len(losses(tmp_path)) == 3
+
+
+def test_a_store_of_other_classes_is_refused(tmp_path: Path, store: Path) -> None:
+    sets = [*SMALL, "classes=[{value=0, name='a', color=[0,0,0]}, {value=1, name='b', color=[0,0,0]}, "
+            "{value=2, name='c', color=[0,0,0]}]"]  # fmt: skip
+    with pytest.raises(DataError, match="has 2 classes, the recipe 3"):
+        run(tmp_path, store, sets)
+    with pytest.raises(StoreError, match="no training store"):
+        run(tmp_path / "other", tmp_path / "nothing.zarr")
+
+
+def test_without_data_it_says_how_to_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNETPP_DATA", raising=False)
+    console = Console(file=io.StringIO())
+    with pytest.raises(DataError, match="--data"):
+        run_training("nuclei", data=None, output=tmp_path / "a", console=console)
+    with pytest.raises(DataError, match="does not exist"):
+        run_training("nuclei", data=tmp_path / "none", output=tmp_path / "b", console=console)
+
+
+def test_a_store_that_does_not_answer_costs_no_training(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    code, text = run(tmp_path, store, tracking_uri="http://127.0.0.1:9")
+    assert code == 1 and text.count("not recorded in MLflow") == 1
+    assert load_package(tmp_path).spec.training["best_step"] > 0
+
+
+def test_two_workers_on_ray_survive_a_kill(tmp_path: Path, store: Path) -> None:
+    """One of two worker processes dies in the middle: Ray starts the group anew, from the last checkpoint."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    run(alone, store, register=False)
+    process = start(both, store, "--no-register", "--workers", "2")
+    wait_until(lambda: 10 in steps_logged(both), process)
+    workers = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[-1].kill()
+    text = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, text
+    assert [step for step, _ in losses(both)] == [8, 16, 24]
+    for (_, one), (_, two) in zip(losses(alone), losses(both), strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+    assert load_package(both).spec.metrics["mean_iou"] == pytest.approx(
+        load_package(alone).spec.metrics["mean_iou"], abs=0.02
+    )
