@@ -22,7 +22,7 @@ from unetpp.package import load_package
 from unetpp_workflows.mlflow_store import init_store, store_uri
 from unetpp_workflows.recipe import load_recipe
 from unetpp_workflows.registry import list_models, resolve
-from unetpp_workflows.training import TIME_UP, TrainOptions, run_training
+from unetpp_workflows.training import TIME_UP, TrainOptions, export_training, run_training
 from unetpp_workflows.training_data import STORE, prepared_store
 from unetpp_workflows.training_job import PROGRESS, Journal
 
@@ -143,6 +143,28 @@ def test_time_up_is_an_exit_code_and_goes_on(tmp_path: Path, store: Path) -> Non
     run_id = json.loads((tmp_path / "mlflow.json").read_text())["run_id"]
     assert init_store(store_uri()).get_run(run_id).info.status == "KILLED"
     assert run(tmp_path, store, register=False)[0] == 0 and len(losses(tmp_path)) == 3
+
+
+def test_a_bare_machine_does_the_steps(tmp_path: Path, store: Path) -> None:
+    """Exported, run in slices by `python -m unetpp.train` where nothing but torch and numpy imports, and finished here."""
+    whole, out, bare = tmp_path / "whole", tmp_path / "out", tmp_path / "bare"
+    run(whole, store, register=False)
+    export_training("smoke", data=None, output=out, sets=SMALL, store=store, folder=bare, console=Console(quiet=True))
+    script = "import sys; sys.modules.update(dict.fromkeys(%r)); import runpy; runpy.run_module('unetpp.train', run_name='__main__')"
+    absent = ["zarr", "pydantic", "ray", "mlflow", "scipy", "skimage", "openslide", "rasterio", "PIL", "safetensors"]
+    command = [sys.executable, "-c", script % absent, str(bare), "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    first = subprocess.run(
+        [*command, "--minutes", "0.0001"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert first.returncode == 75, first.stderr
+    second = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert second.returncode == 0, second.stderr
+    assert subprocess.run([*command[:3], str(out)], capture_output=True, check=False, env=environment).returncode == 2
+    (bare / "checkpoint.pt").replace(out / "checkpoint.pt")
+    assert run(out, store, register=False)[0] == 0
+    assert losses(out) == losses(whole)
+    assert (out / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
 def test_a_store_of_other_classes_is_refused(tmp_path: Path, store: Path) -> None:

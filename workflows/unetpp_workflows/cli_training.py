@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unetpp_workflows.cli_options import Sets, Tracking, reported, standard_output
+from unetpp_workflows.cli_options import DONE, Sets, Tracking, reported, standard_output
 
 
 @reported()
@@ -31,6 +31,10 @@ def train(
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0, help="Stop behind a checkpoint after so long (exit code 75).")
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Only write data and settings for `python -m unetpp.train` on a bare machine."),
+    ] = None,
     register: Annotated[bool, typer.Option(help="Register the trained model.")] = True,
     alias: Annotated[str | None, typer.Option("--alias", help="Alias of the new version, like challenger.")] = None,
     tracking_uri: Tracking = None,
@@ -48,8 +52,12 @@ def train(
     """
     import math
 
-    from unetpp_workflows.training import TrainOptions, run_training
+    from unetpp_workflows.training import TrainOptions, export_training, run_training
 
+    console = standard_output()
+    if export is not None:
+        export_training(recipe, data=data, output=output, sets=sets or (), store=store, folder=export, console=console)
+        raise typer.Exit(DONE)
     options = TrainOptions(
         store=store,
         workers=workers,
@@ -61,7 +69,6 @@ def train(
         register=register,
         alias=alias,
     )
-    console = standard_output()
     raise typer.Exit(run_training(recipe, data=data, output=output, sets=sets or (), options=options, console=console))
 
 

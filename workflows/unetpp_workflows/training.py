@@ -19,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from unetpp.durable import write_file
 from unetpp.errors import DataError, RegistryError
 from unetpp.package import SPEC, load_package
+from unetpp.train.job import config_from
 from unetpp_workflows.cli_options import DONE, PART_FAILED
-from unetpp_workflows.recipe import Recipe, load_recipe
+from unetpp_workflows.recipe import Recipe, architecture, load_recipe
 from unetpp_workflows.training_data import TrainingData, open_data, prepared_store
 from unetpp_workflows.training_job import OVERLAYS, RECIPE, TrainingJob, device, work
 from unetpp_workflows.training_result import LEVELS
@@ -103,6 +104,40 @@ def run_training(
         watcher.close("FAILED")
         raise
     return watcher.finish(package)
+
+
+def export_training(
+    recipe: str | Path,
+    *,
+    data: Path | None,
+    output: Path,
+    sets: Sequence[str] = (),
+    store: Path | None = None,
+    folder: Path,
+    console: Console,
+) -> None:
+    """Write what `python -m unetpp.train FOLDER` needs; its checkpoint.pt, put into `output`, is continued from there.
+
+    Raises:
+        As `run_training`; OutputError: the folder cannot be written.
+    """
+    from unetpp.train.job import DATA, ExportedTraining
+    from unetpp.train.store import export
+
+    config = load_recipe(recipe, sets)
+    _claim(config, output)
+    found = store or _prepared(config, data, output, console)
+    opened = open_data(found)
+    _check(config, opened, found)
+    export(found, folder / DATA)
+    plain = config_from(asdict(config.train))
+    ExportedTraining(config.network.kind, architecture(config, len(opened.bands)), plain).save(folder)
+    console.print(
+        f"{folder}: copy it to the bare machine with the packages unetpp and unetpp_kernels, run "
+        f"`python -m unetpp.train FOLDER --minutes 9` there until it exits with 0, then put checkpoint.pt into {output} "
+        "and run this command again without --export",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _claim(config: Recipe, output: Path) -> None:
