@@ -146,21 +146,21 @@ def test_time_up_is_an_exit_code_and_goes_on(tmp_path: Path, store: Path) -> Non
 
 
 def test_a_bare_machine_does_the_steps(tmp_path: Path, store: Path) -> None:
-    """Exported, run in slices by `python -m unetpp.train` where nothing but torch and numpy imports, and finished here."""
+    """Exported, run in slices where nothing but torch and numpy imports, and finished here."""
     whole, out, bare = tmp_path / "whole", tmp_path / "out", tmp_path / "bare"
     run(whole, store, register=False)
     export_training("smoke", data=None, output=out, sets=SMALL, store=store, folder=bare, console=Console(quiet=True))
-    script = "import sys; sys.modules.update(dict.fromkeys(%r)); import runpy; runpy.run_module('unetpp.train', run_name='__main__')"
     absent = ["zarr", "pydantic", "ray", "mlflow", "scipy", "skimage", "openslide", "rasterio", "PIL", "safetensors"]
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(%r)); from unetpp.train.__main__ import main; sys.exit(main())"
+    )
     command = [sys.executable, "-c", script % absent, str(bare), "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    first = subprocess.run(
-        [*command, "--minutes", "0.0001"], capture_output=True, text=True, check=False, env=environment
-    )
-    assert first.returncode == 75, first.stderr
-    second = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert second.returncode == 0, second.stderr
-    assert subprocess.run([*command[:3], str(out)], capture_output=True, check=False, env=environment).returncode == 2
+    codes = []
+    for arguments in ([*command, "--minutes", "0.0001"], command, [*command[:3], str(out)]):
+        ended = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+        codes.append(ended.returncode)
+    assert codes == [75, 0, 2] and "training.json" in ended.stderr
     (bare / "checkpoint.pt").replace(out / "checkpoint.pt")
     assert run(out, store, register=False)[0] == 0
     assert losses(out) == losses(whole)

@@ -133,11 +133,12 @@ def export_training(
     plain = config_from(asdict(config.train))
     ExportedTraining(config.network.kind, architecture(config, len(opened.bands)), plain).save(folder)
     console.print(
-        f"{folder}: copy it to the bare machine with the packages unetpp and unetpp_kernels, run "
-        f"`python -m unetpp.train FOLDER --minutes 9` there until it exits with 0, then put checkpoint.pt into {output} "
-        "and run this command again without --export",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{folder}: copy it, unetpp/ and kernels/unetpp_kernels/ to the bare machine, run `python -m unetpp.train "
+        f"FOLDER --minutes 9` there until it exits with 0, put checkpoint.pt into {output}, and run this command again "
+        "without --export",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _claim(config: Recipe, output: Path) -> None:
