@@ -152,6 +152,39 @@ def gpu() -> str:
     return "\n".join(lines)
 
 
+def train() -> str:
+    path = ROOT / "tests/benchmarks/train.json"
+    if not path.is_file():
+        return "Not measured."
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    settings, rows = facts["settings"], [row for row in facts["rows"] if "seconds" in row]
+    lines = [
+        "| network | M parameters | precision | s per step | vs smp resnet34 | vs monai | peak MB |",
+        "|---|--:|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        bases = [
+            next((r for r in rows if r["network"].startswith(name) and r["precision"] == row["precision"]), row)
+            for name in ("smp UnetPlusPlus resnet34", "monai")
+        ]
+        ratios = " | ".join(f"{base['seconds'] / row['seconds']:.1f}x" for base in bases)
+        network = row["network"] if " " in row["network"] else f"ours, `{row['network']}`"
+        lines.append(
+            f"| {network} | {row['parameters'] / 1e6:.2f} | {row['precision']} | {row['seconds']:.2f} | {ratios} | "
+            f"{row['peak_mb']} |"
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines += [
+        "",
+        f"Forward, loss, backward and AdamW on {settings['batch']} patches of {settings['side']}² px, "
+        f"{settings['threads']} threads; ours with four heads (deep supervision), the others with their one. Medians of "
+        f"{settings['rounds']} rounds, a process each; {facts['device']}, {facts['cores']} cores, load "
+        f"{facts['load_before']} before; {versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`; "
+        "all rounds in [train.json](tests/benchmarks/train.json).",
+    ]
+    return "\n".join(lines)
+
+
 def tree() -> str:
     """One line per module: its name and the first clause of its first sentence."""
     lines = ["```"]
@@ -175,7 +208,7 @@ def _first_clause(path: Path) -> str:
 
 
 def render(text: str) -> str:
-    for name, content in (("models", models()), ("speed", speed()), ("cpu", cpu()), ("gpu", gpu()), ("tree", tree())):
+    for name, content in (("models", models()), ("speed", speed()), ("cpu", cpu()), ("train", train()), ("gpu", gpu()), ("tree", tree())):
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
         if count != 1:
