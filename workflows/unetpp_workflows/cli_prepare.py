@@ -130,16 +130,18 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 
 def _print(prepared: Prepared, page: Path, console: Console) -> None:
+    from unetpp_workflows.prepare.faults import lines
+
     def say(text: str, style: str | None = None) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    warnings = [fault for fault in prepared.faults if fault.level == "warning"]
+    warnings = lines(fault for fault in prepared.faults if fault.level == "warning")
     for fault in warnings[:_MOST_LINES]:
         say(f"warning: {fault}", "yellow")
     if len(warnings) > _MOST_LINES:
         say(f"and {len(warnings) - _MOST_LINES} more warnings, on the page", "yellow")
     complaints = Console(stderr=True)
-    for fault in prepared.errors:
+    for fault in lines(prepared.errors):
         complaints.print(f"error: {fault}", style="red", markup=False, highlight=False, soft_wrap=True)
     facts = prepared.facts
     if facts is None:

@@ -356,7 +356,7 @@ def _facts(
     statistics: Statistics,
 ) -> dict[str, Any]:
     mean, std = statistics.result()
-    rows, infos = work.rows, [asdict(info) for info in dataset.infos()]
+    rows, infos = work.rows, [{**asdict(info), "color": list(info.color)} for info in dataset.infos()]
     splits = {}
     split_of = np.array([SPLITS.index(row.split) for row in rows])
     for number, split in enumerate(SPLITS):

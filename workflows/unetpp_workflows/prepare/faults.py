@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,22 +17,40 @@ class Fault:
         level: an error makes the data wrong and nothing is stored; a warning is shown.
         where: the image's name, or "" for the whole set.
         what: one line: what is wrong, the value, what to do.
+        detail: what differs between images that share a fault, such as a count.
     """
 
     level: Level
     where: str
     what: str
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        text = f"{self.what}: {self.detail}" if self.detail else self.what
+        return f"{self.where}: {text}" if self.where else text
 
 
-def error(what: str, where: str = "") -> Fault:
-    return Fault("error", where, what)
+def error(what: str, where: str = "", detail: str = "") -> Fault:
+    return Fault("error", where, what, detail)
 
 
-def warning(what: str, where: str = "") -> Fault:
-    return Fault("warning", where, what)
+def warning(what: str, where: str = "", detail: str = "") -> Fault:
+    return Fault("warning", where, what, detail)
+
+
+def lines(faults: Iterable[Fault]) -> list[str]:
+    """Return one line per fault, and one for all images that share it."""
+    shared: dict[str, list[Fault]] = {}
+    for fault in faults:
+        shared.setdefault(fault.what, []).append(fault)
+    result = []
+    for what, same in shared.items():
+        if len(same) == 1:
+            result.append(str(same[0]))
+        else:
+            places = [f"{f.where} {f.detail}" if f.detail else f.where for f in same]
+            result.append(f"{what}: {len(same)} images: {some(places)}")
+    return result
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -81,7 +81,9 @@ class MaskReader:
         if same_crs and same_size and np.allclose(self._mask.transform or (), raster.transform, rtol=1e-9, atol=1e-9):
             return None
         if not same_crs:
-            self._notes.append(warning(f"labels are in {_name(theirs)}, the image in {_name(ours)}: reprojected"))
+            self._notes.append(
+                warning(f"labels are in {crs_label(theirs)}, the image in {crs_label(ours)}: reprojected")
+            )
         return pyproj.Transformer.from_crs(ours, theirs, always_xy=True)
 
     def read(self, box: Box) -> tuple[Indices, Objects | None]:
@@ -129,7 +131,7 @@ class MaskReader:
         self._unlisted.pixels.pop(known or "", None)
         found = list(self._notes)
         if self._unlisted.pixels:
-            found.append(warning(f"outside the legend and not counted: {self._unlisted.text()}"))
+            found.append(warning("values outside the legend do not count", detail=self._unlisted.text()))
         return found
 
     def close(self) -> None:
@@ -162,8 +164,11 @@ def _whole(raw: NDArray[Any], path: str) -> NDArray[Any]:
     return raw
 
 
-def _name(crs: Any) -> str:
-    return ":".join(crs.to_authority() or (crs.name,))
+def crs_label(crs: Any) -> str:
+    """Return a pyproj CRS by its authority's code where GDAL recognises it, else by its name."""
+    from rasterio.crs import CRS
+
+    return ":".join(CRS.from_user_input(crs.to_wkt()).to_authority() or (crs.name,))
 
 
 def _open(path: Path) -> RawMask:

@@ -18,6 +18,7 @@ from unetpp.durable import write_file
 from unetpp.store import NO_DATA
 from unetpp.train.store import PatchStore
 from unetpp_workflows.prepare.build import Prepared
+from unetpp_workflows.prepare.faults import lines
 from unetpp_workflows.report import to_rgb
 
 SAMPLES = 8
@@ -41,8 +42,8 @@ def write_page(prepared: Prepared) -> Path:
     page = environment.get_template("prepare.html.j2").render(
         name=(facts or {}).get("name") or prepared.store.stem,
         facts=facts,
-        errors=prepared.errors,
-        warnings=[fault for fault in prepared.faults if fault.level == "warning"],
+        errors=lines(prepared.errors),
+        warnings=lines(fault for fault in prepared.faults if fault.level == "warning"),
         splits=[] if store is None else [_split(store, split) for split in store.splits],
         classes=[] if facts is None else _classes(facts),
         table=[] if store is None else _facts(store),

@@ -21,7 +21,7 @@ from unetpp.io.reader import first_line
 from unetpp.store import NO_DATA
 from unetpp_workflows.prepare.faults import Fault, warning
 from unetpp_workflows.prepare.legend import Indices, Legend
-from unetpp_workflows.prepare.masks import Objects, to_pixels
+from unetpp_workflows.prepare.masks import Objects, crs_label, to_pixels
 
 if TYPE_CHECKING:
     from unetpp.io.base import Raster
@@ -65,11 +65,13 @@ class PolygonReader:
         if not len(shapes.geometry):
             raise DataError(f"{path} holds no polygons; give the right file, or remove the image")
         if shapes.skipped:
-            self._notes.append(warning(f"{shapes.skipped} feature(s) are not polygons and are left out"))
+            self._notes.append(warning("features that are no polygons are left out", detail=f"{shapes.skipped}"))
         geometry = _on_grid(shapes, raster, grid, self._notes)
         invalid = int((~shapely.is_valid(geometry)).sum())
         if invalid:
-            self._notes.append(warning(f"{invalid} polygon(s) cross themselves: drawn by the even-odd rule"))
+            self._notes.append(
+                warning("polygons cross themselves and are drawn by the even-odd rule", detail=f"{invalid}")
+            )
         self._check_place(path, geometry, raster)
         indices = self._classes(shapes.names)
         # Larger first; what does not count last. Equal areas keep the file's order.
@@ -92,7 +94,7 @@ class PolygonReader:
                 indices.append(NO_DATA)
         if unlisted:
             text = ", ".join(f"{name!r} ({count})" for name, count in unlisted.most_common(5))
-            self._notes.append(warning(f"polygons outside the legend and not counted: {text}"))
+            self._notes.append(warning("polygon classes outside the legend do not count", detail=text))
         return np.array(indices, np.int64)
 
     def _check_place(self, path: str, geometry: NDArray[Any], raster: Raster) -> None:
@@ -106,9 +108,11 @@ class PolygonReader:
         # Half a pixel outside is the rounding of whoever drew it.
         partly = on_image & ((x0 < -0.5) | (y0 < -0.5) | (x1 > width + 0.5) | (y1 > height + 0.5))
         if not on_image.all():
-            self._notes.append(warning(f"{int((~on_image).sum())} polygon(s) lie outside the image"))
+            self._notes.append(warning("polygons lie outside the image", detail=f"{int((~on_image).sum())}"))
         if partly.any():
-            self._notes.append(warning(f"{int(partly.sum())} polygon(s) reach past the image's edge and are cut there"))
+            self._notes.append(
+                warning("polygons reach past the image's edge and are cut there", detail=f"{int(partly.sum())}")
+            )
 
     def read(self, box: Box) -> tuple[Indices, Objects | None]:
         """Return class indices (h, w) and, of instances, object numbers (h, w): 1 for the file's first polygon."""
@@ -156,6 +160,10 @@ def read_shapes(path: Path, name_property: str, *, any_name: bool, placed: bool)
             geometry, properties, crs = _read_geoparquet(path)
         else:
             geometry, properties, crs = _read_layers(path)
+            if crs is None and placed:
+                raise DataError(f"{path} states no CRS, but its image has one; write the CRS into it")
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DataError(f"{path} does not read as polygons ({first_line(error)}); export it again") from None
     import shapely
@@ -245,8 +253,8 @@ def _on_grid(shapes: Shapes, raster: Raster, grid: OutputGrid, notes: list[Fault
     theirs, ours = pyproj.CRS.from_user_input(shapes.crs), pyproj.CRS.from_user_input(raster.crs)
     move = pyproj.Transformer.from_crs(theirs, ours, always_xy=True)
     if not theirs.equals(ours, ignore_axis_order=True):
-        name = ":".join(theirs.to_authority() or (theirs.name,)), ":".join(ours.to_authority() or (ours.name,))
-        notes.append(warning(f"polygons are in {name[0]}, the image in {name[1]}: reprojected"))
+        what = f"polygons are in {crs_label(theirs)}, the image in {crs_label(ours)}: reprojected"
+        notes.append(warning(what))
     transform = raster.transform
 
     def place(xy: NDArray[Any]) -> NDArray[Any]:

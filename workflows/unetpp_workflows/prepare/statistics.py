@@ -36,8 +36,14 @@ class Sums:
         if pixels.dtype.itemsize > 2:
             columns = [[int(v) for v in column] for column in values.T]
             return cls(len(values), tuple(map(sum, columns)), tuple(sum(v * v for v in c) for c in columns))
-        values = values.astype(np.int64)
-        return cls(len(values), tuple(map(int, values.sum(0))), tuple(map(int, (values * values).sum(0))))
+        total, squares = [], []
+        for band in values.T:
+            # Exact and several times faster than sums of 64-bit copies.
+            amounts = np.bincount(band.astype(np.int64) - (low := int(band.min()) if len(band) else 0))
+            levels = np.arange(len(amounts), dtype=np.int64) + low
+            total.append(int(amounts @ levels))
+            squares.append(int(amounts @ (levels * levels)))
+        return cls(len(values), tuple(total), tuple(squares))
 
 
 class Statistics:

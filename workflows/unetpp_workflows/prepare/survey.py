@@ -9,8 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,18 +130,18 @@ def _survey(raster: Raster, row: Row, dataset: Dataset, key: str) -> Survey:
     override = Spacing.parse(data.image_spacing) if data.image_spacing else None
     wanted = Spacing.parse(data.spacing) if data.spacing else None
     grid = plan_grid(raster, model_spacing=wanted, override=override)
-    small = thumbnail(raster, THUMBNAIL_SIDE)
+    small = _small(raster)
     seen = ValidityMask(small.valid, grid.height, grid.width)
     tissue = None
     if data.tissue == "auto" and raster.kind == "slide":
         tissue = ValidityMask(tissue_mask(small.pixels) & small.valid, grid.height, grid.width)
     with ImageLabels(row, dataset, raster, grid, tissue) as labels:
         blocks = _blocks(labels, grid, seen, dataset)
-        faults = [Fault(fault.level, row.name, fault.what) for fault in labels.faults()]
+        faults = [replace(fault, where=row.name) for fault in labels.faults()]
         labelled = sum(sum(block[2:]) for block in blocks)
         if labels.off_tissue > _OFF_TISSUE_SHARE * (labelled + labels.off_tissue):
-            faults.append(warning(f"{labels.off_tissue:,} labelled px are not tissue and do not count; "
-                                  "set tissue = 'none' to keep them", row.name))  # fmt: skip
+            what = "labelled pixels are not tissue and do not count; set tissue = 'none' to keep them"
+            faults.append(warning(what, row.name, f"{labels.off_tissue:,} px"))
     if not labelled:
         faults.append(warning("no pixel is labelled: nothing of it is stored", row.name))
     ground = wanted or override or ground_spacing(raster)
@@ -182,14 +181,18 @@ def _blocks(labels: ImageLabels, grid: OutputGrid, seen: ValidityMask, dataset: 
     return found
 
 
+def _small(raster: Raster) -> Window:
+    """Return the image's thumbnail; an image that is small already, as it is."""
+    top = raster.levels[0]
+    return raster.read(top.box) if max(top.height, top.width) <= THUMBNAIL_SIDE else thumbnail(raster, THUMBNAIL_SIDE)
+
+
 def _print(small: Window) -> NDArray[np.uint8]:
     """Return the thumbnail as 16 x 16 grey values, stretched to 0..255."""
-    grey = np.where(small.valid, small.pixels.astype(np.float64).mean(-1), 0.0)
-    rows, cols = (np.arange(_PRINT_SIDE + 1) * n // _PRINT_SIDE for n in grey.shape)
-    cells = np.array([
-        [grey[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)].mean() for x0, x1 in pairwise(cols)]
-        for y0, y1 in pairwise(rows)
-    ])  # fmt: skip
+    grey = np.where(small.valid, small.pixels.sum(-1, dtype=np.float64), 0.0)
+    edges = [np.arange(_PRINT_SIDE) * size // _PRINT_SIDE for size in grey.shape]
+    # An image of fewer pixels than cells repeats its pixels.
+    spans = [np.maximum(np.diff([*edge, size]), 1) for edge, size in zip(edges, grey.shape, strict=True)]
+    cells = np.add.reduceat(np.add.reduceat(grey, edges[0], axis=0), edges[1], axis=1) / np.outer(*spans)
     low, high = cells.min(), cells.max()
-    stretched: NDArray[np.uint8] = np.rint((cells - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-    return stretched
+    return np.asarray(np.rint((cells - low) / max(high - low, 1e-12) * 255), np.uint8)

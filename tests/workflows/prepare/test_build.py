@@ -1,0 +1,358 @@
+"""A whole preparation: what is stored, statistics, faults, restarts, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import rasterio
+import tifffile
+import zarr
+from PIL import Image
+from scipy import ndimage
+
+from unetpp.errors import StoreError
+from unetpp.geometry import Box
+from unetpp.train.store import PatchStore
+from unetpp_workflows.prepare.build import Prepared, Run, discard_work, prepare, work_folder
+from unetpp_workflows.prepare.dataset import Dataset, load_dataset
+
+GLOBS: dict[str, Any] = {
+    "images": "images/*.png",
+    "labels": "masks/{stem}.png",
+    "group_pattern": "^([a-z]+)",
+    "validation": ["v"],
+}
+
+
+def whole(store: PatchStore, name: str) -> tuple[Any, Any, Any]:
+    """Read a whole image back: pixels, labels, objects."""
+    image = next(i for i in store.images if i.name == name)
+    source = store.source(image.split)
+    position = [i.name for i in source.images].index(name)
+    crop = source.read(position, Box(0, 0, image.height, image.width))
+    return crop.pixels, crop.labels, crop.objects
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_what_is_stored_is_what_was_given(described: Callable[..., Dataset], photos: Any, tmp_path: Path) -> None:
+    drawn = photos({"a1": (70, 100), "b1": (32, 32), "b2": (33, 65), "v1": (40, 90)})
+    prepared = prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    assert not prepared.faults
+    store = PatchStore.open(tmp_path / "s.zarr")
+    for name, (pixels, labels) in drawn.items():
+        found = whole(store, name)
+        assert (found[0] == pixels).all() and (found[1] == labels).all() and found[2] is None
+    training = [drawn[name] for name in ("a1", "b1", "b2")]
+    everything = np.concatenate([pixels.reshape(-1, 3) for pixels, _ in training]).astype(np.float64)
+    assert np.allclose(store.mean, everything.mean(0), rtol=1e-14)
+    assert np.allclose(store.std, everything.std(0), rtol=1e-13)
+    counts = np.bincount(np.concatenate([labels.ravel() for _, labels in training]))
+    assert np.allclose(store.frequencies, counts / counts.sum(), rtol=1e-15)
+    assert [i.group for i in store.source("train").images] == ["a", "b", "b"]
+    assert store.source("val").blocks.counts.sum(0).tolist() == np.bincount(drawn["v1"][1].ravel()).tolist()
+    # Anybody's Zarr reads the same arrays: one patch is one chunk, and shards hold whole patches.
+    array = zarr.open_group(tmp_path / "s.zarr", mode="r")["pixels"]
+    assert isinstance(array, zarr.Array) and array.chunks == (1, 32, 32, 3) and array.shards is not None
+    assert (array[0] == drawn["a1"][0][:32, :32]).all()
+
+
+def test_only_labelled_blocks_and_their_neighbours_are_stored(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    drawn = photos({"a1": (320, 320), "v1": (32, 32)})
+    labels = np.full((320, 320), 255, np.uint8)
+    labels[100:110, 200:210] = 1
+    Image.fromarray(labels).save(tmp_path / "masks/a1.png")
+    prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    store = PatchStore.open(tmp_path / "s.zarr")
+    assert (store.image == 0).sum() == 9 and len(store.source("train").blocks.image) == 1
+    pixels, found, _ = whole(store, "a1")
+    assert (found == labels).all()
+    assert (pixels[64:160, 160:256] == drawn["a1"][0][64:160, 160:256]).all()
+    assert (pixels[:64] == np.rint(store.mean)).all()
+
+
+def test_no_data_has_no_labels_and_no_part_in_statistics(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    values = random.normal(1000, 30, (2, 50, 70)).astype(np.float32)
+    values[:, :20] = -9999
+    for name in ("a", "v"):
+        with rasterio.open(
+            tmp_path / f"{name}.tif", "w", driver="GTiff", height=50, width=70, count=2, dtype="float32", nodata=-9999,
+            crs="EPSG:32636", transform=rasterio.transform.from_origin(0, 0, 2, 2),
+        ) as file:  # fmt: skip
+            file.write(values + (name == "v") * (values > 0) * 7)
+    (tmp_path / "t.csv").write_text("image,labels,split\na.tif,m.png,train\nv.tif,m.png,val\n")
+    Image.fromarray(np.ones((50, 70), np.uint8)).save(tmp_path / "m.png")
+    prepare(described(table="t.csv"), tmp_path, tmp_path / "s.zarr")
+    store = PatchStore.open(tmp_path / "s.zarr")
+    pixels, labels, _ = whole(store, "a")
+    assert (labels[:20] == 255).all() and (labels[20:] == 1).all()
+    assert np.allclose(store.mean, values[:, 20:].astype(np.float64).mean((1, 2)), rtol=1e-12)
+    assert np.allclose(store.std, values[:, 20:].astype(np.float64).std((1, 2)), rtol=1e-9)
+    assert (pixels[:20] == np.array(store.mean, np.float32)).all()
+    assert store.spacing is not None and str(store.spacing) == "2 m/px"
+
+
+def test_mask_ignore_and_votes(described: Callable[..., Dataset], photos: Any, tmp_path: Path) -> None:
+    photos({"a": (64, 64), "v": (64, 64)})
+    votes = {"x": np.zeros((64, 64), np.uint8), "y": np.ones((64, 64), np.uint8), "z": np.ones((64, 64), np.uint8)}
+    votes["y"][:, :32] = 2
+    for name, labels in votes.items():
+        Image.fromarray(labels).save(tmp_path / f"{name}.png")
+    area = np.zeros((64, 64), np.uint8)
+    area[:40] = 255
+    Image.fromarray(area).save(tmp_path / "mask.png")
+    Image.fromarray(np.roll(area, 32, 0) * (np.arange(64) < 8)).save(tmp_path / "ignore.png")
+    rows = [f"images/a.png,{name}.png,train,{name},mask.png,ignore.png" for name in votes]
+    header = "image,labels,split,annotator,mask,ignore"
+    (tmp_path / "t.csv").write_text("\n".join([header, *rows, "images/v.png,masks/v.png,val,x,,"]))
+    prepare(described(table="t.csv"), tmp_path, tmp_path / "s.zarr")
+    labels = whole(PatchStore.open(tmp_path / "s.zarr"), "a")[1]
+    expected = np.ones((64, 64), np.uint8)
+    expected[:, :32] = 255  # 0, 2 and 1: a tie
+    expected[40:] = 255
+    expected[:8, 32:] = 1
+    assert (labels == expected).all()
+
+
+def test_one_group_is_cut_with_a_band_between(described: Callable[..., Dataset], photos: Any, tmp_path: Path) -> None:
+    drawn = photos({"a": (64, 300)})
+    settings = {**GLOBS, "group_pattern": "(a)", "shares": {"train": 0.6, "val": 0.4}, "guard": 40, "validation": []}
+    prepare(described(**settings), tmp_path, tmp_path / "s.zarr")
+    store = PatchStore.open(tmp_path / "s.zarr")
+    train, val = (whole(store, f"a#{split}")[1] != 255 for split in ("train", "val"))
+    assert store.within_group
+    assert train[:, :160].all() and not train[:, 160:].any()
+    assert val[:, 200:].all() and not val[:, :200].any()
+    assert (whole(store, "a#val")[1][:, 200:] == drawn["a"][1][:, 200:]).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "level", "text"),
+    [
+        ("size", "error", "give labels of the image's size"),
+        ("copy", "error", "one picture in two splits"),
+        ("jpeg", "warning", "look alike"),
+        ("bands", "error", "most images have 3 band"),
+        ("legend", "warning", "outside the legend"),
+        ("empty", "warning", "class without a pixel in val: roof"),
+        ("unlabelled", "error", "no image of the split val has a labelled pixel"),
+        ("damaged", "error", "does not decode"),
+    ],
+)
+def test_faults_are_found(
+    spoil: str, level: str, text: str, described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    drawn = photos({"a1": (64, 64), "a2": (64, 64), "v1": (64, 64)})
+    image, mask = tmp_path / "images/v1.png", tmp_path / "masks/v1.png"
+    labels = drawn["v1"][1].copy()
+    if spoil == "size":
+        Image.fromarray(labels[1:]).save(mask)
+    elif spoil == "copy":
+        image.write_bytes((tmp_path / "images/a1.png").read_bytes())
+    elif spoil == "jpeg":
+        smooth = ndimage.gaussian_filter(drawn["a1"][0].astype(float), (6, 6, 0)) * 8 % 255
+        Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "images/a1.png")
+        with Image.open(tmp_path / "images/a1.png") as photo:
+            photo.save(image, "JPEG", quality=90)
+    elif spoil == "bands":
+        tifffile.imwrite(image.with_name("a3.tif"), drawn["v1"][0].astype(np.uint16))
+        image.with_name("a3.tif").rename(image)
+    elif spoil == "legend":
+        labels[:5] = 77
+        Image.fromarray(labels).save(mask)
+    elif spoil == "empty":
+        Image.fromarray(labels % 2).save(mask)
+    elif spoil == "unlabelled":
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(mask)
+    else:
+        image.write_bytes(image.read_bytes()[:2000])
+    prepared = prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    assert any(fault.level == level and text in str(fault) for fault in prepared.faults), prepared.faults
+    assert (prepared.facts is None) == (level == "error") == (not (tmp_path / "s.zarr").exists())
+
+
+def test_the_store_does_not_depend_on_workers_executor_or_place(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos({f"{group}{i}": (150, 170) for group in "abv" for i in range(3)})
+    found = []
+    for run in (Run(workers=1), Run(workers=4), Run("ray", workers=2)):
+        store = tmp_path / f"{run.executor}{run.workers}" / "s.zarr"
+        found.append((prepare(described(**GLOBS), tmp_path, store, run=run), hashes(store)))
+    assert found[0][1] == found[1][1] == found[2][1]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for folder in ("images", "masks"):
+        (tmp_path / folder).rename(moved / folder)
+    os.utime(moved / "images/a0.png")
+    again = prepare(described(**GLOBS), moved, moved / "s.zarr")
+    assert again.facts is not None and found[0][0].facts is not None
+    assert again.facts["fingerprint"] == found[0][0].facts["fingerprint"]
+
+
+def test_a_finished_store_is_kept_and_never_overwritten(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos({"a1": (64, 64), "v1": (64, 64)})
+    first = prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    discard_work(tmp_path / "s.zarr")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "s.zarr").rglob("*")}
+    second = prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    assert (first.fresh, second.fresh) == (True, False) and first.facts == second.facts
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "s.zarr").rglob("*")}
+    with pytest.raises(StoreError, match="other data or settings"):
+        prepare(described(**{**GLOBS, "side": 64}), tmp_path, tmp_path / "s.zarr")
+    (tmp_path / "mine.zarr").mkdir()
+    with pytest.raises(StoreError, match="no training store"):
+        prepare(described(**GLOBS), tmp_path, tmp_path / "mine.zarr")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from unetpp_workflows.prepare import layout
+from unetpp_workflows.prepare.build import Run, prepare
+from unetpp_workflows.prepare.dataset import load_dataset
+layout.SHARD_BYTES = 2**14
+prepare(load_dataset(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), run=Run(workers=2))
+"""
+
+
+def run_and_kill(script: list[str], store: Path, wanted: int) -> bool:
+    """Start a preparation and SIGKILL it once `wanted` shards are committed; tell whether it was still at work."""
+    with subprocess.Popen(script) as process:
+        markers = work_folder(store) / "markers"
+        while process.poll() is None and len(list(markers.glob("*.json"))) < wanted:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    return process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_preparation_continues_to_the_same_bytes(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos({f"{group}{i}": (200, 230) for group in "av" for i in range(2)})
+    toml = tmp_path / "d.toml"
+    classes = "".join(
+        f'[[classes]]\nname = "{c.name}"\ncolor = {list(c.color)}\nbackground = {str(c.background).lower()}\n'
+        for c in described(**GLOBS).classes
+    )
+    data = "".join(f"{key} = {json.dumps(value)}\n" for key, value in GLOBS.items())
+    toml.write_text(f"[data]\nside = 32\n{data}{classes}")
+    killed, whole_run = tmp_path / "killed/s.zarr", tmp_path / "whole/s.zarr"
+    script = [sys.executable, "-c", SCRIPT, str(toml), str(tmp_path)]
+    assert run_and_kill([*script, str(killed)], killed, 10)
+    kept = {file: file.stat().st_mtime_ns for file in (work_folder(killed) / "markers").glob("*.json")}
+    surveys = {file: file.stat().st_mtime_ns for file in (work_folder(killed) / "surveys").glob("*.json")}
+    assert len(kept) >= 10
+    assert run_and_kill([*script, str(killed)], killed, 25)
+    subprocess.run([*script, str(killed)], check=True)
+    assert {**kept, **surveys} == {file: file.stat().st_mtime_ns for file in (*kept, *surveys)}
+    monkeypatch.setattr("unetpp_workflows.prepare.layout.SHARD_BYTES", 2**14)
+    prepare(load_dataset(toml), tmp_path, whole_run)
+    assert hashes(killed) == hashes(whole_run)
+    assert PatchStore.open(killed).counts.sum() == 4 * 200 * 230
+
+
+def test_a_torn_shard_is_made_again_before_the_end(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetpp_workflows.prepare import build
+
+    photos({"a1": (100, 100), "v1": (64, 64)})
+    reference: Prepared = prepare(described(**GLOBS), tmp_path, tmp_path / "whole/s.zarr")
+    monkeypatch.setattr(build, "_finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(described(**GLOBS), tmp_path, tmp_path / "torn/s.zarr")
+    with pytest.raises(StoreError, match="not finished"):
+        PatchStore.open(tmp_path / "torn/s.zarr")
+    shard = tmp_path / "torn/s.zarr/pixels/c/0/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    monkeypatch.undo()
+    prepare(described(**GLOBS), tmp_path, tmp_path / "torn/s.zarr")
+    assert reference.facts is not None
+    assert hashes(tmp_path / "torn/s.zarr") == hashes(tmp_path / "whole/s.zarr")
+
+
+def test_dsb2018_keeps_every_nucleus(data_dir: Path, described: Callable[..., Dataset], tmp_path: Path) -> None:
+    names = sorted((data_dir / "dsb2018/images").glob("0*.png"))[:12]
+    table = {row.split(",")[0]: row.split(",") for row in (data_dir / "dsb2018/manifest.csv").read_text().splitlines()}
+    rows = [f"images/{n.name},labels/{n.name},{table[n.stem][-1]},{table[n.stem][3]}" for n in names]
+    for folder in ("images", "labels"):
+        (tmp_path / folder).symlink_to(data_dir / "dsb2018" / folder)
+    (tmp_path / "t.csv").write_text("\n".join(["image,labels,split,type", *rows]))
+    two = [{"name": "no", "color": [0, 0, 0], "background": True}, {"name": "nucleus", "color": [1, 1, 1]}]
+    settings = described(two, table="t.csv", stratum="type", instances=True, side=256)
+    prepare(settings, tmp_path, tmp_path / "s.zarr")
+    store = PatchStore.open(tmp_path / "s.zarr")
+    for name in names:
+        objects = whole(store, name.stem)[2]
+        assert len(np.unique(objects[objects > 0])) == int(table[name.stem][4])
+    assert {image.group for image in store.source("train").images} <= {
+        "fluorescence",
+        "purple-white",
+        "purple-dense",
+        "brightfield-gray",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_peak_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
+    toml = tmp_path / "d.toml"
+    toml.write_text(
+        '[data]\ntable = "t.csv"\n[[classes]]\nname = "a"\ncolor = [0, 0, 0]\n'
+        '[[classes]]\nname = "b"\ncolor = [1, 1, 1]\n'
+    )
+    peaks = {}
+    for side in (2048, 12288):
+        folder = tmp_path / str(side)
+        folder.mkdir()
+        shape = {"height": side, "width": side, "driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256}
+        random = np.random.default_rng(0)
+        with (
+            rasterio.open(folder / "i.tif", "w", count=3, dtype="uint8", compress="lzw", **shape) as image,
+            rasterio.open(folder / "m.tif", "w", count=1, dtype="uint8", compress="lzw", **shape) as mask,
+        ):
+            for row in range(0, side, 256):
+                window = rasterio.windows.Window(0, row, side, 256)
+                image.write(random.integers(0, 256, (3, 256, side), np.uint8), window=window)
+                mask.write((random.random((1, 256, side)) > 0.5).astype(np.uint8), window=window)
+        (folder / "t.csv").write_text("image,labels,split\ni.tif,m.tif,train\n")
+        script = [
+            sys.executable,
+            "-c",
+            SCRIPT.replace("2**14", "2**24"),
+            str(toml),
+            str(folder),
+            str(folder / "s.zarr"),
+        ]
+        with subprocess.Popen(script) as process:
+            watched, peaks[side] = psutil.Process(process.pid), 0
+            while process.poll() is None:
+                try:
+                    peaks[side] = max(peaks[side], watched.memory_full_info().pss)
+                except psutil.Error:
+                    break
+                time.sleep(0.05)
+        assert process.returncode == 0
+    print({side: f"{peak / 2**20:.0f} MB" for side, peak in peaks.items()})
+    assert peaks[12288] - peaks[2048] < 100 * 2**20

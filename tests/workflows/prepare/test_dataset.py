@@ -1,0 +1,55 @@
+"""What a data set's description may say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unetpp.errors import ConfigError
+from unetpp_workflows.prepare.dataset import Dataset, load_dataset
+
+
+@pytest.mark.parametrize("name", ["nuclei", "landcover"])
+def test_a_bundled_recipe_describes_a_data_set(name: str) -> None:
+    dataset = load_dataset(name)
+    assert [info.value for info in dataset.infos()] == ([0, 1] if name == "nuclei" else [1, 2, 3, 4, 5])
+    assert dataset.background == (0 if name == "nuclei" else None)
+
+
+def test_marks_are_values_names_or_colours(tmp_path: Path) -> None:
+    file = tmp_path / "d.toml"
+    file.write_text(
+        '[data]\nimages = "*.png"\nlabels = "{stem}.png"\nno_data = [9, "Artifact", [1, 2, 3]]\n'
+        '[[classes]]\nname = "a"\ncolor = [0, 0, 0]\nlabels = [[4, 5, 6]]\n'
+        '[[classes]]\nname = "b"\ncolor = [0, 0, 1]\nlabels = [1, "B"]\n'
+    )
+    dataset = load_dataset(file, ["data.side=64"])
+    assert dataset.data.side == 64
+    assert dataset.data.no_data == (9, "Artifact", (1, 2, 3))
+    assert [c.labels for c in dataset.classes] == [((4, 5, 6),), (1, "B")]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"sharse": {"train": 1.0}}, "sharse"),
+        ({"shares": {"train": 0.7, "val": 0.2}}, "parts of 1"),
+        ({"spacing": "0.5"}, "unit"),
+        ({"images": "*.png"}, "belong together"),
+        ({"images": "", "labels": "", "table": None}, "name the images"),
+        ({"label_map": {3: 7}}, "indices 0..2"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(described: Callable[..., Dataset], wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        described(**{"table": "t.csv", **wrong})
+    assert "\n" not in str(caught.value)
+
+
+def test_two_backgrounds_are_refused(described: Callable[..., Dataset]) -> None:
+    two = [{"name": name, "color": [0, 0, 0], "background": True} for name in "ab"]
+    with pytest.raises(ConfigError, match="two classes are background"):
+        described(two, table="t.csv")

@@ -1,0 +1,164 @@
+"""Masks as class indices: values, palettes, colours, instances, other sizes, other CRSs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.transform import from_origin
+from rasterio.warp import Resampling, reproject
+
+from unetpp.errors import DataError
+from unetpp.geometry import Box, Spacing
+from unetpp.io import open_raster
+from unetpp.io.resample import plan_grid
+from unetpp_workflows.prepare.dataset import Dataset
+from unetpp_workflows.prepare.labels import majority
+from unetpp_workflows.prepare.legend import Legend
+from unetpp_workflows.prepare.masks import MaskReader
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+def read(image: Path, mask: Path, dataset: Dataset, box: Box | None = None, spacing: Spacing | None = None):  # type: ignore[no-untyped-def]
+    """Return indices, objects and the texts of faults."""
+    with open_raster(image) as raster:
+        grid = plan_grid(raster, model_spacing=spacing, override=Spacing(1, 1, "um") if spacing else None)
+        reader = MaskReader(str(mask), Legend.of(dataset), raster, grid)
+        found = reader.read(box or Box(0, 0, grid.height, grid.width))
+        faults = [str(fault) for fault in reader.faults()]
+        reader.close()
+    return (*found, faults)
+
+
+def test_values_and_what_the_legend_does_not_list(image: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(0).choice([0, 1, 2, 7, 200, 255], (40, 50)).astype(np.uint8)
+    Image.fromarray(raw).save(image.with_name("m.png"))
+    labels, objects, faults = read(image, image.with_name("m.png"), described(table="t", no_data=[7]))
+    expected = np.where(raw <= 2, raw, 255)
+    assert (labels == expected).all() and objects is None
+    assert len(faults) == 1 and f"200 ({(raw == 200).sum()} px)" in faults[0]
+
+
+def test_palette_indices_are_values(image: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(1).integers(0, 3, (40, 50)).astype(np.uint8)
+    photo = Image.fromarray(raw, mode="P")
+    photo.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    photo.save(image.with_name("m.png"))
+    assert (read(image, image.with_name("m.png"), described(table="t"))[0] == raw).all()
+
+
+def test_colours_mean_classes(image: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(2).integers(0, 4, (40, 50))
+    colors = np.array([[10, 20, 30], [0, 200, 0], [200, 0, 0], [1, 1, 1]], np.uint8)
+    Image.fromarray(colors[raw]).save(image.with_name("m.png"))
+    labels, _, faults = read(image, image.with_name("m.png"), described(table="t"))
+    assert (labels == np.where(raw < 3, raw, 255)).all()
+    assert "colour 1, 1, 1" in faults[0]
+
+
+def test_listed_marks_and_label_map_rename_values(image: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(3).choice([10, 20, 21, 30], (40, 50)).astype(np.uint16)
+    Image.fromarray(raw).save(image.with_name("m.png"))
+    classes = [{"name": name, "color": [i, i, i], "labels": marks} for i, (name, marks) in enumerate(
+        [("a", [10]), ("b", [20, 21]), ("c", [30])])]  # fmt: skip
+    expected = np.select([raw == 10, raw == 30], [0, 2], 1)
+    assert (read(image, image.with_name("m.png"), described(classes, table="t"))[0] == expected).all()
+    mapped = described(table="t", label_map={10: 0, 20: 1, 21: 1, 30: 2})
+    assert (read(image, image.with_name("m.png"), mapped)[0] == expected).all()
+
+
+def test_instances_are_one_class_and_keep_their_numbers(image: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(4).choice([0, 1, 300, 65535], (40, 50)).astype(np.uint16)
+    Image.fromarray(raw).save(image.with_name("m.png"))
+    two = [{"name": "no", "color": [0, 0, 0], "background": True}, {"name": "cell", "color": [1, 1, 1]}]
+    labels, objects, _ = read(image, image.with_name("m.png"), described(two, table="t", instances=True))
+    assert (labels == (raw > 0)).all() and (objects == raw).all()
+    with pytest.raises(DataError, match="one class"):
+        read(image, image.with_name("m.png"), described(table="t", instances=True))
+
+
+def test_another_size_is_an_error(image: Path, described: Callable[..., Dataset]) -> None:
+    Image.fromarray(np.zeros((40, 49), np.uint8)).save(image.with_name("m.png"))
+    with pytest.raises(DataError, match="49 x 40 px, the image 50 x 40"):
+        read(image, image.with_name("m.png"), described(table="t"))
+
+
+def test_jpeg_masks_are_refused(image: Path, described: Callable[..., Dataset]) -> None:
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(image.with_name("m.jpg"))
+    with pytest.raises(DataError, match="JPEG"):
+        read(image, image.with_name("m.jpg"), described(table="t"))
+
+
+def test_a_coarser_grid_takes_the_value_at_each_centre(image: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(5).integers(0, 3, (40, 50)).astype(np.uint8)
+    Image.fromarray(raw).save(image.with_name("m.png"))
+    labels, _, _ = read(image, image.with_name("m.png"), described(table="t"), spacing=Spacing(2.5, 2.5, "um"))
+    rows, cols = np.floor((np.arange(16) + 0.5) * 2.5).astype(int), np.floor((np.arange(20) + 0.5) * 2.5).astype(int)
+    assert (labels == raw[np.ix_(rows, cols)]).all()
+
+
+def test_our_own_ome_zarr_labels_are_labels(image: Path, described: Callable[..., Dataset], tmp_path: Path) -> None:
+    import zarr
+
+    raw = np.random.default_rng(6).integers(0, 3, (40, 50)).astype(np.uint8)
+    root = zarr.open_group(tmp_path / "l.zarr", mode="w")
+    root.attrs.put({"ome": {"version": "0.5", "labels": ["classes"]}})
+    axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+    scale = {"coordinateTransformations": [{"type": "scale", "scale": [1, 1]}], "path": "0"}
+    level = root.create_group("classes")
+    level.attrs.put({"ome": {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [scale]}]}})
+    level.create_array("0", data=raw)
+    assert (read(image, tmp_path / "l.zarr", described(table="t"))[0] == raw).all()
+
+
+def test_labels_in_another_crs_are_reprojected_as_gdal_does(tmp_path: Path, described: Callable[..., Dataset]) -> None:
+    blocks = np.random.default_rng(7).integers(0, 3, (20, 20)).astype(np.uint8)
+    raw = np.kron(blocks, np.ones((10, 10), np.uint8))
+    place = {"crs": "EPSG:32636", "transform": from_origin(323000, 39200, 1.0, 1.0)}
+    with rasterio.open(
+        tmp_path / "m.tif", "w", driver="GTiff", height=200, width=200, count=1, dtype="uint8", **place
+    ) as m:
+        m.write(raw, 1)
+    from rasterio.warp import transform as move
+
+    (x,), (y,) = move("EPSG:32636", "EPSG:3857", [323020.0], [39180.0])
+    target = {"crs": "EPSG:3857", "transform": from_origin(x, y, 1.3, 1.3)}
+    with rasterio.open(
+        tmp_path / "i.tif", "w", driver="GTiff", height=140, width=150, count=1, dtype="uint8", **target
+    ) as i:
+        i.write(np.zeros((140, 150), np.uint8), 1)
+    labels, _, faults = read(tmp_path / "i.tif", tmp_path / "m.tif", described(table="t"))
+    expected = np.full((140, 150), 255, np.uint8)
+    reproject(raw, expected, src_transform=place["transform"], src_crs=place["crs"], dst_transform=target["transform"],
+              dst_crs=target["crs"], resampling=Resampling.nearest, dst_nodata=255)  # fmt: skip
+    # GDAL approximates the transform along scanlines, so pixels on an edge may fall to the other side.
+    assert (labels != expected).mean() < 0.002
+    assert (labels == 255).any() and (labels != 255).mean() > 0.5
+    assert "EPSG:32636, the image in EPSG:3857: reprojected" in faults[0]
+
+
+def test_landsat_classes_lie_on_their_image(data_dir: Path, described: Callable[..., Dataset]) -> None:
+    names = ["developed", "agriculture", "herbaceous", "shrubland", "forest", "water", "sediment"]
+    classes = [{"name": name, "color": [i, i, i], "value": i + 1} for i, name in enumerate(names)]
+    image, mask = data_dir / "geo/landsat7_nc_5band.tif", data_dir / "geo/landsat7_nc_landclass.tif"
+    labels, _, faults = read(image, mask, described(classes, table="t"))
+    assert any("EPSG:3358, the image in EPSG:32119" in fault for fault in faults)
+    with rasterio.open(image) as bands:
+        infrared = bands.read(4).astype(float)
+    # Water is black in the near infrared wherever labels and image agree.
+    assert np.median(infrared[labels == 5]) < 0.6 * np.median(infrared[labels == 4])
+
+
+def test_majority_wins_and_a_tie_does_not_count() -> None:
+    votes = [np.array([[0, 1, 2, 255, 0]], np.uint8), np.array([[0, 1, 0, 255, 255]], np.uint8),
+             np.array([[1, 2, 1, 255, 255]], np.uint8)]  # fmt: skip
+    assert majority(votes, 3).tolist() == [[0, 1, 255, 255, 0]]

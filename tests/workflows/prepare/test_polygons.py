@@ -1,0 +1,161 @@
+"""Polygons as class indices, beside shapely, geopandas and a mask that others drew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from PIL import Image
+from rasterio.transform import from_origin
+from scipy import ndimage
+
+from unetpp.errors import DataError
+from unetpp.geometry import Box, Spacing
+from unetpp.io import open_raster
+from unetpp.io.resample import plan_grid
+from unetpp_workflows.prepare.dataset import Dataset
+from unetpp_workflows.prepare.legend import Legend
+from unetpp_workflows.prepare.polygons import PolygonReader
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    Image.fromarray(np.zeros((80, 100, 3), np.uint8)).save(tmp_path / "slide.png")
+    return tmp_path / "slide.png"
+
+
+def draw(image: Path, shapes: Path, dataset: Dataset, spacing: Spacing | None = None, side: int = 32):  # type: ignore[no-untyped-def]
+    """Return indices and objects, drawn in blocks of `side`, and the texts of faults."""
+    with open_raster(image) as raster:
+        grid = plan_grid(raster, model_spacing=spacing, override=Spacing(1, 1, "um") if spacing else None)
+        reader = PolygonReader(str(shapes), Legend.of(dataset), dataset.data, raster, grid)
+        labels = np.zeros((grid.height, grid.width), np.uint8)
+        objects = np.zeros(labels.shape, np.int32)
+        for y in range(0, grid.height, side):
+            for x in range(0, grid.width, side):
+                box = Box(y, x, y + side, x + side).clip(grid.height, grid.width)
+                labels[box.slices()], numbers = reader.read(box)
+                if numbers is not None:
+                    objects[box.slices()] = numbers
+    return labels, objects, [str(fault) for fault in reader.faults()]
+
+
+def qupath(path: Path, features: list[tuple[Any, str | None]]) -> Path:
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [
+        {"type": "Feature", "geometry": shapely.geometry.mapping(shape),
+         "properties": {"objectType": "annotation"} | ({"classification": {"name": name}} if name else {})}
+        for shape, name in features]}))  # fmt: skip
+    return path
+
+
+def inside(shape: Any, height: int, width: int, step: float = 1.0) -> Any:
+    """Return which pixel centres lie in a shape, asked of shapely one by one."""
+    rows, cols = np.mgrid[:height, :width]
+    return shapely.contains_xy(shape, (cols + 0.5) * step, (rows + 0.5) * step)
+
+
+LAKE = shapely.Polygon(
+    [(10.3, 8.2), (71.7, 12.1), (60.2, 66.6), (13.1, 59.9)], [[(30.2, 30.1), (45.3, 31.2), (40.1, 47.7)]]
+)
+ISLES = shapely.MultiPolygon([shapely.box(75.2, 5.4, 95.6, 25.3), shapely.Point(84.2, 60.3).buffer(11.7)])
+HUT = shapely.box(20.4, 15.4, 26.6, 22.2)
+
+
+def test_holes_parts_and_nested_polygons(slide: Path, described: Callable[..., Dataset]) -> None:
+    file = qupath(slide.with_name("a.geojson"), [(HUT, "roof"), (LAKE, "tree"), (ISLES, "roof")])
+    labels, _, faults = draw(slide, file, described(table="t"))
+    expected = np.zeros((80, 100), np.uint8)
+    expected[inside(LAKE, 80, 100)] = 1
+    expected[inside(HUT, 80, 100) | inside(ISLES, 80, 100)] = 2
+    assert (labels == expected).all() and not faults
+
+
+def test_a_coarser_grid_scales_level_0_pixels(slide: Path, described: Callable[..., Dataset]) -> None:
+    file = qupath(slide.with_name("a.geojson"), [(LAKE, "tree")])
+    labels, _, _ = draw(slide, file, described(table="t"), Spacing(2, 2, "um"))
+    assert (labels == inside(LAKE, 40, 50, 2.0)).all()
+
+
+def test_each_polygon_is_an_object(slide: Path, described: Callable[..., Dataset]) -> None:
+    file = qupath(slide.with_name("a.geojson"), [(HUT, "roof"), (LAKE, "tree"), (ISLES, "roof")])
+    labels, objects, _ = draw(slide, file, described(table="t", instances=True))
+    assert (objects[inside(HUT, 80, 100)] == 1).all() and (objects[inside(ISLES, 80, 100)] == 3).all()
+    assert ((objects > 0) == (labels > 0)).all()
+
+
+def test_what_does_not_count(slide: Path, described: Callable[..., Dataset]) -> None:
+    file = qupath(slide.with_name("a.geojson"), [(LAKE, "tree"), (HUT, "Artifact"), (ISLES, "Weed")])
+    labels, _, faults = draw(slide, file, described(table="t", no_data=["Artifact"], outside="ignore"))
+    tree = inside(LAKE, 80, 100) & ~inside(HUT, 80, 100)
+    assert (labels == np.where(tree, 1, 255)).all()
+    assert len(faults) == 1 and "'Weed' (1)" in faults[0]
+
+
+def test_no_polygon_on_the_image_is_an_error_and_a_cut_one_a_fault(
+    slide: Path, described: Callable[..., Dataset]
+) -> None:
+    away = qupath(slide.with_name("a.geojson"), [(shapely.box(200, 200, 210, 210), "tree")])
+    with pytest.raises(DataError, match="no polygon"):
+        draw(slide, away, described(table="t"))
+    cut = qupath(
+        slide.with_name("b.geojson"), [(shapely.box(90, 70, 120, 90), "tree"), (shapely.box(200, 0, 210, 9), "tree")]
+    )
+    _, _, faults = draw(slide, cut, described(table="t"))
+    assert any("outside the image: 1" in fault for fault in faults) and any("cut there: 1" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".parquet"])
+def test_any_crs_falls_where_geopandas_and_gdal_put_it(
+    suffix: str, tmp_path: Path, described: Callable[..., Dataset]
+) -> None:
+    place = from_origin(323000, 39200, 0.5, 0.5)
+    with rasterio.open(
+        tmp_path / "i.tif",
+        "w",
+        driver="GTiff",
+        height=120,
+        width=160,
+        count=1,
+        dtype="uint8",
+        crs="EPSG:32636",
+        transform=place,
+    ) as image:
+        image.write(np.zeros((120, 160), np.uint8), 1)
+    ground = [shapely.box(323005, 39150, 323030, 39190), shapely.Point(323055, 39170).buffer(15)]
+    frame = geopandas.GeoDataFrame({"kind": ["tree", "roof"]}, geometry=ground, crs="EPSG:32636").to_crs("EPSG:4326")
+    file = tmp_path / f"s{suffix}"
+    frame.to_parquet(file) if suffix == ".parquet" else frame.to_file(file)
+    labels, _, faults = draw(tmp_path / "i.tif", file, described(table="t", property="kind"))
+    expected = rasterio.features.rasterize(zip(ground, (1, 2), strict=True), out_shape=(120, 160), transform=place)
+    assert (labels == expected).all()
+    assert any("the image in EPSG:32636: reprojected" in fault for fault in faults)
+
+
+def test_several_classes_need_a_property(tmp_path: Path, slide: Path, described: Callable[..., Dataset]) -> None:
+    frame = geopandas.GeoDataFrame({"kind": ["tree"]}, geometry=[HUT])
+    frame.to_file(tmp_path / "s.gpkg")
+    with pytest.raises(DataError, match="set property to one of kind"):
+        draw(slide, tmp_path / "s.gpkg", described(table="t"))
+
+
+def test_kampala_footprints_fall_on_the_mask_that_others_drew(
+    data_dir: Path, described: Callable[..., Dataset]
+) -> None:
+    folder = data_dir / "kampala"
+    classes = [{"name": "land", "color": [0, 0, 0], "background": True}, {"name": "building", "color": [1, 1, 1]}]
+    labels, _, _ = draw(
+        folder / "kampala_A_z19.tif", folder / "kampala_A_buildings.geojson", described(classes, table="t"), side=256
+    )
+    with rasterio.open(folder / "kampala_A_z19_buildings.tif") as file:
+        mask = file.read(1) > 0
+    edge = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask, border_value=1)
+    assert 0.2 < labels.mean() < 0.3
+    assert not ((labels > 0) != mask)[~edge].any()
+    assert ((labels > 0) != mask).mean() < 0.01

@@ -1,0 +1,114 @@
+"""Which images a data set has, and their splits: by column, by group, by share, inside one group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from unetpp.errors import DataError
+from unetpp_workflows.prepare.dataset import Dataset
+from unetpp_workflows.prepare.rows import list_rows
+from unetpp_workflows.prepare.splits import part_box, split_by_share
+
+
+def table(folder: Path, text: str, *, name: str = "t.csv") -> None:
+    for row in text.splitlines()[1:]:
+        for cell in row.split(",")[:2]:
+            (folder / cell).touch()
+    (folder / name).write_text(text)
+
+
+def test_a_table_lists_images_with_their_splits(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels,group,split\nb.png,b1.png,p1,train\na.png,a1.png,p2,val\n")
+    rows = list_rows(described(table="t.csv").data, tmp_path)
+    assert [(row.name, row.group, row.stratum, row.split) for row in rows] == [
+        ("a", "p2", "p2", "val"),
+        ("b", "p1", "p1", "train"),
+    ]
+    assert rows[0].labels == (str(tmp_path / "a1.png"),)
+
+
+def test_parquet_reads_like_csv(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "l.png"):
+        (tmp_path / name).touch()
+    columns = {"image": ["a.png", "b.png"], "labels": ["l.png"] * 2, "group": [1, 2], "split": ["train", "val"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    rows = list_rows(described(table="t.parquet").data, tmp_path)
+    assert [(row.name, row.group, row.split) for row in rows] == [("a", "1", "train"), ("b", "2", "val")]
+
+
+def test_a_group_in_two_splits_is_named(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels,group,split\na.png,a1.png,p7,train\nb.png,b1.png,p7,val\n")
+    with pytest.raises(DataError, match=r"group 'p7' is in two splits, train and val"):
+        list_rows(described(table="t.csv").data, tmp_path)
+
+
+def test_an_unknown_split_is_named(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels,split\na.png,a1.png,trian\n")
+    with pytest.raises(DataError, match="'trian'"):
+        list_rows(described(table="t.csv").data, tmp_path)
+
+
+def test_a_missing_file_or_column_is_named(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,labels,split\na.png,b.png,train\n")
+    with pytest.raises(DataError, match=r"a\.png does not exist"):
+        list_rows(described(table="t.csv").data, tmp_path)
+    (tmp_path / "t.csv").write_text("picture,labels,split\na.png,b.png,train\n")
+    with pytest.raises(DataError, match="no column 'image'"):
+        list_rows(described(table="t.csv").data, tmp_path)
+
+
+def test_several_annotators_vote_or_stay_apart(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    text = (
+        "image,labels,group,split,annotator\na.png,1.png,g,train,ann\na.png,2.png,g,train,bob\nb.png,3.png,h,val,ann\n"
+    )
+    table(tmp_path, text)
+    together = list_rows(described(table="t.csv").data, tmp_path)
+    assert [(row.name, len(row.labels), row.annotators) for row in together] == [
+        ("a", 2, ("ann", "bob")),
+        ("b", 1, ("ann",)),
+    ]
+    apart = list_rows(described(table="t.csv", annotators="separate").data, tmp_path)
+    assert [(row.name, row.group) for row in apart] == [("a@ann", "g"), ("a@bob", "g"), ("b", "h")]
+
+
+def test_two_rows_of_one_image_need_annotators(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels,split\na.png,1.png,train\na.png,2.png,train\n")
+    with pytest.raises(DataError, match="annotator"):
+        list_rows(described(table="t.csv").data, tmp_path)
+
+
+def test_shares_keep_groups_whole_and_do_not_depend_on_their_order() -> None:
+    groups = [f"g{i % 20}" for i in range(200)]
+    found = split_by_share(groups, {"train": 0.7, "val": 0.2, "test": 0.1}, seed=3)
+    assert found == split_by_share(groups[::-1], {"train": 0.7, "val": 0.2, "test": 0.1}, seed=3)
+    assert Counter(found[group] for group in groups) == {"train": 140, "val": 40, "test": 20}
+    assert found != split_by_share(groups, {"train": 0.7, "val": 0.2, "test": 0.1}, seed=4)
+
+
+def test_nothing_to_split_by_is_an_error(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels\na.png,1.png\nb.png,2.png\n")
+    with pytest.raises(DataError, match="no split"):
+        list_rows(described(table="t.csv").data, tmp_path)
+
+
+def test_one_group_needs_a_guard(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels\na.png,1.png\n")
+    shares = {"train": 0.75, "val": 0.25}
+    with pytest.raises(DataError, match="guard"):
+        list_rows(described(table="t.csv", shares=shares).data, tmp_path)
+    rows = list_rows(described(table="t.csv", shares=shares, guard=33).data, tmp_path)
+    assert [(row.name, row.split) for row in rows] == [("a#train", "train"), ("a#val", "val")]
+    train, val = (row.region(100, 400) for row in rows)
+    assert val.x0 - train.x1 >= 33
+    assert (train.x0, val.x1, train.height, val.height) == (0, 400, 100, 100)
+
+
+def test_a_part_without_pixels_is_an_error() -> None:
+    with pytest.raises(DataError, match="leaves nothing"):
+        part_box((0.9, 1.0), 64, 100, 200)
