@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unetpp.errors import ImageNotFoundError, OutputError
-from unetpp_workflows.inputs import assign_folders, expand, safe_name
+from unetpp_workflows import inputs
+from unetpp_workflows.inputs import Source, safe_name
+from unetpp_workflows.manifest import Entry
+
+
+def expand(items: Iterable[str | Path]) -> list[str]:
+    return [entry.uri for entry in inputs.expand(items)]
+
+
+def assign_folders(uris: Iterable[str], output: Path) -> list[Source]:
+    return inputs.assign_folders([Entry(uri) for uri in uris], output)
 
 
 def _touch(path: Path) -> str:

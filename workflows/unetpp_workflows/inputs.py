@@ -1,4 +1,4 @@
-"""Turns what a user names (files, folders, globs, URIs) into images with one output folder each; opens no image."""
+"""Turns what a user names (files, folders, globs, manifests) into images with a folder each; opens no image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetpp.errors import ImageNotFoundError, OutputError
+from unetpp_workflows.manifest import Entry, is_manifest, read_manifest
 
 SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .zarr .png .jpg .jpeg .vrt .jp2".split()  # noqa: SIM905
@@ -22,26 +23,34 @@ JOB = "job.json"
 
 @dataclass(frozen=True)
 class Source:
-    """One image to segment and the folder, directly below the output folder, that takes its results."""
+    """One image to segment and the folder, directly below the output folder, that takes its results.
+
+    `spacing` and `mask` are its own, from a manifest; they win over the call's.
+    """
 
     uri: str
     folder: Path
+    spacing: str | None = None
+    mask: Path | None = None
 
     @property
     def name(self) -> str:
         return self.folder.name
 
 
-def expand(inputs: Iterable[str | Path]) -> list[str]:
-    """Return image URIs: files as given, folders and globs as their images in order of name, each image once.
+def expand(inputs: Iterable[str | Path]) -> list[Entry]:
+    """Return images: files as given, folders and globs in order of name, manifests in theirs; each image once.
 
     Raises:
         ImageNotFoundError: A folder or glob holds no image. A missing file is left for its reader to report.
+        DataError: A manifest cannot be read.
     """
-    found: dict[str, None] = {}
+    found: dict[str, Entry] = {}
     for item in map(str, inputs):
-        found.update(dict.fromkeys(_expand_one(item)))
-    return list(found)
+        entries = read_manifest(Path(item)) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item)]
+        for entry in entries:
+            found.setdefault(entry.uri, entry)
+    return list(found.values())
 
 
 def _expand_one(item: str) -> list[str]:
@@ -82,8 +91,8 @@ def _is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
-def assign_folders(uris: Iterable[str], output: Path) -> list[Source]:
-    """Give each image its folder: its stem, or stem and a hash of its URI where two images share the stem.
+def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
+    """Give each image its folder: its name or stem, with a hash of its URI where two images share it.
 
     The choice does not depend on the order of the images, and a folder that another image took in an earlier call
     stays that image's.
@@ -91,13 +100,14 @@ def assign_folders(uris: Iterable[str], output: Path) -> list[Source]:
     Raises:
         OutputError: A folder of this name is a link that leads out of the output folder.
     """
-    uris = list(uris)
-    stems = {uri: safe_name(uri) for uri in uris}
+    entries = list(entries)
+    stems = {entry.uri: safe_name(entry.name or entry.uri, is_name=bool(entry.name)) for entry in entries}
     counts: dict[str, int] = {}
     for stem in stems.values():
         counts[stem.casefold()] = counts.get(stem.casefold(), 0) + 1
     sources = []
-    for uri in uris:
+    for entry in entries:
+        uri = entry.uri
         plain, hashed = output / stems[uri], output / f"{stems[uri]}-{_uri_hash(uri)}"
         if owner(plain) == identity(uri):
             folder = plain
@@ -106,7 +116,7 @@ def assign_folders(uris: Iterable[str], output: Path) -> list[Source]:
             folder = hashed if clash or hashed.is_dir() else plain
         if folder.resolve().parent != output.resolve():
             raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
-        sources.append(Source(uri, folder))
+        sources.append(Source(uri, folder, entry.spacing, Path(entry.mask) if entry.mask else None))
     return sources
 
 
@@ -124,8 +134,10 @@ def owner(folder: Path) -> str | None:
     return identity(str(uri))
 
 
-def safe_name(uri: str) -> str:
-    """Return the image's stem reduced to letters, digits, `_`, `-` and inner dots: one plain folder name."""
+def safe_name(uri: str, *, is_name: bool = False) -> str:
+    """Return a URI's stem, or a whole name, reduced to letters, digits, `_`, `-` and inner dots: one folder name."""
+    if is_name:
+        return re.sub(r"[^\w.-]+", "_", uri).strip("._")[:80] or "image"
     path = uri.split("://", 1)[-1].split("?", 1)[0].rstrip("/\\")
     last = re.split(r"[/\\]", path)[-1]
     stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$", "", last, flags=re.IGNORECASE)

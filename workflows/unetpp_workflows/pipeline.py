@@ -19,6 +19,7 @@ from unetpp.errors import ConfigError, OutputError, UnetppError
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.inputs import Source, assign_folders, expand, identity
 from unetpp_workflows.machine import worker_count
+from unetpp_workflows.manifest import Entry
 from unetpp_workflows.progress import Display
 from unetpp_workflows.steps import Call, complete, failed, prepare, reuse
 from unetpp_workflows.summary import ImageResult, Summary
@@ -86,7 +87,6 @@ def start_call(config: RunConfig, model: str | Path | None, display: Display, tr
     resolved = resolve(reference, tracking_uri=config.tracking.uri)
     return Call(
         config=config,
-        config_hash=config.result_hash(),
         model=resolved,
         package=load_package(resolved.folder),
         display=display,
@@ -107,14 +107,15 @@ def make_folder(output: Path) -> None:
 
 def find_sources(inputs: Iterable[str | Path], output: Path) -> tuple[list[Source], dict[str, ImageResult]]:
     """Return the images to segment with their folders, and a failed result for each input that names no image."""
-    uris: dict[str, None] = {}
+    entries: dict[str, Entry] = {}
     results: dict[str, ImageResult] = {}
     for item in inputs:
         try:
-            uris.update(dict.fromkeys(expand([item])))
+            for entry in expand([item]):
+                entries.setdefault(entry.uri, entry)
         except UnetppError as error:
             results[str(item)] = ImageResult(name=str(item), uri=str(item), status="failed", message=str(error))
-    return assign_folders(uris, output), results
+    return assign_folders(entries.values(), output), results
 
 
 def _prepared(call: Call, source: Source) -> SegmentJob | ImageResult:
@@ -127,7 +128,7 @@ def _prepared(call: Call, source: Source) -> SegmentJob | ImageResult:
 def _completed(call: Call, source: Source, job: SegmentJob, outcome: Outcome) -> ImageResult:
     try:
         with call.display.step(f"finishing {source.name}"):
-            return complete(call, job, outcome.failed)
+            return complete(call, source, job, outcome.failed)
     except Exception as error:  # noqa: BLE001 (as above)
         return failed(source, error)
 

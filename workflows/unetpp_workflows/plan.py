@@ -78,7 +78,7 @@ def plan_image(call: Call, source: Source) -> ImagePlan:
     from unetpp.job import SegmentJob, progress
     from unetpp.segment import plan_job
 
-    job, validity = plan_job(source.uri, source.folder, call.package, **job_options(call))
+    job, validity = plan_job(source.uri, source.folder, call.package, **job_options(call, source))
     if validity is not None:
         valid = validity.mask
     else:

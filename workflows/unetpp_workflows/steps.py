@@ -38,13 +38,19 @@ class Call:
     """What all images of a call share."""
 
     config: RunConfig
-    config_hash: str
     model: ResolvedModel
     package: Package
     display: Display
     workers: int
     truths: Mapping[str, Truth] = field(default_factory=dict)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def config_of(self, source: Source) -> RunConfig:
+        """Return the configuration with what a manifest says of this image."""
+        own = {name: value for name, value in (("spacing", source.spacing), ("mask", source.mask)) if value is not None}
+        if not own:
+            return self.config
+        return self.config.model_copy(update={"input": self.config.input.model_copy(update=own)})
 
     @contextmanager
     def timed(self, uri: str, step: str) -> Iterator[None]:
@@ -64,7 +70,8 @@ def reuse(call: Call, source: Source) -> ImageResult | None:
     record = ImageRecord.read(source.folder)
     if record is None or record.status not in ("done", "empty") or record.output_format != OUTPUT_FORMAT:
         return None
-    same = record.config_hash == call.config_hash and record.model.get("digest") == call.package.digest
+    configured = record.config_hash == call.config_of(source).result_hash()
+    same = configured and record.model.get("digest") == call.package.digest
     recorded = record.warning is None and (record.tracking_run is not None or not call.config.tracking.enabled)
     there = all((source.folder / path).exists() for path in record.outputs.values())
     if not (same and recorded and there) or fingerprint(source.uri) != record.input.get("fingerprint"):
@@ -85,19 +92,20 @@ def prepare(call: Call, source: Source) -> SegmentJob:
     from unetpp.finalize import discard_products
     from unetpp.segment import SegmentJob, prepare_job
 
+    config = call.config_of(source)
     before = SegmentJob.load(source.folder)
     with call.timed(source.uri, "prepare"):
-        job = prepare_job(source.uri, source.folder, call.package, **job_options(call))
+        job = prepare_job(source.uri, source.folder, call.package, **job_options(call, source))
     if before is not None and before.key != job.key:
         discard_products(source.folder)
     (source.folder / RECORD).unlink(missing_ok=True)  # from here on the folder is this job's, and not finished
-    write_json(source.folder / CONFIG, {"config": shown_config(call.config), "hash": call.config_hash})
+    write_json(source.folder / CONFIG, {"config": shown_config(config), "hash": config.result_hash()})
     return job
 
 
-def job_options(call: Call) -> JobOptions:
-    """Return the configuration as the options of `unetpp.segment`."""
-    config = call.config
+def job_options(call: Call, source: Source) -> JobOptions:
+    """Return an image's configuration as the options of `unetpp.segment`."""
+    config = call.config_of(source)
     return {
         "spacing": config.input.parsed_spacing(),
         "mask": config.input.mask,
@@ -133,13 +141,13 @@ def failed(source: Source, error: BaseException) -> ImageResult:
     )
 
 
-def complete(call: Call, job: SegmentJob, failures: Mapping[str, str]) -> ImageResult:
+def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str, str]) -> ImageResult:
     """Finalize an image whose shards have run, score it, and write picture, report, record and MLflow run."""
     from unetpp.finalize import finalize
     from unetpp.job import progress
 
     state = progress(job)
-    record = _record(call, job, state, failures)
+    record = _record(call, source, job, state, failures)
     if state.status != "partial":
         with call.timed(job.uri, "finalize"):
             figures = finalize(job)
@@ -182,12 +190,13 @@ def shown_config(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def _record(call: Call, job: SegmentJob, state: Progress, failures: Mapping[str, str]) -> ImageRecord:
+def _record(call: Call, source: Source, job: SegmentJob, state: Progress, failures: Mapping[str, str]) -> ImageRecord:
     messages = {
         "empty": "no pixel of this image is valid (all background or no data): nothing was segmented",
         "partial": f"{state.shards - state.committed} of {state.shards} shards are not done: "
         + (next(iter(failures.values())) if failures else "interrupted"),
     }
+    config = call.config_of(source)
     return ImageRecord(
         name=job.out.name,
         status=state.status,
@@ -208,8 +217,8 @@ def _record(call: Call, job: SegmentJob, state: Progress, failures: Mapping[str,
             "classes": [asdict(c) for c in job.classes],
         },
         key=job.key,
-        config=shown_config(call.config),
-        config_hash=call.config_hash,
+        config=shown_config(config),
+        config_hash=config.result_hash(),
         engine=asdict(job.engine),
         executor={**call.config.executor.model_dump(exclude={"address"}), "workers": call.workers},
         grid=job.grid.to_json(),

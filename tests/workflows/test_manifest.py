@@ -1,0 +1,108 @@
+"""Manifests: tables and STAC items name images with what is their own, and faults are told by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from unetpp.errors import DataError
+from unetpp_workflows.config import RunConfig
+from unetpp_workflows.inputs import assign_folders, expand
+from unetpp_workflows.manifest import Entry, is_manifest, read_manifest
+from unetpp_workflows.pipeline import segment
+
+ROWS = [
+    {"uri": "a/one.tif", "name": "First image", "spacing": "0.25um", "mask": "m.png", "patient": "7"},
+    {"uri": "s3://bucket/two.svs", "name": "", "spacing": "", "mask": "", "patient": "8"},
+]
+ENTRIES = [("a/one.tif", "First image", "0.25um", "m.png"), ("s3://bucket/two.svs", "", None, None)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_name_images(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"list{suffix}"
+    if suffix == ".csv":
+        lines = [",".join(ROWS[0]), *(",".join(row.values()) for row in ROWS)]
+        path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    assert is_manifest(str(path))
+    placed = [
+        Entry(u if ":" in u else str(tmp_path / u), n, s, str(tmp_path / m) if m else None) for u, n, s, m in ENTRIES
+    ]
+    assert read_manifest(path) == placed
+    assert expand([path, path]) == placed
+    first, second = assign_folders(placed, tmp_path / "out")
+    assert (first.name, first.spacing, first.mask) == ("First_image", "0.25um", tmp_path / "m.png")
+    assert (second.name, second.spacing, second.mask) == ("two", None, None)
+
+
+def test_names_cannot_leave_the_output_folder(tmp_path: Path) -> None:
+    entries = [Entry("x.tif", name) for name in ("../../etc", "/abs/path", "..", "a/b", "mlflow")]
+    entries = [Entry(f"{index}.tif", entry.name) for index, entry in enumerate(entries)]
+    for source in assign_folders(entries, tmp_path / "out"):
+        assert source.folder.resolve().parent == (tmp_path / "out").resolve()
+        assert source.name not in ("", ".", "..", "mlflow")
+
+
+def stac(item: str, assets: dict[str, object]) -> dict[str, object]:
+    return {"type": "Feature", "stac_version": "1.0.0", "id": item, "assets": assets, "properties": {}}
+
+
+def test_stac_items_name_their_image(tmp_path: Path) -> None:
+    cog = "image/tiff; application=geotiff; profile=cloud-optimized"
+    first = stac("S2A", {"thumb": {"href": "t.png", "type": "image/png"},
+                         "visual": {"href": "./v.tif", "type": cog, "roles": ["data"]},
+                         "meta": {"href": "m.xml", "type": "text/xml"}})  # fmt: skip
+    second = stac("L8", {"red": {"href": "https://host/r.tif", "type": cog}})
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [first, second]}))
+    assert read_manifest(path) == [Entry(str(tmp_path / "./v.tif"), "S2A"), Entry("https://host/r.tif", "L8")]
+    path.write_text(json.dumps(second))
+    assert read_manifest(path) == [Entry("https://host/r.tif", "L8")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "file,name\nx.tif,a\n", "no column uri or image or path or href; it has file, name"),
+        ("b.csv", 'uri\nx.tif\n""\n', "row 2: uri is empty"),
+        ("c.csv", "uri,spacing\nx.tif,7\n", "row 1: .*7"),
+        ("d.csv", "uri,name\nx.tif,n\ny.tif,n\n", "name 'n' twice"),
+        ("e.csv", "uri\n", "no rows"),
+        ("f.parquet", "not parquet", "not a readable table"),
+        ("g.json", "{]", "not a readable STAC document"),
+        ("h.geojson", '{"type": "FeatureCollection", "features": [{"type": "Feature"}]}', "no STAC item"),
+        ("i.json", json.dumps(stac("q", {"m": {"href": "m.xml", "type": "text/xml"}})), "'q' has no image"),
+    ],
+)
+def test_faults_are_one_line_that_names_the_row(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_manifest(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_runs_and_each_image_keeps_its_own_settings(
+    tmp_path: Path, ink_package_with_spacing: Path, blots: Callable[..., Path]
+) -> None:
+    """Two images without spacing, given one each: the coarser one is resampled; run again, both are reused."""
+    blots("one.png"), blots("two.png")
+    path = tmp_path / "in/list.csv"
+    path.write_text("uri,name,spacing\none.png,fine,0.5um\ntwo.png,coarse,1um\nthree.png,gone,1um\n")
+    config = RunConfig.model_validate({"tracking": {"enabled": False}})
+    summary = segment([path], ink_package_with_spacing, tmp_path / "out", config=config)
+    found = {image.name: image for image in summary.images}
+    assert {name: image.status for name, image in found.items()} == {"fine": "done", "coarse": "done", "gone": "failed"}
+    grids = {name: found[name].record.plan for name in ("fine", "coarse")}  # type: ignore[union-attr]
+    assert (grids["fine"]["width"], grids["coarse"]["width"]) == (128, 256)
+    again = segment([path], ink_package_with_spacing, tmp_path / "out", config=config)
+    assert [image.reused for image in again.images] == [True, True, False]
+    path.write_text("uri,name,spacing\none.png,fine,0.5um\ntwo.png,coarse,2um\n")
+    changed = segment([path], ink_package_with_spacing, tmp_path / "out", config=config)
+    assert [image.reused for image in changed.images] == [True, False]

@@ -1,0 +1,103 @@
+"""Reads lists of images: CSV and Parquet manifests and STAC items; knows their keys, opens no image.
+
+A table has a column uri (or image, path, href), and where wanted name, spacing and mask. Paths that are not absolute
+start from the manifest's folder. Other columns are the user's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unetpp.errors import DataError, SpacingError
+from unetpp.geometry import Spacing
+from unetpp_workflows.tables import read_table
+
+SUFFIXES = (".csv", ".parquet", ".json", ".geojson")
+_URI_COLUMNS = ("uri", "image", "path", "href")
+_IMAGE_TYPES = ("image/tiff", "image/jp2", "application/vnd+zarr", "application/vnd.zarr", "image/png", "image/jpeg")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a call.
+
+    Attributes:
+        name: of its output folder, "" for the file's own.
+        spacing: pixel size where the file states none or a wrong one, such as "0.25um"; None leaves the file's.
+        mask: path of an image whose non-zero pixels are to be segmented, or None.
+    """
+
+    uri: str
+    name: str = ""
+    spacing: str | None = None
+    mask: str | None = None
+
+
+def is_manifest(item: str) -> bool:
+    """Say whether an input names a list of images and not an image."""
+    return "://" not in item and Path(item).suffix.lower() in SUFFIXES and Path(item).expanduser().is_file()
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Return the images that a manifest lists, in its order.
+
+    Raises:
+        DataError: it cannot be read, has no column with URIs, an empty one, a bad spacing, or one name twice.
+    """
+    path = path.expanduser()
+    entries = list(_stac(path) if path.suffix.lower() in (".json", ".geojson") else _table(path))
+    names = [entry.name for entry in entries if entry.name]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has the name {twice!r} twice; give each image its own, or leave the column empty")
+    return entries
+
+
+def _table(path: Path) -> Iterator[Entry]:
+    rows = read_table(path)
+    column = next((name for name in _URI_COLUMNS if name in rows[0]), None)
+    if column is None:
+        raise DataError(f"{path} has no column {' or '.join(_URI_COLUMNS)}; it has {', '.join(rows[0])}")
+    for number, row in enumerate(rows, 1):
+        if not row[column]:
+            raise DataError(f"{path}, row {number}: {column} is empty; name the image or remove the row")
+        spacing = row.get("spacing") or None
+        if spacing is not None:
+            try:
+                Spacing.parse(spacing)
+            except SpacingError as error:
+                raise DataError(f"{path}, row {number}: {error}") from None
+        mask = row.get("mask") or None
+        yield Entry(
+            _placed(row[column], path), row.get("name", ""), spacing, _placed(mask, path) if mask is not None else None
+        )
+
+
+def _stac(path: Path) -> Iterator[Entry]:
+    """Yield one image per item: the asset with the role "data", else the first whose type is an image's."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        items = document["features"] if document.get("type") == "FeatureCollection" else [document]
+        for item in items:
+            if item.get("type") != "Feature" or "stac_version" not in item:
+                raise DataError(f"{path} is no STAC item or item collection; give one, or a CSV or Parquet table")
+            yield Entry(_placed(_asset(item, path)["href"], path), str(item["id"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a readable STAC document ({error!r}); give STAC items as JSON") from None
+
+
+def _asset(item: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    assets: list[Mapping[str, Any]] = list(item["assets"].values())
+    images = [asset for asset in assets if str(asset.get("type", "")).startswith(_IMAGE_TYPES)]
+    data = [asset for asset in images if "data" in asset.get("roles", ())]
+    if not images:
+        raise DataError(f"{path}: item {item['id']!r} has no image among its assets; list the images in a table")
+    return (data or images)[0]
+
+
+def _placed(uri: str, manifest: Path) -> str:
+    return uri if "://" in uri or Path(uri).expanduser().is_absolute() else str(manifest.parent / uri)
