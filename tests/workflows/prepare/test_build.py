@@ -314,6 +314,33 @@ def test_dsb2018_keeps_every_nucleus(data_dir: Path, described: Callable[..., Da
     }
 
 
+def test_glass_of_a_slide_keeps_its_pixels_and_loses_its_labels(
+    data_dir: Path, described: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    (tmp_path / "slide.svs").symlink_to(data_dir / "slides/CMU-1-Small-Region.svs")
+    (tmp_path / "p.geojson").write_text(
+        json.dumps(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1500, 0], [1500, 2900], [0, 2900], [0, 0]]]},
+                "properties": {"objectType": "annotation", "classification": {"name": "tree"}},
+            }
+        )
+    )
+    (tmp_path / "t.csv").write_text("image,labels,split\nslide.svs,p.geojson,train\n")
+    prepared = prepare(described(table="t.csv", spacing="2um", side=64), tmp_path, tmp_path / "s.zarr")
+    store = PatchStore.open(tmp_path / "s.zarr")
+    pixels, labels, _ = whole(store, "slide")
+    tissue = np.asarray(zarr.open_group(tmp_path / "s.zarr", mode="r")["tissue/0"][...])  # type: ignore[index]
+    assert store.spacing is not None and str(store.spacing) == "2 um/px" and labels.shape == (740, 554)
+    rows, cols = (np.arange(n) * 2 + 1 for n in labels.shape)
+    expected = tissue[np.ix_(rows * tissue.shape[0] // 1480, cols * tissue.shape[1] // 1108)]
+    assert ((labels != 255) == expected).all()
+    off = (labels == 255)[:720, :370]
+    assert 0.02 < off.mean() < 0.9 and pixels[:720, :370][off].mean() > 200
+    assert any("are not tissue" in str(fault) for fault in prepared.faults)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_peak_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
@@ -323,7 +350,7 @@ def test_peak_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
         '[[classes]]\nname = "b"\ncolor = [1, 1, 1]\n'
     )
     peaks = {}
-    for side in (2048, 12288):
+    for side in (4096, 12288):
         folder = tmp_path / str(side)
         folder.mkdir()
         shape = {"height": side, "width": side, "driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256}
@@ -355,4 +382,4 @@ def test_peak_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
                 time.sleep(0.05)
         assert process.returncode == 0
     print({side: f"{peak / 2**20:.0f} MB" for side, peak in peaks.items()})
-    assert peaks[12288] - peaks[2048] < 100 * 2**20
+    assert peaks[12288] - peaks[4096] < 100 * 2**20
