@@ -103,11 +103,18 @@ def segment(
     workers: Workers = None,
     engine: Engine = None,
     precision: Precision = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Only images that an earlier run left failed or partial.")
+    ] = False,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Only files changed after this date or time: 2026-11-01.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Forget what is finished and segment it anew.")] = False,
     tracking_uri: Tracking = None,
     config: Config = None,
     sets: Sets = None,
 ) -> None:
-    """Segment images, folders and globs; finished images are skipped, interrupted ones continued.
+    """Segment images, folders, globs and lists; finished images are skipped, interrupted ones continued.
 
     [bold]Examples[/]
 
@@ -115,6 +122,7 @@ def segment(
         unetpp segment 'archive/*.svs' -m models:/nuclei@champion -o out
         unetpp segment scene.tif -m landcover -o out --executor ray
         unetpp segment archive/ --config run.toml -o out --set tiling.core=512
+        unetpp segment archive.csv -m nuclei -o out --retry
 
     Writes for each image: OME-Zarr labels with pyramid, polygons, areas, a GeoTIFF for scenes, a report page and
     a run record. A configuration file holds what the options hold and more:
@@ -128,6 +136,7 @@ def segment(
     """
     from unetpp_workflows.config import load_config
     from unetpp_workflows.pipeline import segment as run
+    from unetpp_workflows.selection import Selection, parse_moment
     from unetpp_workflows.summary import print_summary
 
     options = {
@@ -139,7 +148,8 @@ def segment(
     }
     resolved = load_config(config, options=options, sets=sets or ())
     console = standard_output()
-    summary = run(inputs, output=output, config=resolved, console=console)
+    selection = Selection(retry=retry, since=parse_moment(since) if since else None, force=force)
+    summary = run(inputs, output=output, config=resolved, selection=selection, console=console)
     print_summary(summary, console)
     raise typer.Exit(summary.exit_code)
 

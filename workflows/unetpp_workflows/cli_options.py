@@ -16,7 +16,10 @@ from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, Un
 DONE, PART_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _USAGE_ERRORS = (ConfigError, ModelNotFoundError, ModelPackageError)
 
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders, quoted globs, or lists of images: CSV, Parquet, STAC items.")]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT...", help="Images, folders, quoted globs, or lists: CSV, Parquet, STAC items."),
+]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from unetpp.durable import discard_folder
 from unetpp.errors import ConfigError, OutputError, UnetppError
 from unetpp_workflows.config import RunConfig
-from unetpp_workflows.inputs import Source, assign_folders, expand, identity
+from unetpp_workflows.events import EventLog
+from unetpp_workflows.inputs import Source, assign_folders, expand, identity, owner
+from unetpp_workflows.lease import Lease
 from unetpp_workflows.machine import worker_count
 from unetpp_workflows.manifest import Entry
 from unetpp_workflows.progress import Display
-from unetpp_workflows.steps import Call, complete, failed, prepare, reuse
+from unetpp_workflows.selection import Selection
+from unetpp_workflows.steps import Call, complete, failed, prepare, reuse, shown_config
 from unetpp_workflows.summary import ImageResult, Summary
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ def segment(
     *,
     config: RunConfig | None = None,
     truths: Mapping[str, Truth] | None = None,
+    selection: Selection | None = None,
     console: Console | None = None,
 ) -> Summary:
     """Segment images, folders and globs of images with one model into `output`, one folder per image.
@@ -45,32 +50,46 @@ def segment(
     Args:
         model: `models:/name@alias`, `models:/name/3`, a bundled model's name or a package folder; wins over `config`.
         truths: Image -> known labels; the record and the report then hold the IoU per class.
+        selection: Which of the images are worked on; all that are not finished by default.
         console: Where progress goes; standard output by default.
 
     Raises:
         ModelNotFoundError, ModelPackageError, ConfigError: Nothing can be segmented at all.
+        StoreError: Another run is writing the output folder.
         OutputError: The output folder cannot be made. What is wrong with single images is in the summary instead.
     """
     started = time.perf_counter()
+    selection = selection or Selection()
     call = start_call(config or RunConfig(), model, Display(console), truths or {})
     output = Path(output)
     make_folder(output)
-    sources, results = find_sources(inputs, output)
-    jobs: dict[str, SegmentJob] = {}
-    for source in sources:
-        prepared = _prepared(call, source)
-        if isinstance(prepared, ImageResult):
-            results[source.uri] = prepared
-        else:
-            jobs[source.uri] = prepared
-            results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # keeps the place
-    if jobs:
-        outcomes = _run_shards(call, list(jobs.values()))
-        for source, (uri, job), outcome in zip(
-            (source for source in sources if source.uri in jobs), jobs.items(), outcomes, strict=True
-        ):
-            results[uri] = _completed(call, source, job, outcome)
-    return Summary(tuple(results.values()), time.perf_counter() - started)
+    with Lease(output) as lease:
+        log = EventLog(output)
+        sources, results = find_sources(inputs, output)
+        sources = [source for source in sources if selection.takes(source)]
+        log.write("run_started", images=len(sources), model=call.model.reference(), config=shown_config(call.config))
+        jobs: dict[str, SegmentJob] = {}
+        for source in sources:
+            prepared = _prepared(call, source, force=selection.force)
+            if isinstance(prepared, ImageResult):
+                results[source.uri] = prepared
+                _log_result(log, prepared)
+            else:
+                jobs[source.uri] = prepared
+                log.write("image_prepared", image=source.name, uri=source.uri, shards=len(prepared.plan.shards()))
+                results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # keeps the place
+        if jobs:
+            outcomes = _run_shards(call, list(jobs.values()), lease, log)
+            for source, (uri, job), outcome in zip(
+                (source for source in sources if source.uri in jobs), jobs.items(), outcomes, strict=True
+            ):
+                for shard, message in outcome.failed.items():
+                    log.write("shard_failed", image=source.name, shard=shard, message=message)
+                results[uri] = _completed(call, source, job, outcome)
+                _log_result(log, results[uri])
+        summary = Summary(tuple(results.values()), time.perf_counter() - started)
+        log.write("run_finished", exit_code=summary.exit_code, seconds=round(summary.seconds, 3))
+    return summary
 
 
 def start_call(config: RunConfig, model: str | Path | None, display: Display, truths: Mapping[str, Truth]) -> Call:
@@ -118,8 +137,15 @@ def find_sources(inputs: Iterable[str | Path], output: Path) -> tuple[list[Sourc
     return assign_folders(entries.values(), output), results
 
 
-def _prepared(call: Call, source: Source) -> SegmentJob | ImageResult:
+def _log_result(log: EventLog, result: ImageResult) -> None:
+    facts = {"status": result.status, "reused": result.reused, "seconds": round(result.seconds, 3)}
+    log.write("image_finished", image=result.name, uri=result.uri, message=result.message, **facts)
+
+
+def _prepared(call: Call, source: Source, *, force: bool) -> SegmentJob | ImageResult:
     try:
+        if force and owner(source.folder) is not None:
+            discard_folder(source.folder)
         return reuse(call, source) or prepare(call, source)
     except Exception as error:  # noqa: BLE001 (one bad image of an archive must not stop the others; it is reported)
         return failed(source, error)
@@ -133,7 +159,7 @@ def _completed(call: Call, source: Source, job: SegmentJob, outcome: Outcome) ->
         return failed(source, error)
 
 
-def _run_shards(call: Call, jobs: Sequence[SegmentJob]) -> Sequence[Outcome]:
+def _run_shards(call: Call, jobs: Sequence[SegmentJob], lease: Lease, log: EventLog) -> Sequence[Outcome]:
     """Compute all pending shards of all images in one queue under one progress display."""
     from unetpp.job import pending
 
@@ -143,6 +169,9 @@ def _run_shards(call: Call, jobs: Sequence[SegmentJob]) -> Sequence[Outcome]:
     with call.display.shards(total, title) as (meter, shown):
 
         def on_commit(job: SegmentJob, record: CommitRecord) -> None:
+            lease.check()
+            facts = {"valid_px": record.valid_px, "attempt": record.attempt, "seconds": record.seconds}
+            log.write("shard_committed", image=job.out.name, shard=record.shard, **facts)
             meter.add(record.valid_px, record.seconds)
             shown()
 

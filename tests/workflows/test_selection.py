@@ -1,0 +1,86 @@
+"""Reruns over an archive: only failed images, only changed ones, or all anew; and what a run logs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unetpp.errors import ConfigError, StoreError
+from unetpp_workflows.config import RunConfig
+from unetpp_workflows.lease import Lease
+from unetpp_workflows.pipeline import segment
+from unetpp_workflows.selection import Selection, parse_moment
+from unetpp_workflows.summary import Summary
+
+CONFIG = RunConfig.model_validate({"tracking": {"enabled": False}})
+
+
+def run(package: Path, tmp_path: Path, **selection: object) -> Summary:
+    chosen = Selection(**selection)  # type: ignore[arg-type]
+    return segment([tmp_path / "in"], package, tmp_path / "out", config=CONFIG, selection=chosen)
+
+
+def test_retry_takes_only_what_failed(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
+    good, bad = blots("good.png"), blots("bad.png")
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:200])
+    assert run(ink_package, tmp_path).exit_code == 1
+    blots("new.png")
+    assert [(i.name, i.status) for i in run(ink_package, tmp_path, retry=True).images] == [("bad", "failed")]
+    bad.write_bytes(whole)
+    assert [(i.name, i.status) for i in run(ink_package, tmp_path, retry=True).images] == [("bad", "done")]
+    assert run(ink_package, tmp_path, retry=True).images == ()
+    assert [i.reused for i in run(ink_package, tmp_path).images] == [True, True, False]
+    assert good.exists()
+
+
+def test_since_takes_only_changed_files(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
+    old, new = blots("old.png"), blots("new.png")
+    os.utime(old, (1e9, 1e9))
+    moment = parse_moment("2020-01-01")
+    assert [i.name for i in run(ink_package, tmp_path, since=moment).images] == ["new"]
+    os.utime(new, (1e9, 1e9))
+    assert run(ink_package, tmp_path, since=moment).images == ()
+    with pytest.raises(ConfigError, match="write it like"):
+        parse_moment("last week")
+
+
+def test_force_segments_anew(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
+    blots("a.png")
+    run(ink_package, tmp_path)
+    record = tmp_path / "out/a/commits"
+    before = {path.name: path.stat().st_mtime_ns for path in record.iterdir()}
+    assert run(ink_package, tmp_path).images[0].reused
+    again = run(ink_package, tmp_path, force=True)
+    assert again.images[0].status == "done" and not again.images[0].reused
+    after = {path.name: path.stat().st_mtime_ns for path in record.iterdir()}
+    assert before.keys() == after.keys() and all(after[name] > time for name, time in before.items())
+
+
+def test_two_runs_do_not_write_one_folder(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
+    blots("a.png")
+    (tmp_path / "out").mkdir()
+    with Lease(tmp_path / "out"), pytest.raises(StoreError, match="being written by process"):
+        run(ink_package, tmp_path)
+    assert run(ink_package, tmp_path).exit_code == 0
+
+
+def test_a_run_logs_lines_of_json(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
+    blots("a.png")
+    blots("b.png").write_bytes(b"no png")
+    run(ink_package, tmp_path)
+    [log] = (tmp_path / "out/logs").iterdir()
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [e["event"] for e in events] == [
+        "run_started", "image_prepared", "image_finished", "shard_committed", "image_finished", "run_finished",
+    ]  # fmt: skip
+    assert len({e["run"] for e in events}) == 1 and events[-1]["exit_code"] == 1
+    assert {(e["image"], e["status"]) for e in events if e["event"] == "image_finished"} == {
+        ("a", "done"),
+        ("b", "failed"),
+    }
+    assert events[3]["valid_px"] == 96 * 128

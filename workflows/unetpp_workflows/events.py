@@ -1,0 +1,35 @@
+"""Writes what a run does as lines of JSON, for machines that watch; knows names and numbers, shows nothing.
+
+OUTPUT/logs/<time>-<id>.jsonl: one line per event, each with time (UTC), run and event.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unetpp.durable import output_errors
+
+LOGS = "logs"
+
+
+class EventLog:
+    """One run's log; may be written from several threads. Raises `OutputError` where it cannot be."""
+
+    def __init__(self, output: Path) -> None:
+        self.run = uuid.uuid4().hex[:12]
+        self._lock = threading.Lock()
+        self.path = output / LOGS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{self.run}.jsonl"
+        with output_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Append one event; facts are JSON values."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "run": self.run, "event": event, **facts}, ensure_ascii=False)
+        with self._lock, output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")

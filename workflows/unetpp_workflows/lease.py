@@ -1,0 +1,119 @@
+"""Keeps two runs from writing one output folder, on any number of machines; knows a file and a clock.
+
+A run holds the folder by a small file that it renews. A run that is gone does not renew: on its own machine that is
+seen at once, elsewhere when the lease has expired. (`unetpp.lock` guards single images between processes of one
+machine; not every shared file system has such locks, and none tells who holds them.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from unetpp.durable import output_errors, write_file
+from unetpp.errors import StoreError
+from unetpp.lock import FolderLock
+
+LEASE = ".lease.json"
+SECONDS = 60.0
+
+
+class Lease:
+    """Holds an output folder while the block runs.
+
+    Args:
+        output: the folder, which exists.
+        seconds: how long other machines wait for a sign of life before they take the folder over.
+
+    Raises:
+        StoreError: another run holds it; the message says who, where and since when.
+        OutputError: the folder cannot be written.
+    """
+
+    def __init__(self, output: Path, *, seconds: float = SECONDS) -> None:
+        self._file = output / LEASE
+        self._seconds = seconds
+        self._facts = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": psutil.Process().create_time(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._stop = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        with FolderLock(self._file.parent, exclusive=True):
+            holder = _read(self._file)
+            if holder is not None and not _is_gone(holder):
+                left = max(0.0, holder["expires"] - time.time())
+                raise StoreError(
+                    f"{self._file.parent} is being written by process {holder['pid']} on {holder['host']} since "
+                    f"{holder['since']}; wait for it, stop it, or if it is gone wait {left:.0f} s"
+                )
+            self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._is_mine():
+            with output_errors(self._file):
+                self._file.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise `StoreError` where another run has taken the folder over while this one slept."""
+        if self._lost.is_set():
+            raise StoreError(
+                f"{self._file.parent} was taken over by another run while this one gave no sign for "
+                f"{self._seconds:.0f} s; what is finished is kept: look at `unetpp status`"
+            )
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._seconds / 4):
+            if not self._is_mine():
+                self._lost.set()
+                return
+            self._write()
+
+    def _write(self) -> None:
+        facts = {**self._facts, "expires": time.time() + self._seconds}
+        write_file(self._file, (json.dumps(facts, indent=1) + "\n").encode())
+
+    def _is_mine(self) -> bool:
+        holder = _read(self._file)
+        return holder is not None and holder["id"] == self._facts["id"]
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """Return who holds the folder; None where nobody does, or where the file is torn."""
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and {"id", "host", "pid", "since", "expires"} <= facts.keys() else None
+
+
+def _is_gone(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return bool(time.time() > holder["expires"])
+    try:
+        # A later process may have got the same number.
+        return bool(abs(psutil.Process(holder["pid"]).create_time() - holder.get("process_started", 0.0)) > 1.0)
+    except psutil.NoSuchProcess:
+        return True
