@@ -41,33 +41,36 @@ def prepare(
 ) -> None:
     """Turn labelled images into one training store; run again to continue where it stopped.
 
-    Images may be anything `segment` reads. Labels may be masks (PNG, TIFF, GeoTIFF, Zarr, OME-Zarr; values, palette
-    indices or colours), instance masks, or polygons (QuPath GeoJSON, GeoJSON, GeoPackage, GeoParquet in any CRS).
+    Images may be anything `segment` reads. Labels may be masks (PNG, TIFF, GeoTIFF, Zarr, OME-Zarr), instance masks, or
+    polygons (QuPath GeoJSON, GeoJSON, GeoPackage, GeoParquet in any CRS).
 
     [bold]Examples[/]
 
         unetpp prepare buildings.toml --data DATA --output buildings.zarr
-        unetpp prepare slides.toml -o slides.zarr --executor ray --set data.spacing=0.5um
+        unetpp prepare slides.toml -o slides.zarr --executor ray
 
     A data set is a TOML file:
 
-        [data]
-        table = "slides.csv"            # columns image, labels, group; optional split, mask, ignore, annotator
-        spacing = "0.5um"               # pixel size to train at; without it level 0 as it is
-        shares = { train = 0.8, val = 0.2 }   # where the table has no split: whole groups, never patches
-        no_data = ["Artifact"]          # class names, values or colours that do not count
+        \\[data]
+        table = "slides.csv"
+        spacing = "0.5um"
+        shares = { train = 0.8, val = 0.2 }
+        no_data = ["Artifact"]
 
-        [[classes]]
+        [\\[classes]]
         name = "stroma"
         color = [120, 180, 90]
-        background = true               # also what lies outside all polygons
+        background = true
 
-        [[classes]]
+        [\\[classes]]
         name = "tumour"
         color = [200, 30, 60]
-        labels = ["Tumor", "Tumour"]    # what stands for it: polygon classes, values (1) or colours ([200, 30, 60])
+        labels = ["Tumor", "Tumour"]
 
-    Instead of a table: images = "images/*.png" and labels = "masks/{stem}.png", with group_pattern and validation.
+    The table (CSV, Parquet) has the columns image, labels and group; split, mask, ignore and annotator where wanted.
+    Without a split, whole groups are divided by shares. Instead of a table: images = "images/*.png",
+    labels = "masks/{stem}.png", group_pattern and validation. Labels of a class are polygon classes, values or colours
+    ([[200, 30, 60]]); what lies outside all polygons is background. Without a spacing, level 0 is kept.
 
     A page beside the store shows samples of every split, class frequencies and all faults. A group in two splits,
     labels of another size, or one picture in two splits are errors: exit code 2, and nothing is stored.

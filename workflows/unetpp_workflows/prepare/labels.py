@@ -48,6 +48,8 @@ class ImageLabels:
     ) -> None:
         legend = Legend.of(dataset)
         self._classes, self._instances = len(dataset.classes), dataset.data.instances
+        # 255 where there is none: it equals no label that counts.
+        self._background = NO_DATA if dataset.background is None else dataset.background
         self._tissue, self.off_tissue = tissue, 0
         self.region = row.region(grid.height, grid.width)
         with ExitStack() as stack:
@@ -78,7 +80,7 @@ class ImageLabels:
             found = np.where(self._counts(part), found, np.uint8(NO_DATA))
             if self._tissue is not None:
                 on = self._tissue.crop(part)
-                self.off_tissue += int(((found != NO_DATA) & ~on).sum())
+                self.off_tissue += int(((found != NO_DATA) & (found != self._background) & ~on).sum())
                 found = np.where(on, found, np.uint8(NO_DATA))
             labels[part.slices(box)] = found
             if objects is not None and (numbers := votes[0][1]) is not None:
