@@ -17,7 +17,6 @@ from unetpp.package import ClassInfo
 from unetpp_workflows.config import apply_setting, read_toml, validate
 
 SPLITS = ("train", "val", "test")
-_RECIPE_KEYS = ("licence", "source", "intended", "limits", "network", "train")
 Channel = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Channel, Channel, Channel]
 Mark = int | str | Color
@@ -186,7 +185,7 @@ def load_dataset(source: str | Path, overrides: Iterable[str] = ()) -> Dataset:
     Raises:
         ConfigError: there is no such file, or a key or value is not one this version knows.
     """
-    from unetpp_workflows.recipe import RECIPES
+    from unetpp_workflows.recipe import RECIPES, Recipe
 
     path = Path(source)
     if not path.is_file():
@@ -196,6 +195,6 @@ def load_dataset(source: str | Path, overrides: Iterable[str] = ()) -> Dataset:
     values = read_toml(path)
     for setting in overrides:
         apply_setting(values, setting)
-    for key in _RECIPE_KEYS:
+    for key in Recipe.model_fields.keys() - Dataset.model_fields.keys():
         values.pop(key, None)
     return validate(Dataset, values, source=path.name)
