@@ -1,4 +1,4 @@
-"""Counts predictions against truth and turns counts into figures; knows label arrays, not where they come from."""
+"""Counts classes of pixels against the truth; knows label arrays, not objects, boundaries or probabilities."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORE = 255
+from unetpp.metrics.counts import IGNORE, ratio
 
 
 class Confusion:
@@ -35,42 +35,48 @@ class Confusion:
         self.matrix += np.bincount(t * classes + p, minlength=classes * classes).reshape(classes, classes)
 
     def merge(self, other: Confusion) -> None:
+        """Add the other's pixels."""
         self.matrix += other.matrix
+
+    def state(self) -> NDArray[np.int64]:
+        """Return the matrix (K, K); states add up."""
+        return self.matrix.copy()
+
+    @classmethod
+    def from_state(cls, state: NDArray[Any]) -> Confusion:
+        """Return the confusion that has this state, or a sum of states."""
+        made = cls(len(state))
+        made.matrix[:] = state
+        return made
 
     @property
     def iou(self) -> NDArray[np.float64]:
         """Intersection over union per class, pooled over all pixels; NaN for a class that occurs nowhere."""
         hit, truth, predicted = self._sums()
-        return _ratio(hit, truth + predicted - hit)
+        return ratio(hit, truth + predicted - hit)
 
     @property
     def dice(self) -> NDArray[np.float64]:
         """2 |A and B| / (|A| + |B|) per class; NaN as for `iou`."""
         hit, truth, predicted = self._sums()
-        return _ratio(2 * hit, truth + predicted)
+        return ratio(2 * hit, truth + predicted)
 
     @property
     def precision(self) -> NDArray[np.float64]:
         """Share of the predicted pixels that are right, per class; NaN where nothing was predicted."""
         hit, _, predicted = self._sums()
-        return _ratio(hit, predicted)
+        return ratio(hit, predicted)
 
     @property
     def recall(self) -> NDArray[np.float64]:
         """Share of the true pixels that were found, per class; NaN where the class does not occur."""
         hit, truth, _ = self._sums()
-        return _ratio(hit, truth)
+        return ratio(hit, truth)
 
     @property
     def accuracy(self) -> float:
         """Share of all counted pixels that are right; NaN when none counted."""
-        return float(_ratio(np.trace(self.matrix)[None], self.matrix.sum()[None])[0])
+        return float(ratio(np.trace(self.matrix)[None], self.matrix.sum()[None])[0])
 
     def _sums(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         return np.diag(self.matrix), self.matrix.sum(1), self.matrix.sum(0)
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    out: NDArray[np.float64] = np.full(part.shape, np.nan)
-    np.divide(part, whole, out=out, where=whole > 0)
-    return out
