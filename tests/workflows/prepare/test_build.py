@@ -306,7 +306,7 @@ def test_dsb2018_keeps_every_nucleus(data_dir: Path, described: Callable[..., Da
     for name in names:
         objects = whole(store, name.stem)[2]
         assert len(np.unique(objects[objects > 0])) == int(table[name.stem][4])
-    assert {image.group for image in store.source("train").images} <= {
+    assert {image.stratum for image in store.source("train").images} <= {
         "fluorescence",
         "purple-white",
         "purple-dense",
