@@ -41,6 +41,14 @@ def test_single_shapes_stay_whole() -> None:
     np.testing.assert_array_equal(split_objects(mask), expected)
 
 
+def test_a_ragged_edge_splits_nothing_below_the_depth() -> None:
+    mask = np.zeros((30, 90), bool)
+    mask[8:22, 5:85] = True
+    mask[22, 20:35] = mask[22, 50:70] = True
+    assert split_objects(mask).max() == 1
+    assert split_objects(mask, depth=0.01).max() == 2
+
+
 def test_a_pale_seam_splits_what_the_shape_does_not() -> None:
     mask = np.zeros((30, 50), bool)
     mask[8:20, 5:45] = True

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from unetpp.errors import ConfigError
@@ -97,6 +98,21 @@ def test_lovasz_of_a_hard_prediction_is_one_minus_iou() -> None:
     loss = supervised_loss([(predicted * 2.0 - 1)[:, None] * 100], target, only("lovasz"))
     iou = (predicted & target.bool()).sum() / (predicted | target.bool()).sum()
     assert float(loss) == pytest.approx(1 - float(iou), rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_skeleton_equals_grey_morphology(steps: int) -> None:
+    x = ndimage.gaussian_filter(np.random.default_rng(steps).random((20, 25)), 1.5)
+    x = image = (x - x.min()) / (x.max() - x.min())
+    cross = ndimage.generate_binary_structure(2, 1)
+    expected = np.zeros_like(x)
+    for _ in range(steps + 1):
+        eroded = ndimage.grey_erosion(x, footprint=cross, mode="constant", cval=np.inf)
+        opened = ndimage.grey_dilation(eroded, (3, 3), mode="constant", cval=-np.inf)
+        delta = np.maximum(x - opened, 0)
+        expected, x = expected + np.maximum(delta - expected * delta, 0), eroded
+    found = soft_skeleton(torch.from_numpy(image)[None, None], steps)[0, 0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
 def test_the_skeleton_of_a_bar_is_its_centre_line() -> None:
