@@ -6,24 +6,32 @@ Every operation has a plain-torch definition in `definition`, and a fused Triton
 from unetpp_kernels.definition import Resampling, upsample2x
 from unetpp_kernels.operations import (
     Implementation,
+    batch_norm,
     depthwise_conv,
     depthwise_pointwise,
+    depthwise_pointwise_moments,
     device_implementation,
     forced,
     implementation,
+    moments,
     pointwise_conv,
     pointwise_depthwise,
+    pointwise_depthwise_moments,
 )
 
 __all__ = [
     "Implementation",
     "Resampling",
+    "batch_norm",
     "depthwise_conv",
     "depthwise_pointwise",
+    "depthwise_pointwise_moments",
     "device_implementation",
     "forced",
     "implementation",
+    "moments",
     "pointwise_conv",
     "pointwise_depthwise",
+    "pointwise_depthwise_moments",
     "upsample2x",
 ]

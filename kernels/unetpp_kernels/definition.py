@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Resampling = Literal["bilinear", "nearest"]
+_PIXELS = (0, 2, 3)
 
 
 def upsample2x(x: Tensor, mode: Resampling = "bilinear") -> Tensor:
@@ -226,3 +227,82 @@ def pointwise_depthwise(
         mixed = mixed + upsample2x(F.conv2d(low, pointwise[:, width:]), mode)
     out = F.conv2d(mixed, depthwise, bias, padding=depthwise.shape[-1] // 2, groups=depthwise.shape[0])
     return F.relu(out) if relu else out
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of every channel over all pixels of all images.
+
+    Args:
+        x: (N, C, H, W), not empty.
+
+    Returns:
+        (C,) each, fp32, or fp64 for maps in it.
+    """
+    variance, mean = torch.var_mean(x.to(sum_type(x.dtype)), _PIXELS, correction=0)
+    return mean, variance
+
+
+def normalise(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
+    """Shift and scale every channel: act((x - mean) * scale + bias).
+
+    The mean is taken away first: as x * scale + (bias - mean * scale), a channel far from 0 would lose digits.
+
+    Args:
+        x: (N, C, H, W).
+        mean, scale, bias: (C,) fp32, or fp64 for maps in it; rounding happens once, at the end.
+        relu: apply max(0, .) at the end.
+
+    Returns:
+        (N, C, H, W) in x's dtype.
+    """
+    y = _centred(x, mean) * _map(scale) + _map(bias)
+    return (F.relu(y) if relu else y).to(x.dtype)
+
+
+def normalise_sums(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *, relu: bool = False
+) -> Tensor:
+    """Return what the gradient of a batch norm needs to know of all pixels: the sums of g and of g (x - mean).
+
+    g is the gradient of `normalise`'s result, 0 where its ReLU was; other arguments as there.
+
+    Returns:
+        (2, C) fp32, or fp64 for maps in it.
+    """
+    g = _active(gradient, x, mean, scale, bias, relu)
+    return torch.stack((g.sum(_PIXELS), (g * _centred(x, mean)).sum(_PIXELS)))
+
+
+def normalise_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, shares: Tensor, *, relu: bool = False
+) -> Tensor:
+    """Return scale * (g - shares[0] - shares[1] (x - mean)): the gradient of a batch norm's input.
+
+    Args:
+        gradient, x, mean, scale, bias, relu: as for `normalise_sums`.
+        shares: (2, C): with its sums (a, b) over n pixels, a / n and b / (n (variance + eps)); 0 where mean and scale
+            did not come from x.
+
+    Returns:
+        (N, C, H, W) in x's dtype.
+    """
+    g = _active(gradient, x, mean, scale, bias, relu)
+    return (_map(scale) * (g - _map(shares[0]) - _map(shares[1]) * _centred(x, mean))).to(x.dtype)
+
+
+def sum_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that sums are made in: fp32, or fp64 for maps in it (checks of gradients use that)."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _active(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    g = gradient.to(mean.dtype)
+    return torch.where(_centred(x, mean) * _map(scale) + _map(bias) > 0, g, 0) if relu else g
+
+
+def _centred(x: Tensor, mean: Tensor) -> Tensor:
+    return x.to(mean.dtype) - _map(mean)
+
+
+def _map(values: Tensor) -> Tensor:
+    return values[:, None, None]

@@ -140,7 +140,7 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, groups: i
 
 
 def _sums(like: Tensor) -> torch.dtype:
-    return torch.promote_types(like.dtype, torch.float32)
+    return definition.sum_type(like.dtype)
 
 
 def _new(x: Tensor) -> Tensor:

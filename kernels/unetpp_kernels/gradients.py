@@ -4,6 +4,7 @@ operation             saved                          computed again, or never th
 pointwise             sources, mix                   the concatenation, the upsampled term
 depthwise             x, taps                        -
 depthwise_pointwise   sources, low, taps, mix        depthwise sums, the concatenation, the upsampled source
+batch norm            its input, three vectors       its result (whose ReLU is decided anew)
 
 Weights come in fp32 and get fp32 gradients, whatever the maps' type: under autocast nothing is rounded on the way.
 Gradients of gradients do not exist; autograd says so.
@@ -11,17 +12,18 @@ Gradients of gradients do not exist; autograd says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unetpp_kernels import definition, gradient_operators, packing
+from unetpp_kernels import definition, gradient_operators, norm_operators, packing
 from unetpp_kernels.definition import Resampling
 
 _OPERATORS = torch.ops.unetpp
-assert gradient_operators  # importing it registers them
+assert gradient_operators and norm_operators  # importing them registers their operators
 
 
 class Pointwise(torch.autograd.Function):
@@ -86,11 +88,7 @@ class DepthwisePointwise(torch.autograd.Function):
         mode: Resampling,
         *sources: Tensor,
     ) -> Tensor:
-        mix = weight.to(sources[0].dtype)
-        phases = None
-        if low is not None:
-            under = taps[:, taps.shape[1] - low.shape[1] :]
-            phases = packing.phases(under.t().reshape(-1, 1, 3, 3), mode, torch.float32)
+        mix, phases = weight.to(sources[0].dtype), _phases(taps, low, mode)
         y: Tensor = _OPERATORS.depthwise_pointwise(
             list(sources), low, taps, phases, mix, bias, inner_bias, inner_relu, relu, mode, False
         )
@@ -110,6 +108,113 @@ class DepthwisePointwise(torch.autograd.Function):
         dlow = None if low is None else _OPERATORS.upsample_backward(found.pop(), ctx.mode)
         needs = ctx.needs_input_grad
         return dtaps, dmix, dbias if needs[2] else None, dinner if needs[3] else None, dlow, None, None, None, *found
+
+
+class DepthwiseMoments(torch.autograd.Function):
+    """apply(taps (9, C), x) -> y, mean, variance: `Depthwise` and its moments, which are constants to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, taps: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, variance = _OPERATORS.depthwise_moments(x, taps)
+        ctx.save_for_backward(taps, x)
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        taps, x = ctx.saved_tensors
+        dx, dtaps, _ = _OPERATORS.depthwise_backward(gradient, x, taps)
+        return dtaps, dx
+
+
+class DepthwisePointwiseMoments(torch.autograd.Function):
+    """apply(taps (9, C), weight (O, C), low, mode, *sources) -> y, mean, variance; as `DepthwiseMoments`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, taps: Tensor, weight: Tensor, low: Tensor | None, mode: Resampling, *sources: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mix = weight.to(sources[0].dtype)
+        y, mean, variance = _OPERATORS.depthwise_pointwise_moments(
+            list(sources), low, taps, _phases(taps, low, mode), mix, mode
+        )
+        ctx.mode = mode
+        ctx.save_for_backward(taps, mix, low, *sources)
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        taps, mix, low, *sources = ctx.saved_tensors
+        inputs = sources if low is None else [*sources, definition.upsample2x(low, ctx.mode)]
+        *found, dtaps, dmix, _, _ = _OPERATORS.depthwise_pointwise_backward(gradient, inputs, taps, None, mix, False)
+        dlow = None if low is None else _OPERATORS.upsample_backward(found.pop(), ctx.mode)
+        return dtaps, dmix, dlow, None, *found
+
+
+class BatchNorm(torch.autograd.Function):
+    """apply(x, mean, variance, count, weight, bias, eps, relu, total, fused): mean and variance are those of x.
+
+    relu((x - mean) weight / sqrt(variance + eps) + bias), the gradient going through mean and variance as well. count:
+    over how many values they were taken. total: adds up a tensor over all that share them, in place; None alone. fused:
+    by the operators, otherwise by their definitions.
+
+    With z = (x - mean) / s, s = sqrt(variance + eps), and g the gradient before the ReLU, that of x is
+    weight / s (g - sum(g) / n - z sum(g z) / n) (Ioffe and Szegedy 2015, section 3).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor | int,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        relu: bool,
+        total: Callable[[Tensor], object] | None,
+        fused: bool,
+    ) -> Tensor:
+        kind = definition.sum_type(x.dtype)
+        inverse = torch.rsqrt(variance + eps).to(kind)
+        mean, scale, shift = mean.to(kind), weight.to(kind) * inverse, bias.to(kind)
+        ctx.count, ctx.relu, ctx.total, ctx.fused, ctx.weight_type = count, relu, total, fused, weight.dtype
+        ctx.save_for_backward(x, mean, scale, shift, inverse)
+        if fused:
+            return _OPERATORS.normalise(x, mean, scale, shift, relu)  # type: ignore[no-any-return]
+        return definition.normalise(x, mean, scale, shift, relu=relu)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, scale, shift, inverse = ctx.saved_tensors
+        vectors = (x, mean, scale, shift)
+        if ctx.fused:
+            sums = _OPERATORS.normalise_sums(gradient, *vectors, ctx.relu)
+        else:
+            sums = definition.normalise_sums(gradient, *vectors, relu=ctx.relu)
+        dbias, dweight = sums[0].to(ctx.weight_type, copy=True), (sums[1] * inverse).to(ctx.weight_type)
+        if ctx.total is not None:
+            # Also where nobody here needs the gradient of x: another rank may wait for these sums.
+            ctx.total(sums)
+        shares = sums / ctx.count
+        shares[1] *= inverse.square()
+        if ctx.fused:
+            dx = _OPERATORS.normalise_backward(gradient, *vectors, shares, ctx.relu)
+        else:
+            dx = definition.normalise_backward(gradient, *vectors, shares, relu=ctx.relu)
+        return dx, None, None, None, dweight, dbias, None, None, None, None
+
+
+def _phases(taps: Tensor, low: Tensor | None, mode: Resampling) -> Tensor | None:
+    if low is None:
+        return None
+    under = taps[:, taps.shape[1] - low.shape[1] :]
+    return packing.phases(under.t().reshape(-1, 1, 3, 3), mode, torch.float32)
 
 
 def _through_relu(gradient: Tensor, y: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Literal, cast
@@ -73,7 +73,7 @@ def depthwise_pointwise(
         )
         return pointwise_conv([filtered], pointwise, bias, relu=relu)
     if _needs_gradient(*sources, low, depthwise, pointwise, bias, inner_bias):
-        taps, mix = packing.taps(depthwise, _sums(x.dtype)), packing.mix(pointwise, pointwise.dtype)
+        taps, mix = packing.taps(depthwise, definition.sum_type(x.dtype)), packing.mix(pointwise, pointwise.dtype)
         return cast(
             Tensor,
             gradients.DepthwisePointwise.apply(  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ def depthwise_pointwise(
             ),
         )
     packed = is_packed(x.dtype, packed)
-    weights = x.dtype if packed else _sums(x.dtype)
+    weights = x.dtype if packed else definition.sum_type(x.dtype)
     first = sum(s.shape[1] for s in sources)
     return cast(
         Tensor,
@@ -118,10 +118,10 @@ def depthwise_conv(
     if _needs_gradient(x, weight, bias):
         if (weight.shape[-1], stride, dilation) != (3, 1, 1):
             return definition.depthwise_conv(x, weight.to(x.dtype), bias, relu=relu, stride=stride, dilation=dilation)
-        taps = packing.taps(weight, _sums(x.dtype))
+        taps = packing.taps(weight, definition.sum_type(x.dtype))
         return cast(Tensor, gradients.Depthwise.apply(taps, bias, relu, x))  # type: ignore[no-untyped-call]
     packed = is_packed(x.dtype, packed)
-    taps = packing.taps(weight, x.dtype if packed else _sums(x.dtype))
+    taps = packing.taps(weight, x.dtype if packed else definition.sum_type(x.dtype))
     return cast(Tensor, torch.ops.unetpp.depthwise(x, taps, bias, relu, stride, dilation, packed))
 
 
@@ -163,10 +163,98 @@ def pointwise_depthwise(
     """See `definition.pointwise_depthwise`; `packed` as for `depthwise_pointwise`."""
     if implementation([*sources, low, pointwise, depthwise, bias]) == "torch":
         return definition.pointwise_depthwise(sources, low, pointwise, depthwise, bias, relu=relu, mode=mode)
-    width = sum(s.shape[1] for s in sources)
-    added = None if low is None else pointwise_conv([low], pointwise[:, width:])
-    mixed = pointwise_conv(sources, pointwise[:, :width], added=added, mode=mode)
+    mixed = _pointwise_upsampled(sources, low, pointwise, mode)
     return depthwise_conv(mixed, depthwise, bias, relu=relu, packed=packed)
+
+
+def depthwise_pointwise_moments(
+    sources: Sequence[Tensor],
+    low: Tensor | None,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    *,
+    mode: Resampling = "bilinear",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `definition.depthwise_pointwise` (3x3, no bias, no activation) and its `definition.moments`.
+
+    The moments are constants to autograd: `batch_norm` accounts for what they depend on.
+    """
+    if implementation([*sources, low, depthwise, pointwise]) == "torch" or depthwise.shape[-1] != 3:
+        return _with_moments(depthwise_pointwise(sources, low, depthwise, pointwise, mode=mode))
+    sources, low = _autocast(sources, low)
+    taps, mix = packing.taps(depthwise, definition.sum_type(sources[0].dtype)), packing.mix(pointwise, pointwise.dtype)
+    found = gradients.DepthwisePointwiseMoments.apply(taps, mix, low, mode, *sources)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor, Tensor], found)
+
+
+def pointwise_depthwise_moments(
+    sources: Sequence[Tensor],
+    low: Tensor | None,
+    pointwise: Tensor,
+    depthwise: Tensor,
+    *,
+    mode: Resampling = "bilinear",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `definition.pointwise_depthwise` (3x3, no bias, no activation) and its `definition.moments`; as above."""
+    if implementation([*sources, low, pointwise, depthwise]) == "torch" or depthwise.shape[-1] != 3:
+        return _with_moments(pointwise_depthwise(sources, low, pointwise, depthwise, mode=mode))
+    mixed = _pointwise_upsampled(sources, low, pointwise, mode)
+    taps = packing.taps(depthwise, definition.sum_type(mixed.dtype))
+    found = gradients.DepthwiseMoments.apply(taps, mixed)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor, Tensor], found)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See `definition.moments`; constants to autograd."""
+    x = x.detach()
+    if implementation([x]) == "torch":
+        return definition.moments(x)
+    mean, variance = torch.ops.unetpp.moments(x)
+    return mean, variance
+
+
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    count: Tensor | int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    relu: bool = False,
+    total: Callable[[Tensor], object] | None = None,
+) -> Tensor:
+    """Normalise a batch by its own moments: act((x - mean) / sqrt(variance + eps) * weight + bias).
+
+    Args:
+        x: (N, C, H, W).
+        mean, variance: (C,), biased, of x, or of x and the batches of other ranks: see `total`. Gradients go through
+            what they depend on, though autograd does not see it.
+        count: over how many values of a channel they were taken.
+        weight, bias: (C,), 1 and 0 where there are none.
+        eps: added to the variance.
+        relu: apply max(0, .) at the end.
+        total: adds a tensor up, in place, over all ranks whose batches the moments are of; called once in backward.
+
+    Returns:
+        (N, C, H, W) in x's dtype.
+    """
+    ones, zeros = (torch.full_like(mean, value) for value in (1.0, 0.0))
+    fused = implementation([x, weight, bias]) == "triton"
+    found = gradients.BatchNorm.apply(  # type: ignore[no-untyped-call]
+        x,
+        mean,
+        variance,
+        count,
+        ones if weight is None else weight,
+        zeros if bias is None else bias,
+        eps,
+        relu,
+        total,
+        fused,
+    )
+    return cast(Tensor, found)
 
 
 def implementation(tensors: Sequence[Tensor | None]) -> Implementation:
@@ -232,10 +320,16 @@ def _autocast(sources: Sequence[Tensor], low: Tensor | None) -> tuple[list[Tenso
     return [s.to(dtype) for s in sources], None if low is None else low.to(dtype)
 
 
+def _pointwise_upsampled(sources: Sequence[Tensor], low: Tensor | None, pointwise: Tensor, mode: Resampling) -> Tensor:
+    """Return pw(cat(*sources, up(low))), `low` mixed before it is upsampled."""
+    width = sum(s.shape[1] for s in sources)
+    added = None if low is None else pointwise_conv([low], pointwise[:, width:])
+    return pointwise_conv(sources, pointwise[:, :width], added=added, mode=mode)
+
+
+def _with_moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return (y, *moments(y))
+
+
 def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _sums(dtype: torch.dtype) -> torch.dtype:
-    """Return the type that depthwise sums are made in: fp32, or fp64 for maps in it (checks of gradients use that)."""
-    return torch.promote_types(dtype, torch.float32)

@@ -7,7 +7,7 @@ without a GPU can compile all of them, and no user's first tile meets a kernel t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal, get_args
 
@@ -18,6 +18,7 @@ Product = Literal["tf32", "tf32x3", "plain"]
 
 Pixels = Literal["u8", "fp32"]
 Added = Literal[0, 1, 2]
+Normalise = Literal["normalise", "normalise_sums", "normalise_backward"]
 
 WIDTHS = (32, 64, 128)
 WIDEST = WIDTHS[-1]
@@ -108,6 +109,15 @@ _PRODUCTS: dict[tuple[str, int], tuple[int, int, int]] = {
     ("fp32", 128): (64, 16, 8),
 }
 _UNEVEN_PRODUCTS = {"16 bits": (64, (64, 32, 8)), "fp32": (32, (32, 16, 8))}
+_STATISTICS = ("moments", "join", *get_args(Normalise))
+# Where moments in the epilogue would spill registers, by type, outputs and LOW.
+_TOO_FULL = {
+    ("fp16", 64, True),
+    ("bf16", 128, False),
+    ("fp32", 32, True),
+    ("fp32", 64, False),
+    ("fp32", 64, True),
+}
 _READS: tuple[tuple[Added, bool], ...] = ((0, False), (1, False), (2, False), (0, True))
 
 
@@ -281,13 +291,47 @@ def upsample_backward(dtype: Dtype, *, bilinear: bool, even: bool) -> Row:
     return Row("upsample_backward", dtype, constants, 4)
 
 
+def with_moments(row: Row) -> Row | None:
+    """Row of a convolution that also gives its result's moments; None where it is better to read the result again.
+
+    That is where a sum is rounded to 16 bits, where channels fill no block, and where registers do not suffice.
+    """
+    constants = dict(row.constants)
+    if row.kernel not in ("depthwise_pointwise", "pointwise", "depthwise") or not constants["EVEN"]:
+        return None
+    if any(constants.get(name) for name in ("PACKED", "INNER", "POOL")):
+        return None
+    low = bool(constants.get("LOW"))
+    if row.kernel == "pointwise" and low:
+        return None
+    if row.kernel == "depthwise_pointwise" and (row.dtype, constants["BLOCK_N"], low) in _TOO_FULL:
+        return None
+    return replace(row, constants=(*row.constants, ("MOMENTS", True)))
+
+
+def moments(dtype: Dtype, *, even: bool) -> Row:
+    """Row of `gpu.moments.moments_kernel`; even as above."""
+    return Row("moments", dtype, (("BLOCK_M", 64), ("BLOCK_K", 32), ("R", 4), ("EVEN", even)), 4)
+
+
+def join() -> Row:
+    """Row of `gpu.moments.join_kernel`."""
+    return Row("join", "fp32", (("BLOCK_P", 64), ("BLOCK_K", 32)), 4)
+
+
+def normalise(kernel: Normalise, dtype: Dtype, *, even: bool) -> Row:
+    """Row of a kernel of `gpu.normalise`; even as above."""
+    return Row(kernel, dtype, (("BLOCK_M", 64), ("BLOCK_K", 32), ("EVEN", even)), 4)
+
+
 def rows() -> Iterator[Row]:
     """Yield every row that can be launched, each once."""
-    seen: set[Row] = set()
+    seen: set[Row | None] = {None}
     for row in _all():
-        if row is not None and row not in seen:
-            seen.add(row)
-            yield row
+        for form in (row, None if row is None else with_moments(row)):
+            if form is not None and form not in seen:
+                seen.add(form)
+                yield form
 
 
 def usual(dtype: Dtype) -> list[Row]:
@@ -298,11 +342,34 @@ def usual(dtype: Dtype) -> list[Row]:
         row
         for row in rows()
         if row.dtype.partition(" ")[0] == dtype
-        and not row.kernel.endswith("_backward")
+        and not in_training(row)
         and all(value == wanted.get(name, value) for name, value in row.constants)
     ]
     # Logits, one channel per class, fill no tile.
     return [*found, pointwise(dtype, dot, 2, added=0, pool=False, even=False)]
+
+
+def training(dtype: Dtype) -> list[Row]:
+    """Return what training launches beside `usual`: sums in fp32, moments, gradients; channels in multiples of 32."""
+    dot: Product = "tf32x3" if dtype == "fp32" else "plain"
+    wanted = {"EVEN": True, "PACKED": False, "DOT": _dot(dot)}
+    plain = [
+        depthwise_pointwise(dtype, "single", dot, width, low=low, inner=False, even=True)
+        for width, low in product(WIDTHS, (False, True))
+    ]
+    found = [
+        row
+        for row in rows()
+        if (row.dtype == dtype or row.kernel == "join")
+        and in_training(row)
+        and all(value == wanted.get(name, value) for name, value in row.constants)
+    ]
+    return [*found, depthwise(dtype, "single", even=True), *(row for row in plain if row is not None)]
+
+
+def in_training(row: Row) -> bool:
+    """Whether only training launches the row: gradients, and statistics of a batch."""
+    return row.kernel.endswith("_backward") or row.kernel in _STATISTICS or "MOMENTS" in dict(row.constants)
 
 
 def _all() -> Iterator[Row | None]:
@@ -329,8 +396,12 @@ def _all() -> Iterator[Row | None]:
         for width, mix, pixels in product((32, 64), switch, get_args(Pixels)):
             yield stem(dtype, width, width if mix else None, pixels)
         yield depthwise_backward(dtype, even=even)
+        yield moments(dtype, even=even)
+        for kernel in get_args(Normalise):
+            yield normalise(kernel, dtype, even=even)
         for bilinear in switch:
             yield upsample_backward(dtype, bilinear=bilinear, even=even)
+    yield join()
     for (dtype, _, dot), width in product(kinds, WIDTHS):
         yield pointwise_backward(dtype, dot, width)
         yield depthwise_pointwise_backward(dtype, dot, width)

@@ -24,6 +24,8 @@ from unetpp_kernels.table import Dtype, Row
 _EPILOG = """examples:
   python -m unetpp_kernels.warmup                        what a network needs in fp16, for the GPU in this machine
   python -m unetpp_kernels.warmup --dtype bf16 fp32      for other types
+  python -m unetpp_kernels.warmup --dtype bf16 --training
+                                                         and for training with UNETPP_KERNELS=triton
   python -m unetpp_kernels.warmup --arch 90 100          for H100/H200 and B200; needs no GPU here
   TRITON_CACHE_DIR=/shared/triton python -m unetpp_kernels.warmup --arch 90
                                                          into a folder that nodes set as theirs
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.arch is None and not torch.cuda.is_available():
         print("no GPU in this machine: name what to compile for, such as --arch 90 (H100, H200)", file=sys.stderr)
         return 2
-    rows = list(table.rows()) if options.all else [row for dtype in options.dtype for row in table.usual(dtype)]
+    rows = list(table.rows()) if options.all else _wanted(options.dtype, training=options.training)
     print(f"{len(rows)} kernels into {cache_folder()}")
     start = time.monotonic()
     for arch in options.arch or [None]:
@@ -66,6 +68,11 @@ def cache_folder() -> Path:
     """Where Triton keeps compiled kernels."""
     named = os.environ.get("TRITON_CACHE_DIR")
     return Path(named) if named else Path.home() / ".triton" / "cache"
+
+
+def _wanted(dtypes: Sequence[Dtype], *, training: bool) -> list[Row]:
+    rows = [row for dtype in dtypes for row in (*table.usual(dtype), *(table.training(dtype) if training else ()))]
+    return list(dict.fromkeys(rows))
 
 
 def _architecture(name: str) -> str:
@@ -100,6 +107,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=["fp16"],
         help="types the network will run in (default: fp16)",
     )
+    parser.add_argument("--training", action="store_true", help="also gradients and batch norm")
     parser.add_argument("--all", action="store_true", help="every kernel there is, for odd channel counts too")
     return parser.parse_args(arguments)
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import unetpp_kernels
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp_kernels import Resampling, forced
+from unetpp_kernels import Resampling, forced, packing
 
 OPERATORS = torch.ops.unetpp
 
@@ -41,6 +41,23 @@ def _functions() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
             (a, _wide(3, 1, 5, 5), _wide(2, 3, 1, 1)),
         ),
     }
+    for relu in (False, True):
+        functions[f"batch norm, ReLU {relu}"] = (
+            lambda a, w, o, r=relu: unetpp_kernels.batch_norm(a, *unetpp_kernels.moments(a), 24, w, o, relu=r),
+            (a, _wide(3), _wide(3)),
+        )
+    functions["dw_pw and its norm"] = (
+        lambda a, b, low, d, p: unetpp_kernels.batch_norm(
+            *unetpp_kernels.depthwise_pointwise_moments([a, b], low, d, p), 24
+        ),
+        (a, b, low, _wide(7, 1, 3, 3), _wide(4, 7, 1, 1)),
+    )
+    functions["pw_dw and its norm"] = (
+        lambda a, b, low, p, d: unetpp_kernels.batch_norm(
+            *unetpp_kernels.pointwise_depthwise_moments([a, b], low, p, d), 24
+        ),
+        (a, b, low, _wide(4, 7, 1, 1), _wide(4, 1, 3, 3)),
+    )
     modes: tuple[Resampling, ...] = ("bilinear", "nearest")
     for mode in modes:
         functions[f"dw_pw {mode}"] = (
@@ -75,10 +92,32 @@ def test_opcheck_of_the_gradients() -> None:
         torch.library.opcheck(OPERATORS.upsample_backward.default, (torch.randn(2, 3, 4, 6), mode))
 
 
-def test_a_second_gradient_is_refused() -> None:
+def test_opcheck_of_batch_norm() -> None:
+    x, taps, mix = torch.randn(2, 6, 4, 5), torch.randn(9, 6), torch.randn(3, 6)
+    low, wide = torch.randn(2, 4, 2, 2), torch.randn(9, 10)
+    vectors = (torch.randn(6), torch.randn(6), torch.randn(6))
+    torch.library.opcheck(OPERATORS.depthwise_moments.default, (x, taps))
+    torch.library.opcheck(OPERATORS.depthwise_pointwise_moments.default, ([x], None, taps, None, mix, "bilinear"))
+    phases = packing.phases(wide[:, 6:].t().reshape(-1, 1, 3, 3), "nearest", torch.float32)
+    maps = [torch.randn(2, 6, 4, 4)]
+    torch.library.opcheck(
+        OPERATORS.depthwise_pointwise_moments.default, (maps, low, wide, phases, torch.randn(3, 10), "nearest")
+    )
+    torch.library.opcheck(OPERATORS.moments.default, (x,))
+    for relu in (False, True):
+        torch.library.opcheck(OPERATORS.normalise.default, (x, *vectors, relu))
+        torch.library.opcheck(OPERATORS.normalise_sums.default, (x, x + 1, *vectors, relu))
+        torch.library.opcheck(OPERATORS.normalise_backward.default, (x, x + 1, *vectors, torch.randn(2, 6), relu))
+
+
+@pytest.mark.parametrize("name", ["pointwise", "depthwise and its norm"])
+def test_a_second_gradient_is_refused(name: str) -> None:
     x, weight = _wide(1, 2, 4, 4), _wide(3, 2, 1, 1)
     with forced("triton"):
         y = unetpp_kernels.pointwise_conv([x], weight)
+        if name != "pointwise":
+            found = unetpp_kernels.pointwise_depthwise_moments([x], None, weight, _wide(3, 1, 3, 3))
+            y = unetpp_kernels.batch_norm(*found, 16)
         (first,) = torch.autograd.grad((y * y).sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             first.sum().backward()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ import torch
 import triton
 
 from unetpp.model import GridConfig, UNetPlusPlus, deploy
-from unetpp_kernels import operators, packing, table
+from unetpp_kernels import norm_operators, operators, packing, table
 from unetpp_kernels.gpu import launch, launch_backward, offline
 from unetpp_kernels.table import Row
 
@@ -185,6 +185,25 @@ def test_gradients_launch_only_rows(dtype: torch.dtype, channels: int, launched:
     for mode in ("bilinear", "nearest"):
         launch_backward.upsample(g, mode)
     assert {"depthwise_backward", "upsample_backward"} <= {row.kernel for row in launched()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels", [32, 64, 128, 160, 7])
+def test_batch_norm_launches_only_rows(dtype: torch.dtype, channels: int, launched: Callable[[], set[Row]]) -> None:
+    x, low = torch.zeros(2, channels, 6, 4, dtype=dtype), torch.zeros(2, channels, 3, 2, dtype=dtype)
+    taps, phases, vector = torch.zeros(9, 2 * channels), torch.zeros(4, 4, 3, 3, channels), torch.zeros(channels)
+    norm_operators.depthwise_moments(x, taps[:, :channels].contiguous())
+    norm_operators.depthwise_pointwise_moments(
+        [x], low, taps, phases, torch.zeros(channels, 2 * channels, dtype=dtype), "bilinear"
+    )
+    norm_operators.moments(torch.zeros(2, channels, 100, 90, dtype=dtype))
+    norm_operators.normalise(x, vector, vector, vector, True)
+    norm_operators.normalise_sums(x, x, vector, vector, vector, True)
+    norm_operators.normalise_backward(x, x, vector, vector, vector, torch.zeros(2, channels), True)
+    rows = launched()
+    assert {"normalise", "normalise_sums", "normalise_backward", "moments", "join"} <= {row.kernel for row in rows}
+    fused = {row.kernel for row in rows if "MOMENTS" in dict(row.constants)}
+    assert ("depthwise" in fused) == (channels % 32 == 0)
 
 
 def test_the_gate_has_seen_every_row() -> None:

@@ -51,6 +51,19 @@ def test_a_launch_in_another_process_finds_what_the_command_compiled(
     assert lines[2].startswith("1 kernels ready in")
 
 
+def test_training_adds_gradients_and_statistics(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[table.Row] = []
+    monkeypatch.setattr(warmup, "warm", lambda rows, arch: compiled.extend(rows))
+    assert warmup.main(["--arch", "90", "--dtype", "bf16", "--training"]) == 0
+    assert set(table.usual("bf16")) < set(compiled) and len(set(compiled)) == len(compiled)
+    kernels = {row.kernel for row in compiled}
+    assert {"depthwise_backward", "normalise_sums", "join", "depthwise_pointwise_backward"} <= kernels
+    assert any("MOMENTS" in dict(row.constants) for row in compiled)
+    capsys.readouterr()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_command_asks_for_an_architecture(capsys: pytest.CaptureFixture[str]) -> None:
     assert warmup.main([]) == 2

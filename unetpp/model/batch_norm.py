@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-_PIXELS = (0, 2, 3)
+from unetpp_kernels import batch_norm, moments
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -24,19 +22,41 @@ class BatchNorm2d(nn.BatchNorm2d):
     synchronised: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and self.synchronised and _ranks() > 1):
-            return super().forward(input)
-        self._check_input_dim(input)
-        result, mean, variance, count = _Synchronised.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        if self.training and self.synchronised and _ranks() > 1:
+            return self.normalised(input, None, relu=False)
+        return super().forward(input)
+
+    def normalised(self, x: Tensor, own: tuple[Tensor, Tensor] | None, *, relu: bool) -> Tensor:
+        """Normalise a training batch in one operation, and count it.
+
+        Args:
+            x: (N, C, H, W).
+            own: mean and biased variance (C,) of x, where they are known already.
+            relu: apply max(0, .) at the end.
+        """
+        self._check_input_dim(x)
+        together = self.synchronised and _ranks() > 1
+        values = x.numel() // x.shape[1]
+        if not together and values < 2:
+            return _activated(super().forward(x), relu)  # torch refuses such a batch in its own words
+        mean, variance = (own or moments(x)) if values else (x.new_zeros(x.shape[1]),) * 2
+        count: Tensor | int = values
+        if together:
+            mean, variance, count = _over_ranks(mean, variance, values)
         if self.track_running_stats:
-            assert self.running_mean is not None and self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            factor = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-            unbiased = variance * (count / (count - 1).clamp(min=1))
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
-        return result  # type: ignore[no-any-return]
+            self._count(mean, variance, count)
+        total = dist.all_reduce if together else None
+        return batch_norm(x, mean, variance, count, self.weight, self.bias, eps=self.eps, relu=relu, total=total)
+
+    @torch.no_grad()
+    def _count(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        factor = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        # Of a single value on all ranks the variance is 0 whatever it is multiplied with.
+        others = (count - 1).clamp(min=1) if isinstance(count, Tensor) else count - 1
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
+        self.running_var.lerp_((variance * (count / others)).to(self.running_var.dtype), factor)
 
 
 def synchronise(network: nn.Module, on: bool = True) -> None:
@@ -50,74 +70,21 @@ def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class _Synchronised(torch.autograd.Function):
-    """x -> (y, mean, variance, count): y = weight (x - mean) / sqrt(variance + eps) + bias, all moments over all ranks.
+def _over_ranks(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean (C,), biased variance (C,) and count () over all ranks, in float64.
 
-    With n values per channel on all ranks, z = (x - mean) / sqrt(variance + eps) and g the gradient of y, the gradient
-    of x is weight / sqrt(variance + eps) (g - sum(g) / n - z sum(g z) / n) (Ioffe and Szegedy 2015, section 3).
+    They are joined around the common mean (Chan, Golub and LeVeque 1983), in the order of the ranks: no sum of squares
+    is ever subtracted from another, and all ranks get the same bits.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = x.to(_wide(x))
-        mean, variance, count = _moments_of_ranks(wide)
-        centre, inverse = mean.to(wide.dtype), torch.rsqrt(variance + eps).to(wide.dtype)
-        scale = inverse if weight is None else inverse * weight
-        y = (wide - _map(centre)) * _map(scale)
-        y = y if bias is None else y + _map(bias)
-        ctx.save_for_backward(x, weight, centre, inverse, count)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return y.to(x.dtype), mean, variance, count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight, centre, inverse, count = ctx.saved_tensors
-        g = gradient.to(centre.dtype)
-        z = (x.to(centre.dtype) - _map(centre)) * _map(inverse)
-        sums = torch.stack((g.sum(_PIXELS), (g * z).sum(_PIXELS)))
-        of_bias, of_weight = sums.clone()
-        # Also where this rank needs no gradient of x: another rank may wait for its sums.
-        dist.all_reduce(sums)
-        means = (sums / count).to(centre.dtype)
-        scale = inverse if weight is None else inverse * weight
-        of_x = _map(scale) * (g - _map(means[0]) - z * _map(means[1]))
-        needed = ctx.needs_input_grad
-        return (
-            of_x.to(x.dtype) if needed[0] else None,
-            of_weight.to(weight.dtype) if needed[1] else None,
-            of_bias.to(weight.dtype) if needed[2] else None,
-            None,
-        )
-
-
-def _moments_of_ranks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean (C,), biased variance (C,) and count () of (N, C, H, W) maps on all ranks, in float64.
-
-    Ranks' moments are joined around the common mean (Chan, Golub and LeVeque 1983), in the order of the ranks: no sum
-    of squares is ever subtracted from another, and all ranks get the same bits.
-    """
-    values = x.numel() // x.shape[1]
-    if values:
-        variance, mean = torch.var_mean(x, _PIXELS, correction=0)
-    else:
-        variance = mean = x.new_zeros(x.shape[1])
-    own = torch.cat((mean.double(), variance.double(), mean.new_tensor([values], dtype=torch.float64)))
+    own = torch.cat((mean.double(), variance.double(), mean.new_tensor([count], dtype=torch.float64)))
     parts = [torch.empty_like(own) for _ in range(_ranks())]
     dist.all_gather(parts, own)
-    table, channels = torch.stack(parts), x.shape[1]
+    table, channels = torch.stack(parts), mean.shape[0]
     means, variances, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
-    count = counts.sum()
-    mean = (means * counts).sum(0) / count
-    variance = ((variances + (means - mean).square()) * counts).sum(0) / count
-    return mean, variance, count
+    number = counts.sum()
+    mean = (means * counts).sum(0) / number
+    return mean, ((variances + (means - mean).square()) * counts).sum(0) / number, number
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _map(values: Tensor) -> Tensor:
-    return values[:, None, None]
+def _activated(x: Tensor, relu: bool) -> Tensor:
+    return F.relu(x) if relu else x

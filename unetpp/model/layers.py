@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from unetpp.model.batch_norm import BatchNorm2d
 from unetpp.model.config import Conv, GridConfig
-from unetpp_kernels import Resampling, depthwise_pointwise, pointwise_depthwise, upsample2x
+from unetpp_kernels import (
+    Resampling,
+    depthwise_pointwise,
+    depthwise_pointwise_moments,
+    implementation,
+    pointwise_depthwise,
+    pointwise_depthwise_moments,
+    upsample2x,
+)
 
 
 class ConvUnit(nn.Module):
@@ -42,21 +50,46 @@ class ConvUnit(nn.Module):
 
     def forward(self, sources: Sequence[Tensor], low: Tensor | None = None) -> Tensor:
         """Args: sources (N, C_k, H, W); low (N, C_l, H/2, W/2), upsampled without learned weights."""
+        if self.norm is None:
+            return self._convolved(sources, low)
+        if self.training and implementation([*sources, low, *self.parameters()]) == "triton":
+            return self._normalised(self.norm, sources, low)
+        return F.relu(self.norm(self._convolved(sources, low)))
+
+    def _convolved(self, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
+        """Return the convolution, and the ReLU where no norm stands before it."""
         relu = self.norm is None
-        mode: Resampling = "nearest" if self.upsample == "nearest" else "bilinear"
         if self.conv == "standard":
-            assert self.standard is not None
-            inputs = list(sources) if low is None else [*sources, upsample2x(low, mode)]
-            x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
-            x = F.conv2d(x, self.standard, self.bias, padding=1)
-            x = F.relu(x) if relu else x
+            x = self._full(sources, low)
+            return F.relu(x) if relu else x
+        assert self.pointwise is not None and self.depthwise is not None
+        if self.conv == "dw_pw":
+            weights = (self.depthwise, self.pointwise)
+            return depthwise_pointwise(sources, low, *weights, self.bias, relu=relu, mode=self._mode)
+        weights = (self.pointwise, self.depthwise)
+        return pointwise_depthwise(sources, low, *weights, self.bias, relu=relu, mode=self._mode)
+
+    def _normalised(self, norm: BatchNorm2d, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
+        """Return the whole unit in training: the convolution gives its moments, and the norm ends with the ReLU."""
+        if self.conv == "standard":
+            return norm.normalised(self._full(sources, low), None, relu=True)
+        assert self.pointwise is not None and self.depthwise is not None
+        if self.conv == "dw_pw":
+            found = depthwise_pointwise_moments(sources, low, self.depthwise, self.pointwise, mode=self._mode)
         else:
-            assert self.pointwise is not None and self.depthwise is not None
-            if self.conv == "dw_pw":
-                x = depthwise_pointwise(sources, low, self.depthwise, self.pointwise, self.bias, relu=relu, mode=mode)
-            else:
-                x = pointwise_depthwise(sources, low, self.pointwise, self.depthwise, self.bias, relu=relu, mode=mode)
-        return x if self.norm is None else F.relu(self.norm(x))
+            found = pointwise_depthwise_moments(sources, low, self.pointwise, self.depthwise, mode=self._mode)
+        x, mean, variance = found
+        return norm.normalised(x, (mean, variance), relu=True)
+
+    def _full(self, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
+        assert self.standard is not None
+        inputs = list(sources) if low is None else [*sources, upsample2x(low, self._mode)]
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
+        return F.conv2d(x, self.standard, self.bias, padding=1)
+
+    @property
+    def _mode(self) -> Resampling:
+        return "nearest" if self.upsample == "nearest" else "bilinear"
 
 
 class Node(nn.Module):

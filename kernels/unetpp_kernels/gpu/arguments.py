@@ -15,6 +15,20 @@ from unetpp_kernels.table import Accumulate, Dtype, Product
 DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
+class Parts:
+    """Partial moments (P, 3, C) fp32 of a launch's result; the launch makes the room, as it knows its programs.
+
+    There is no tensor where the launch could give none.
+    """
+
+    def __init__(self) -> None:
+        self.tensor: Tensor | None = None
+
+    def make(self, programs: int, channels: int, like: Tensor) -> Tensor:
+        self.tensor = torch.empty((programs, 3, channels), dtype=torch.float32, device=like.device)
+        return self.tensor
+
+
 def kinds(x: Tensor, packed: bool) -> tuple[Dtype, Accumulate, Product]:
     dtype = DTYPES[x.dtype]
     if dtype != "fp32":

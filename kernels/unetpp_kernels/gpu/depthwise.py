@@ -3,17 +3,20 @@
 import triton
 import triton.language as tl
 
+from unetpp_kernels.gpu.moments import store_moments
 from unetpp_kernels.gpu.sources import sixteens
-from unetpp_kernels.gpu.strips import channels, floored, strip_pointers, strip_sums, tile
+from unetpp_kernels.gpu.strips import channels, floored, strip_pointers, strip_sums, tile, tile_number
 
 
 @triton.jit(do_not_specialize=["H", "W", "C"])
 def depthwise_kernel(
-    x_ptr, taps_ptr, bias_ptr, y_ptr, H, W, C, floor,
+    x_ptr, taps_ptr, bias_ptr, y_ptr, parts_ptr, H, W, C, floor,
     G: tl.constexpr, BLOCK_W: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr, PACKED: tl.constexpr,
-    EVEN: tl.constexpr,
+    EVEN: tl.constexpr, MOMENTS: tl.constexpr = False,
 ):  # fmt: skip
     """x (N, H, W, C), taps (9, C), bias (C) fp32 -> y (N, H, W, C): 3x3, stride 1.
+
+    MOMENTS: and of y as it is stored, a partial result per tile in parts (N * tiles, 3, C) fp32; see `moments`.
 
     Grid: (W / BLOCK_W, H / (G R), N * C / BLOCK_K). EVEN and PACKED as in `depthwise_pointwise_kernel`.
     """
@@ -34,11 +37,16 @@ def depthwise_kernel(
         d = strip_sums(x, oh, ow, taps_ptr, bias_ptr, k0, H, W, C, C, R, BLOCK_K, True, EVEN, True, PAIRS, ACC)
     channel = k0 + tl.arange(0, BLOCK_K)
     y = y_ptr + pixel[:, None] * C + channel[None, :]
+    values, rows = (), ()
     for r in tl.static_range(R):
         ok = ((oh + r < H) & (ow < W))[:, None]
+        value = floored(d[r], floor).to(y_ptr.dtype.element_ty)
+        values, rows = values + (value,), rows + (ok,)
         if not EVEN:
             ok = ok & (channel < C)[None, :]
-        tl.store(y + r * W * C, floored(d[r], floor).to(y_ptr.dtype.element_ty), mask=ok)
+        tl.store(y + r * W * C, value, mask=ok)
+    if MOMENTS:
+        store_moments(parts_ptr, tile_number(n), C, channel, channel < C, values, rows, R)
 
 
 @triton.jit(do_not_specialize=["N", "H", "W", "C", "out_h", "out_w", "side", "stride", "dilation"])

@@ -8,8 +8,9 @@ channels and nothing else: no concatenated tensor, no upsampled one, no depthwis
 import triton
 import triton.language as tl
 
+from unetpp_kernels.gpu.moments import store_moments
 from unetpp_kernels.gpu.sources import pick, sixteens
-from unetpp_kernels.gpu.strips import floored, low_sums, strip_pointers, strip_sums, tile
+from unetpp_kernels.gpu.strips import floored, low_sums, strip_pointers, strip_sums, tile, tile_number
 
 INTEGERS = ["H", "W", "C", "O", "count", "c0", "c1", "c2", "c3", "c4", "c5", "low_width"]
 
@@ -75,17 +76,17 @@ def walk(
 
 @triton.jit(do_not_specialize=INTEGERS)
 def depthwise_pointwise_kernel(
-    s0, s1, s2, s3, s4, s5, low_ptr, taps_ptr, phases_ptr, inner_ptr, mix_ptr, bias_ptr, y_ptr,
+    s0, s1, s2, s3, s4, s5, low_ptr, taps_ptr, phases_ptr, inner_ptr, mix_ptr, bias_ptr, y_ptr, parts_ptr,
     H, W, C, O, count, c0, c1, c2, c3, c4, c5, low_width, inner_floor, floor,
     G: tl.constexpr, BLOCK_W: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     PACKED: tl.constexpr, LOW: tl.constexpr, INNER: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr,
-    DOT: tl.constexpr,
+    DOT: tl.constexpr, MOMENTS: tl.constexpr = False,
 ):  # fmt: skip
     """Sources (N, H, W, c_k), low (N, H/2, W/2, low_width) -> y (N, H, W, O).
 
     taps (9, C), phases (4, 4, 3, 3, low_width), inner (C) fp32, mix (O, C), bias (O) fp32. C counts all channels, those
     of `low` last. EVEN: every width is a multiple of BLOCK_K. FULL: O == BLOCK_N. PACKED: depthwise sums are kept in
-    the sources' type, two to a register. Grid: (W / BLOCK_W, H / (G R), N).
+    the sources' type, two to a register. MOMENTS: as in `depthwise_kernel`. Grid: (W / BLOCK_W, H / (G R), N).
     """
     oh, ow, top, left = tile(W, G, BLOCK_W, R)
     n = tl.program_id(2).to(tl.int64)
@@ -113,9 +114,13 @@ def depthwise_pointwise_kernel(
     o = tl.arange(0, BLOCK_N)
     bias = tl.load(bias_ptr + o, mask=o < O, other=0.0)
     y = y_ptr + ((n * H + oh) * W + ow)[:, None] * O + o[None, :]
+    values, rows = (), ()
     for r in tl.static_range(R):
         out = floored(accs[r] + bias[None, :], floor).to(y_ptr.dtype.element_ty)
         ok = ((oh + r < H) & (ow < W))[:, None]
+        values, rows = values + (out,), rows + (ok,)
         if not FULL:
             ok = ok & (o < O)[None, :]
         tl.store(y + r * W * O, out, mask=ok)
+    if MOMENTS:
+        store_moments(parts_ptr, tile_number(n), O, o, o < O, values, rows, R)

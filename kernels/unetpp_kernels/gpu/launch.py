@@ -15,7 +15,18 @@ from torch import Tensor
 from unetpp_kernels import table
 from unetpp_kernels.definition import Resampling, upsample2x
 from unetpp_kernels.gpu import arguments
-from unetpp_kernels.gpu.arguments import DTYPES, aligned, cdiv, feature_map, feature_maps, floor, kinds, six, vector
+from unetpp_kernels.gpu.arguments import (
+    DTYPES,
+    Parts,
+    aligned,
+    cdiv,
+    feature_map,
+    feature_maps,
+    floor,
+    kinds,
+    six,
+    vector,
+)
 from unetpp_kernels.gpu.backward import (
     depthwise_backward_kernel,
     depthwise_pointwise_backward_kernel,
@@ -25,6 +36,8 @@ from unetpp_kernels.gpu.backward import (
 from unetpp_kernels.gpu.depthwise import depthwise_any_kernel, depthwise_kernel
 from unetpp_kernels.gpu.depthwise_pointwise import depthwise_pointwise_kernel
 from unetpp_kernels.gpu.ends import depthwise_head_kernel, head_kernel, stem_kernel
+from unetpp_kernels.gpu.moments import join_kernel, moments_kernel
+from unetpp_kernels.gpu.normalise import normalise_backward_kernel, normalise_kernel, normalise_sums_kernel
 from unetpp_kernels.gpu.pointwise import pointwise_kernel
 from unetpp_kernels.table import Added, Row
 
@@ -40,6 +53,11 @@ KERNELS: dict[str, Any] = {
     "depthwise_pointwise_backward": depthwise_pointwise_backward_kernel,
     "depthwise_backward": depthwise_backward_kernel,
     "upsample_backward": upsample_backward_kernel,
+    "moments": moments_kernel,
+    "join": join_kernel,
+    "normalise": normalise_kernel,
+    "normalise_sums": normalise_sums_kernel,
+    "normalise_backward": normalise_backward_kernel,
 }
 _BACKEND = "hip" if torch.version.hip else "cuda"
 _ADDED: dict[Resampling, Added] = {"nearest": 1, "bilinear": 2}
@@ -58,8 +76,12 @@ def depthwise_pointwise(
     relu: bool,
     mode: Resampling,
     packed: bool,
+    parts: Parts | None = None,
 ) -> Tensor | None:
-    """Run the fused kernel; None where the table has no row: too wide, or an inner step on an upsampled source."""
+    """Run the fused kernel; None where the table has no row: too wide, or an inner step on an upsampled source.
+
+    parts: takes the partial moments of the result where there is a row for that.
+    """
     maps = feature_maps(sources)
     low_map = None if low is None else feature_map(low)
     n, _, height, width = maps[0].shape
@@ -79,6 +101,7 @@ def depthwise_pointwise(
         assert chosen is not None
         if low_map is not None:
             maps, low_map = feature_maps([*maps, upsample2x(low_map, mode)]), None
+    chosen = _with_parts(chosen, parts)
     y = arguments.like_map(maps[0], outputs, height, width)
     grid = (cdiv(width, chosen["BLOCK_W"]), cdiv(height, chosen["G"] * chosen["R"]), n)
     run(
@@ -92,6 +115,7 @@ def depthwise_pointwise(
         mix,
         vector(bias, outputs, y),
         y,
+        _room(chosen, parts, math.prod(grid), outputs, y),
         height,
         width,
         channels,
@@ -114,8 +138,9 @@ def pointwise(
     pool: bool,
     relu: bool,
     mode: Resampling,
+    parts: Parts | None = None,
 ) -> Tensor:
-    """Run the matrix-product kernel; `mix` (O, C)."""
+    """Run the matrix-product kernel; `mix` (O, C), `parts` as for `depthwise_pointwise`."""
     maps = feature_maps(sources)
     n, _, source_h, source_w = maps[0].shape
     height, width = (source_h // 2, source_w // 2) if pool else (source_h, source_w)
@@ -130,8 +155,10 @@ def pointwise(
     chosen = row(True)
     if outputs % chosen["BLOCK_N"] or any(x.shape[1] % chosen["BLOCK_K"] for x in maps):
         chosen = row(False)
+    chosen = _with_parts(chosen, parts)
     y = arguments.like_map(maps[0], outputs, height, width)
-    grid = (cdiv(n * height * width, chosen["BLOCK_M"]) * cdiv(outputs, chosen["BLOCK_N"]),)
+    programs = cdiv(n * height * width, chosen["BLOCK_M"])
+    grid = (programs * cdiv(outputs, chosen["BLOCK_N"]),)
     run(
         chosen,
         grid,
@@ -140,6 +167,7 @@ def pointwise(
         mix,
         vector(bias, outputs, y),
         y,
+        _room(chosen, parts, programs, outputs, y),
         n,
         height,
         width,
@@ -155,9 +183,17 @@ def pointwise(
 
 
 def depthwise(
-    x: Tensor, taps: Tensor, bias: Tensor | None, *, relu: bool, stride: int, dilation: int, packed: bool
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor | None,
+    *,
+    relu: bool,
+    stride: int,
+    dilation: int,
+    packed: bool,
+    parts: Parts | None = None,
 ) -> Tensor:
-    """Run a depthwise kernel; taps (K * K, C)."""
+    """Run a depthwise kernel; taps (K * K, C), `parts` as for `depthwise_pointwise`."""
     x = feature_map(x)
     n, channels, height, width = x.shape
     side = math.isqrt(taps.shape[0])
@@ -165,20 +201,17 @@ def depthwise(
     out_h, out_w = -(-height // stride), -(-width // stride)
     y = arguments.like_map(x, channels, out_h, out_w)
     if (side, stride, dilation) == (3, 1, 1):
-        chosen = table.depthwise(dtype, accumulate, even=channels % 32 == 0)
-        across = cdiv(channels, chosen["BLOCK_K"])
-        grid: tuple[int, ...] = (
-            cdiv(width, chosen["BLOCK_W"]),
-            cdiv(height, chosen["G"] * chosen["R"]),
-            n * across,
-        )
-        sizes: tuple[int, ...] = (height, width, channels)
+        chosen = _with_parts(table.depthwise(dtype, accumulate, even=channels % 32 == 0), parts)
+        across, down = cdiv(width, chosen["BLOCK_W"]), cdiv(height, chosen["G"] * chosen["R"])
+        room = _room(chosen, parts, n * down * across, channels, y)
+        grid = (across, down, n * cdiv(channels, chosen["BLOCK_K"]))
+        run(chosen, grid, x, taps, vector(bias, channels, y), y, room, height, width, channels, floor(relu))
     else:
         chosen = table.depthwise_any(dtype, even=channels % 32 == 0)
-        grid = (cdiv(n * out_h * out_w, chosen["BLOCK_M"]), cdiv(channels, chosen["BLOCK_K"]))
+        pixels = (cdiv(n * out_h * out_w, chosen["BLOCK_M"]), cdiv(channels, chosen["BLOCK_K"]))
         sizes = (n, height, width, channels, out_h, out_w, side, stride, dilation)
         taps = taps.to(torch.float32)  # one kernel for packed weights and others: it sums in fp32
-    run(chosen, grid, x, taps, vector(bias, channels, y), y, *sizes, floor(relu))
+        run(chosen, pixels, x, taps, vector(bias, channels, y), y, *sizes, floor(relu))
     return y
 
 
@@ -253,6 +286,16 @@ def head(
         chosen, grid, x, taps, inner, mix, bias, values, y, height, width, channels, classes, floor(inner_relu)
     )  # fmt: skip
     return y
+
+
+def _with_parts(row: Row, parts: Parts | None) -> Row:
+    """Return the row that also gives moments, if those are wanted and there is one."""
+    return row if parts is None else table.with_moments(row) or row
+
+
+def _room(row: Row, parts: Parts | None, programs: int, channels: int, y: Tensor) -> Tensor:
+    """Return where the launch puts its partial moments; without them the kernel is given y and leaves it alone."""
+    return parts.make(programs, channels, y) if parts is not None and "MOMENTS" in dict(row.constants) else y
 
 
 def options(row: Row, backend: str) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from triton.backends.compiler import GPUTarget
 
 from unetpp_kernels.gpu.launch import KERNELS, options
 from unetpp_kernels.gpu.sources import MOST
-from unetpp_kernels.table import Row
+from unetpp_kernels.table import Row, in_training
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8}
-_FP32 = ("inner_ptr", "bias_ptr", "mean_ptr", "std_ptr", "dmix_ptr", "dbias_ptr", "dinner_ptr", "dtaps_ptr")
+_FP32 = (
+    *("inner_ptr", "bias_ptr", "mean_ptr", "std_ptr", "scale_ptr", "shares_ptr", "sums_ptr"),
+    *("dmix_ptr", "dbias_ptr", "dinner_ptr", "dtaps_ptr"),
+)
 _FLOATS = ("floor", "inner_floor")
 _POINTERS = tuple(f"{letter}{number}" for letter in "sd" for number in range(MOST))  # sources, their gradients
 
@@ -72,7 +75,7 @@ def _type(row: Row, name: str) -> str:
         return pixels
     if name == "values_ptr" or (name == "y_ptr" and row.kernel in ("head", "depthwise_head")):
         return "u8"
-    if name in _FP32:
+    if name in _FP32 or (name == "parts_ptr" and in_training(row)):
         return "fp32"
     if name in ("taps_ptr", "phases_ptr"):
         return maps if dict(row.constants).get("PACKED") else "fp32"

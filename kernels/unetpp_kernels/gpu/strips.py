@@ -172,6 +172,12 @@ def tile(W, G: tl.constexpr, BLOCK_W: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
+def tile_number(n):
+    """Return this program's tile's number among those of all images, n being its image (64-bit)."""
+    return (n * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+
+
+@triton.jit
 def floored(x, floor):
     """Return max(x, floor) with NaN kept: floor is 0 for ReLU and -inf for no activation."""
     # In x's own type: beside an fp32 floor, 16-bit sums would be widened and narrowed again.

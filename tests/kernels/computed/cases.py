@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from unetpp_kernels import forced
+
+Function = Callable[..., Tensor]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 GUARD = 64
@@ -59,6 +62,36 @@ def assert_as_good(found: Tensor, eager: Tensor, truth: Tensor, *, packed: bool 
     floor = torch.finfo(found.dtype).eps / (2 if found.dtype == torch.float32 else 4)
     ours, theirs = relative(found, truth), max(relative(eager, truth), floor)
     assert ours <= (4 if packed else 1.5) * theirs, f"error {ours:.2e}, torch's own {theirs:.2e}"
+
+
+def assert_gradients(
+    fused: Function, defined: Function, inputs: list[Tensor], dtype: torch.dtype, *, sums: int = 1
+) -> None:
+    """Compare each input's gradient with fp64: error at most 1.5 times that of torch's own kernels in the same type.
+
+    Maps (4-d, not weights) come in `dtype`, weights are fp32 masters: torch's own kernels get them rounded to `dtype`.
+    sums: how many sums over pixels follow each other.
+    """
+
+    def gradients(function: Function, convert: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+        leaves = [convert(t).detach().requires_grad_() for t in inputs]
+        y = function(*leaves)
+        generator = torch.Generator().manual_seed(5)
+        g = torch.randn(y.shape, generator=generator).to(DEVICE, dtype).to(y.dtype)
+        return list(torch.autograd.grad(y, leaves, g)), y
+
+    truth, y64 = gradients(defined, lambda t: t.double())
+    eager, _ = gradients(defined, lambda t: t.to(dtype))
+    with forced("triton"):
+        ours, y = gradients(fused, lambda t: t)
+    assert y.dtype == dtype and relative(y.detach(), y64.detach()) <= 4 * torch.finfo(dtype).eps
+    # What rounding alone does; in fp32 the order of a sum over pixels decides as much as its last bit.
+    floor = torch.finfo(dtype).eps * (sums if dtype == torch.float32 else 0.25)
+    for k, (found, theirs, right) in enumerate(zip(ours, eager, truth, strict=True)):
+        assert found.shape == right.shape and found.dtype == inputs[k].dtype
+        assert bool(torch.isfinite(found).all()), f"input {k}: a gradient was left unwritten, or read outside the image"
+        error, limit = relative(found, right), 1.5 * max(relative(theirs, right), floor)
+        assert error <= limit, f"input {k}: error {error:.2e}, allowed {limit:.2e}"
 
 
 @pytest.fixture

@@ -9,40 +9,21 @@ import torch
 from torch import Tensor
 
 import unetpp_kernels
-from tests.kernels.computed.cases import DEVICE, INTERPRETED, feature_map, guarded, relative, weights
-from unetpp_kernels import Resampling, definition, forced
+from tests.kernels.computed.cases import (
+    DEVICE,
+    INTERPRETED,
+    Function,
+    assert_gradients,
+    feature_map,
+    guarded,
+    relative,
+    weights,
+)
+from unetpp_kernels import Resampling, definition
 
 __all__ = ["guarded"]  # a fixture
 pytestmark = [] if INTERPRETED else pytest.mark.gpu
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
-Function = Callable[..., Tensor]
-
-
-def assert_gradients(fused: Function, defined: Function, inputs: list[Tensor], dtype: torch.dtype) -> None:
-    """Compare each input's gradient with fp64: error at most 1.5 times that of torch's own kernels in the same type.
-
-    Maps (4-d, not weights) come in `dtype`, weights are fp32 masters: torch's own kernels get them rounded to `dtype`.
-    """
-
-    def gradients(function: Function, convert: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
-        leaves = [convert(t).detach().requires_grad_() for t in inputs]
-        y = function(*leaves)
-        generator = torch.Generator().manual_seed(5)
-        g = torch.randn(y.shape, generator=generator).to(DEVICE, dtype).to(y.dtype)
-        return list(torch.autograd.grad(y, leaves, g)), y
-
-    truth, y64 = gradients(defined, lambda t: t.double())
-    eager, _ = gradients(defined, lambda t: t.to(dtype))
-    with forced("triton"):
-        ours, y = gradients(fused, lambda t: t)
-    assert y.dtype == dtype and relative(y.detach(), y64.detach()) <= 4 * torch.finfo(dtype).eps
-    # What rounding alone does; in fp32 the order of a sum over pixels decides as much as its last bit.
-    floor = torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 4)
-    for k, (found, theirs, right) in enumerate(zip(ours, eager, truth, strict=True)):
-        assert found.shape == right.shape and found.dtype == inputs[k].dtype
-        assert bool(torch.isfinite(found).all()), f"input {k}: a gradient was left unwritten, or read outside the image"
-        error, limit = relative(found, right), 1.5 * max(relative(theirs, right), floor)
-        assert error <= limit, f"input {k}: error {error:.2e}, allowed {limit:.2e}"
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

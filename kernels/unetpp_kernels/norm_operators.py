@@ -1,0 +1,174 @@
+"""Registers batch norm as operators: convolutions that also give moments, normalisation, its sums and gradient.
+
+Moments are those of the result as it is stored, so that they fit what the next operator reads. See `operators` for what
+CUDA and the CPU run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unetpp_kernels import definition
+from unetpp_kernels.definition import Resampling
+from unetpp_kernels.operators import depthwise_weight, empty, register
+
+
+def depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
+    """Return the depthwise convolution of x with taps (9, C), its mean and its variance."""
+    from unetpp_kernels.gpu import arguments, launch, launch_normalise
+
+    parts = arguments.Parts()
+    y = launch.depthwise(x, taps, None, relu=False, stride=1, dilation=1, packed=False, parts=parts)
+    return [y, *launch_normalise.joined(parts, y)]
+
+
+def depthwise_pointwise_moments(
+    sources: Sequence[Tensor], low: Tensor | None, taps: Tensor, phases: Tensor | None, mix: Tensor, mode: Resampling
+) -> list[Tensor]:
+    """Return the pair of convolutions, its mean and its variance; arguments as of `depthwise_pointwise`."""
+    from unetpp_kernels.gpu import arguments, launch, launch_normalise
+
+    parts = arguments.Parts()
+    y = launch.depthwise_pointwise(
+        sources, low, taps, phases, mix, None, None,
+        inner_relu=False, relu=False, mode=mode, packed=False, parts=parts,
+    )  # fmt: skip
+    if y is None:
+        inputs = [*sources] if low is None else [*sources, definition.upsample2x(low, mode)]
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
+        x = launch.depthwise(x, taps, None, relu=False, stride=1, dilation=1, packed=False)
+        y = launch.pointwise([x], mix, None, None, pool=False, relu=False, mode=mode, parts=parts)
+    return [y, *launch_normalise.joined(parts, y)]
+
+
+def moments(x: Tensor) -> list[Tensor]:
+    """Return mean and variance of a map; see `definition.moments`."""
+    from unetpp_kernels.gpu import launch_normalise
+
+    return list(launch_normalise.moments(x))
+
+
+def normalise(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    from unetpp_kernels.gpu import launch_normalise
+
+    return launch_normalise.normalise(x, mean, scale, bias, relu=relu)
+
+
+def normalise_sums(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    from unetpp_kernels.gpu import launch_normalise
+
+    return launch_normalise.sums(gradient, x, mean, scale, bias, relu=relu)
+
+
+def normalise_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, shares: Tensor, relu: bool
+) -> Tensor:
+    from unetpp_kernels.gpu import launch_normalise
+
+    return launch_normalise.backward(gradient, x, mean, scale, bias, shares, relu=relu)
+
+
+def _plain_depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
+    return _with_moments(definition.depthwise_conv(x, depthwise_weight(taps, x)))
+
+
+def _plain_depthwise_pointwise_moments(
+    sources: Sequence[Tensor], low: Tensor | None, taps: Tensor, phases: Tensor | None, mix: Tensor, mode: Resampling
+) -> list[Tensor]:
+    x = sources[0]
+    depthwise, pointwise = depthwise_weight(taps, x), mix[:, :, None, None].to(x.dtype)
+    return _with_moments(definition.depthwise_pointwise(sources, low, depthwise, pointwise, mode=mode))
+
+
+def _plain_moments(x: Tensor) -> list[Tensor]:
+    return list(definition.moments(x))
+
+
+def _plain_normalise(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    return _map(definition.normalise(x, mean, scale, bias, relu=relu))
+
+
+def _plain_normalise_sums(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    return definition.normalise_sums(gradient, x, mean, scale, bias, relu=relu)
+
+
+def _plain_normalise_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, shares: Tensor, relu: bool
+) -> Tensor:
+    return _map(definition.normalise_backward(gradient, x, mean, scale, bias, shares, relu=relu))
+
+
+def _fake_depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
+    return [empty(x, *x.shape), *_fake_moments(x)]
+
+
+def _fake_depthwise_pointwise_moments(
+    sources: Sequence[Tensor], low: Tensor | None, taps: Tensor, phases: Tensor | None, mix: Tensor, mode: str
+) -> list[Tensor]:
+    n, _, height, width = sources[0].shape
+    y = empty(sources[0], n, mix.shape[0], height, width)
+    return [y, *_fake_moments(y)]
+
+
+def _fake_moments(x: Tensor) -> list[Tensor]:
+    return [x.new_empty(x.shape[1], dtype=definition.sum_type(x.dtype)) for _ in range(2)]
+
+
+def _fake_normalise(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    return empty(x, *x.shape)
+
+
+def _fake_normalise_sums(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    return mean.new_empty(2, x.shape[1])
+
+
+def _fake_normalise_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, shares: Tensor, relu: bool
+) -> Tensor:
+    return empty(x, *x.shape)
+
+
+def _with_moments(y: Tensor) -> list[Tensor]:
+    return [_map(y), *definition.moments(y)]
+
+
+def _map(y: Tensor) -> Tensor:
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+register(
+    "depthwise_moments(Tensor x, Tensor taps) -> Tensor[]",
+    depthwise_moments,
+    _plain_depthwise_moments,
+    _fake_depthwise_moments,
+)
+register(
+    "depthwise_pointwise_moments(Tensor[] sources, Tensor? low, Tensor taps, Tensor? phases, Tensor mix, str mode) "
+    "-> Tensor[]",
+    depthwise_pointwise_moments,
+    _plain_depthwise_pointwise_moments,
+    _fake_depthwise_pointwise_moments,
+)
+register("moments(Tensor x) -> Tensor[]", moments, _plain_moments, _fake_moments)
+register(
+    "normalise(Tensor x, Tensor mean, Tensor scale, Tensor bias, bool relu) -> Tensor",
+    normalise,
+    _plain_normalise,
+    _fake_normalise,
+)
+register(
+    "normalise_sums(Tensor gradient, Tensor x, Tensor mean, Tensor scale, Tensor bias, bool relu) -> Tensor",
+    normalise_sums,
+    _plain_normalise_sums,
+    _fake_normalise_sums,
+)
+register(
+    "normalise_backward(Tensor gradient, Tensor x, Tensor mean, Tensor scale, Tensor bias, Tensor shares, bool relu) "
+    "-> Tensor",
+    normalise_backward,
+    _plain_normalise_backward,
+    _fake_normalise_backward,
+)

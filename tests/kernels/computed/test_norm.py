@@ -1,0 +1,184 @@
+"""Moments and batch norm against fp64: alone, behind every convolution, odd sizes, channels far from 0, NaN around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import unetpp_kernels
+from tests.kernels.computed.cases import (
+    DEVICE,
+    INTERPRETED,
+    Function,
+    assert_as_good,
+    assert_gradients,
+    feature_map,
+    guarded,
+    relative,
+    weights,
+)
+from unetpp_kernels import definition
+
+__all__ = ["guarded"]  # a fixture
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
+OPERATORS = torch.ops.unetpp
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+SIZES = [(32, (5, 70)), (7, (3, 9)), (40, (1, 1)), (96, (9, 33))]
+
+
+def assert_moments(found: tuple[Tensor, Tensor], y: Tensor) -> None:
+    """Compare with the moments of y in fp64: what fp32 sums of that many values can lose."""
+    mean, variance = definition.moments(y.double())
+    assert found[0].dtype == found[1].dtype == torch.float32
+    spread = (variance + mean.square()).sqrt()
+    assert float(((found[0] - mean).abs() / spread).max()) <= 4e-7
+    assert float(((found[1] - variance).abs() / variance.clamp(min=1e-30)).max()) <= 4e-6
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("channels", "size"), SIZES)
+def test_moments(channels: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+    x = feature_map(2, channels, *size, dtype)
+    assert_moments(OPERATORS.moments(x), x)
+
+
+def test_moments_of_channels_far_from_zero() -> None:
+    """A sum of squares would have no digit of the variance left: 3000^2 has 23 bits, and of 3000 the last is 2^-12."""
+    x = feature_map(2, 32, 9, 70, torch.float32).add_(3000)
+    mean, variance = definition.moments(x.double())
+    found = OPERATORS.moments(x)
+    assert relative(found[0], mean) <= 1e-7 and relative(found[1], variance) <= 1e-4
+    taps = torch.zeros(9, 32, device=DEVICE)
+    taps[4] = 1
+    y, *found = OPERATORS.depthwise_moments(x, taps)
+    assert torch.equal(y, x)
+    assert relative(found[0], mean) <= 1e-7 and relative(found[1], variance) <= 1e-4
+
+
+def test_moments_of_many_parts_are_joined_in_a_fixed_order() -> None:
+    x = feature_map(1, 5, 140, 130, torch.float16)
+    first, second = OPERATORS.moments(x), OPERATORS.moments(x)
+    assert_moments(first, x)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("widths", "low", "outputs", "size"),
+    [
+        ((32,), 0, 32, (5, 70)),
+        ((32, 32), 32, 64, (4, 6)),
+        ((5, 3), 4, 6, (2, 6)),
+        ((7,), 0, 140, (3, 2)),
+        ((32,), 0, 160, (3, 5)),
+    ],
+    ids=str,
+)
+def test_convolutions_give_the_moments_of_what_they_store(
+    widths: tuple[int, ...],
+    low: int,
+    outputs: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    guarded: Callable[[], None],
+) -> None:
+    maps = [feature_map(2, c, *size, dtype, seed=k) for k, c in enumerate(widths)]
+    below = feature_map(2, low, size[0] // 2, size[1] // 2, dtype, seed=9) if low else None
+    channels = sum(widths) + low
+    depthwise = weights(channels, 1, 3, 3, dtype=torch.float32, scale=1 / 3)
+    pointwise = weights(outputs, channels, 1, 1, dtype=torch.float32, scale=channels**-0.5)
+    with unetpp_kernels.forced("triton"):
+        y, *found = unetpp_kernels.depthwise_pointwise_moments(maps, below, depthwise, pointwise)
+    assert_moments((found[0], found[1]), y)
+    assert relative(y, definition.depthwise_pointwise(*_wide(maps, below, depthwise, pointwise))) <= 8e-3
+    taps = weights(outputs, 1, 3, 3, dtype=torch.float32, scale=1 / 3)
+    with unetpp_kernels.forced("triton"):
+        y, *found = unetpp_kernels.pointwise_depthwise_moments(maps, below, pointwise, taps)
+    assert_moments((found[0], found[1]), y)
+    assert relative(y, definition.pointwise_depthwise(*_wide(maps, below, pointwise, taps))) <= 8e-3
+    guarded()
+
+
+def _wide(maps: list[Tensor], low: Tensor | None, *rest: Tensor) -> tuple[object, ...]:
+    return [x.double() for x in maps], None if low is None else low.double(), *(w.double() for w in rest)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("channels", "size"), SIZES)
+def test_normalise(
+    channels: int, size: tuple[int, int], relu: bool, dtype: torch.dtype, guarded: Callable[[], None]
+) -> None:
+    x = feature_map(2, channels, *size, dtype)
+    vectors = [weights(channels, dtype=torch.float32, seed=seed) for seed in (1, 2, 3)]
+    found = OPERATORS.normalise(x, *vectors, relu)
+    eager = definition.normalise(x, *(v.to(dtype) for v in vectors), relu=relu)
+    assert_as_good(found, eager, definition.normalise(x.double(), *(v.double() for v in vectors), relu=relu))
+    guarded()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("channels", "size"), SIZES)
+def test_batch_norm(
+    channels: int, size: tuple[int, int], relu: bool, dtype: torch.dtype, guarded: Callable[[], None]
+) -> None:
+    """The result and the gradients of input, weight and bias, those through the moments among them."""
+    x = feature_map(2, channels, *size, dtype)
+    if size == (1, 1):
+        # Of two values per channel the gradient of the input is 0 but for rounding, which nothing can be compared with.
+        x = feature_map(5, channels, *size, dtype)
+
+    def fused(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        count = x.numel() // x.shape[1]
+        return unetpp_kernels.batch_norm(x, *unetpp_kernels.moments(x), count, w, b, relu=relu)
+
+    assert_gradients(fused, _torchs(relu), [*_affine(channels), x], dtype, sums=2)
+    guarded()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("order", ["pw_dw", "dw_pw"])
+@pytest.mark.parametrize(("width", "size"), [(32, (5, 40)), (6, (3, 7))])
+def test_a_unit_of_the_network(
+    order: str, width: int, size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]
+) -> None:
+    """Convolutions and norm against torch's own, with every gradient; a ReLU would add what chance decides at 0."""
+    pointwise = weights(width, width, 1, 1, dtype=torch.float32, scale=width**-0.5)
+    depthwise = weights(width, 1, 3, 3, dtype=torch.float32, scale=1 / 3)
+    both = [pointwise, depthwise] if order == "pw_dw" else [depthwise, pointwise]
+    name = "pointwise_depthwise" if order == "pw_dw" else "depthwise_pointwise"
+
+    def fused(w: Tensor, b: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
+        y, mean, variance = getattr(unetpp_kernels, f"{name}_moments")([x], None, first, second)
+        return unetpp_kernels.batch_norm(y, mean, variance, y.numel() // y.shape[1], w, b)
+
+    def defined(w: Tensor, b: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
+        return _torchs(False)(w, b, getattr(definition, name)([x], None, first, second))
+
+    inputs = [*_affine(width), *both, feature_map(2, width, *size, dtype)]
+    assert_gradients(fused, defined, inputs, dtype, sums=2)
+    guarded()
+
+
+def _affine(channels: int) -> list[Tensor]:
+    return [weights(channels, dtype=torch.float32) + 2, weights(channels, dtype=torch.float32, seed=4)]
+
+
+def _torchs(relu: bool) -> Function:
+    def call(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        y = F.batch_norm(x, None, None, w, b, training=True)
+        return F.relu(y) if relu else y
+
+    return call
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    x, g = feature_map(2, 32, 9, 70, torch.float16), feature_map(2, 32, 9, 70, torch.float16, seed=1)
+    vectors = [weights(32, dtype=torch.float32, seed=seed) for seed in (1, 2, 3)]
+    first, second = (OPERATORS.normalise_sums(g, x, *vectors, True) for _ in range(2))
+    assert torch.equal(first, second)
