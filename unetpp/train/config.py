@@ -59,8 +59,8 @@ class TrainConfig:
         ema: decay of the averaged weights, which are what is validated and kept.
         validate_every: steps between validations; each one also writes a checkpoint.
         patience: validations without a better one after which training ends; 0 never ends it early.
-        balance: groups are drawn with probability proportional to (pixels of all their images) ** balance, images of a
-            group in proportion to their pixels: figures pooled over pixels weigh them so.
+        balance: strata are drawn with probability proportional to (pixels of all their images) ** balance, images of a
+            stratum in proportion to their pixels: figures pooled over pixels weigh them so.
         class_aware: probability that a patch is centred on a pixel of a class drawn uniformly, so that rare ones occur.
         precision: "bf16" (autocast) or "fp32".
         compile: torch.compile the network; the first step then takes minutes.

@@ -41,7 +41,7 @@ class Epoch:
         step: optimiser steps so far.
         loss: mean training loss of the stretch.
         iou: pooled IoU per class on the validation images.
-        groups: the same per group of images.
+        groups: the same per stratum of images.
         seconds: wall time of the stretch, validation included.
         waited: seconds of it in which the device waited for patches.
     """

@@ -66,9 +66,9 @@ class Sampler:
         self._source, self._config = source, config
         blocks = source.blocks
         pixels = blocks.counts.sum(1).astype(np.float64)
-        names = sorted({image.group for image in source.images})
+        names = sorted({image.stratum for image in source.images})
         number = {name: index for index, name in enumerate(names)}
-        group = np.array([number[source.images[i].group] for i in blocks.image])
+        group = np.array([number[source.images[i].stratum] for i in blocks.image])
         of_group = np.bincount(group, pixels, len(names))
         weight = np.where(of_group > 0, np.maximum(of_group, 1.0) ** config.balance, 0.0)
         share = pixels / np.maximum(of_group, 1.0)[group] * (weight / weight.sum())[group]

@@ -22,12 +22,14 @@ class SourceImage:
 
     Attributes:
         name: for reports.
-        group: what must not be split: slide, scene, patient. Figures are given per group.
+        group: what must not be split: slide, scene, patient. Figures vary from group to group, not from pixel to pixel.
+        stratum: what figures are given by and batches are balanced over: the kind of image; or the group.
         height, width: pixels on the grid it is trained on.
     """
 
     name: str
     group: str
+    stratum: str
     height: int
     width: int
 
@@ -98,7 +100,7 @@ class ArraySource:
         classes: int,
     ) -> None:
         self._crops = [Crop(pixels, labels, objects) for _, _, pixels, labels, objects in images]
-        self.images = tuple(SourceImage(name, group, *labels.shape) for name, group, _, labels, _ in images)
+        self.images = tuple(SourceImage(name, group, group, *labels.shape) for name, group, _, labels, _ in images)
         counts = [np.bincount(c.labels[c.labels != IGNORE], minlength=classes)[:classes] for c in self._crops]
         self.blocks = Blocks(
             image=np.arange(len(images)),

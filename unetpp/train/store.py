@@ -218,7 +218,9 @@ class PatchSource:
         self._store, side = store, store.side
         numbers = [number for number, image in enumerate(store.images) if image.split == split]
         chosen = [store.images[number] for number in numbers]
-        self.images: Sequence[SourceImage] = tuple(SourceImage(i.name, i.stratum, i.height, i.width) for i in chosen)
+        self.images: Sequence[SourceImage] = tuple(
+            SourceImage(i.name, i.group, i.stratum, i.height, i.width) for i in chosen
+        )
         self.full = FULL_SCALE.get(store.dtype, 1.0)
         self.fingerprint = str(store.facts["splits"][split]["fingerprint"])
         position = np.full(len(store.images), -1)

@@ -88,14 +88,14 @@ def decide(logits: Tensor) -> Tensor:
 def evaluate(
     network: UNetPlusPlus | UNet, source: Source, norm: Normalise, *, precision: str, ranks: Ranks | None = None
 ) -> tuple[Confusion, dict[str, Confusion]]:
-    """Return the confusion over all images of all workers, and per group."""
+    """Return the confusion over all images of all workers, and per stratum."""
     ranks = ranks or Ranks()
     classes = max(2, network.config.classes)
-    names = sorted({image.group for image in source.images})
+    names = sorted({image.stratum for image in source.images})
     groups = {name: Confusion(classes) for name in names}
     for found in predict(network, source, norm, precision=precision, ranks=ranks):
         labels = decide(found.logits[-1]).cpu().numpy()
-        groups[source.images[found.image].group].update(found.truth.labels, labels)
+        groups[source.images[found.image].stratum].update(found.truth.labels, labels)
     matrices = ranks.sum(np.stack([groups[name].matrix for name in names]), norm.device)
     total = Confusion(classes)
     for name, matrix in zip(names, matrices, strict=True):

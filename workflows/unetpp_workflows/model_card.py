@@ -30,16 +30,16 @@ def model_card(spec: ModelSpec, intended: str) -> str:
             "",
             f"**Validation**, whole images at full size in {training['precision']}, pixels pooled over all images:",
             "",
-            "| class | IoU | Dice | precision | recall |",
-            "|---|--:|--:|--:|--:|",
-            *(
-                f"| {c.name} | "
-                + " | ".join(_figure(metrics[m][c.name]) for m in ("iou", "dice", "precision", "recall"))
-                + " |"
-                for c in spec.classes
-            ),
+            "| class | IoU | 95% interval | Dice | precision | recall | boundary F1 (2 px) |",
+            "|---|--:|--:|--:|--:|--:|--:|",
+            *(_class_row(c.name, metrics) for c in spec.classes),
             "",
-            f"Pixel accuracy {_figure(metrics['accuracy'])}, mean IoU {_figure(metrics['mean_iou'])}.",
+            f"Intervals by bootstrap over {metrics.get('groups', 'all')} groups of images. Pixel accuracy "
+            f"{_figure(metrics['accuracy'])}, mean IoU {_figure(metrics['mean_iou'])}; expected calibration error "
+            f"{_figure(metrics.get('ece'))}, best temperature {_figure(metrics.get('temperature'))}.",
+            *_objects(metrics),
+            *_levels(training.get("levels", [])),
+            *_within(training),
             "",
             "IoU by group of images:",
             "",
@@ -55,6 +55,44 @@ def model_card(spec: ModelSpec, intended: str) -> str:
             "",
         ]
     )
+
+
+def _within(training: dict[str, Any]) -> list[str]:
+    if not training.get("within_group"):
+        return []
+    return ["", "**Validation is another part of the training images**, behind a guard band: elsewhere expect less."]
+
+
+def _class_row(name: str, metrics: dict[str, Any]) -> str:
+    low, high = (_figure(metrics.get(bound, {}).get(name)) for bound in ("iou_low", "iou_high"))
+    rest = (_figure(metrics.get(m, {}).get(name)) for m in ("dice", "precision", "recall", "boundary_f1"))
+    return f"| {name} | {_figure(metrics['iou'][name])} | {low} to {high} | {' | '.join(rest)} |"
+
+
+def _objects(metrics: dict[str, Any]) -> list[str]:
+    found = metrics.get("objects")
+    if not found:
+        return []
+    return [
+        "",
+        "Objects, split by a watershed: "
+        + ", ".join(f"{name.upper()} {_figure(found[name])}" for name in ("pq", "sq", "f1", "aji"))
+        + " (panoptic quality, segmentation quality, F1 at IoU 0.5, aggregated Jaccard index).",
+    ]
+
+
+def _levels(levels: list[dict[str, Any]]) -> list[str]:
+    """Say what each head scored and which one this package is."""
+    if not levels:
+        return []
+    rows = ["", "| level | score | M parameters | Mpx/s, 1 thread | |", "|---|--:|--:|--:|---|"]
+    for row in levels:
+        kept = "this package" if row["kept"] else ""
+        rows.append(
+            f"| {row['level']} | {_figure(row['score'])} | {row['parameters'] / 1e6:.2f} | "
+            f"{_figure(row['mpx_per_second'])} | {kept} |"
+        )
+    return rows
 
 
 def _figure(value: Any) -> str:

@@ -22,7 +22,7 @@ _SIDE, _SAMPLES, _OPACITY = 256, 4, 0.55
 def draw_overlays(network: UNetPlusPlus | UNet, data: TrainingData, recipe: Recipe, path: Path) -> Path:
     """Write one JPEG: a row per sample with the image, the truth and the prediction over it; returns its path.
 
-    The samples are the same at every validation: of as many groups as there are, the block with most classes in it.
+    The samples are the same at every validation: of as many strata as there are, the block with most classes in it.
     """
     import torch
     from PIL import Image
@@ -48,10 +48,10 @@ def draw_overlays(network: UNetPlusPlus | UNet, data: TrainingData, recipe: Reci
 
 
 def chosen_boxes(source: Source) -> list[tuple[int, Box]]:
-    """Return up to four boxes (image, box) of at most 256 px that show much: one per group while groups last."""
+    """Return up to four boxes (image, box) of at most 256 px that show much: one per stratum while they last."""
     counts = source.blocks.counts
     order = np.lexsort((-counts.sum(1), -(counts > 0).sum(1)))
-    groups = [source.images[int(source.blocks.image[index])].group for index in order]
+    groups = [source.images[int(source.blocks.image[index])].stratum for index in order]
     first = [groups.index(group) for group in dict.fromkeys(groups)]
     rest = [position for position in range(len(order)) if position not in first]
     boxes = []

@@ -64,7 +64,7 @@ def prepared_store(
         Also what `prepare` raises.
     """
     from unetpp_workflows.prepare.build import discard_work, prepare
-    from unetpp_workflows.prepare.page import write_page
+    from unetpp_workflows.prepare.page import page_path, write_page
 
     root = _draw(recipe.drawn, output / DRAWN) if recipe.drawn else data_root(data)
     dataset = Dataset.model_validate({"name": recipe.name, "data": recipe.data, "classes": recipe.classes})
@@ -73,9 +73,9 @@ def prepared_store(
         more = f" (and {len(prepared.errors) - 1} more)" if len(prepared.errors) > 1 else ""
         first = prepared.errors[0]
         raise DataError(f"{first.where + ': ' if first.where else ''}{first.what}{more}; `unetpp prepare` lists all")
-    if prepared.fresh:
+    if prepared.fresh or not page_path(prepared.store).is_file():
         write_page(prepared)
-        discard_work(prepared.store)
+    discard_work(prepared.store)
     return prepared.store
 
 

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unetpp.durable import write_file
-from unetpp.metrics import Confusion
+from unetpp.metrics import Confusion, bootstrap
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.package import ModelSpec, Package, save_package
 from unetpp.train.levels import LevelScore, score_levels, smallest_good
+from unetpp.train.measure import Measurement, measure
 from unetpp.train.normalise import Normalise
-from unetpp.train.validate import evaluate
 from unetpp_workflows.model_card import model_card
 from unetpp_workflows.recipe import Recipe
 from unetpp_workflows.training_job import build
@@ -112,7 +113,7 @@ def _spec(
     command: str,
 ) -> ModelSpec:
     assert result.best is not None
-    total, groups = evaluate(network, data.validation, norm, precision=recipe.train.precision)
+    found = measure(network, data.validation, norm, precision=recipe.train.precision)
     return dataclasses.replace(
         _bare(recipe, data, network),
         training={
@@ -132,22 +133,48 @@ def _spec(
             "seconds": round(sum(epoch.seconds for epoch in result.history)),
             "levels": list(levels),
         },
-        metrics=_metrics([info.name for info in recipe.classes], total, groups),
+        metrics=figures([info.name for info in recipe.classes], found),
     )
 
 
-def _metrics(names: Sequence[str], total: Confusion, groups: dict[str, Confusion]) -> dict[str, Any]:
-    return {
-        "iou": _per_class(names, total.iou),
-        "dice": _per_class(names, total.dice),
-        "precision": _per_class(names, total.precision),
-        "recall": _per_class(names, total.recall),
-        "mean_iou": round(float(np.nanmean(total.iou)), 4),
-        "accuracy": round(total.accuracy, 4),
-        "iou_by_group": {group: _per_class(names, found.iou) for group, found in groups.items()},
+def figures(names: Sequence[str], found: Measurement) -> dict[str, Any]:
+    """Return a measurement's figures as JSON values, pooled over all images, with 95% intervals over groups."""
+    total = found.total()
+    states = np.stack([counts.confusion.matrix for counts in found.groups.values()])
+    low, high = bootstrap(states, lambda state: _confusion(state).iou)
+    values: dict[str, Any] = {
+        "iou": _per_class(names, total.confusion.iou),
+        "iou_low": _per_class(names, low),
+        "iou_high": _per_class(names, high),
+        "dice": _per_class(names, total.confusion.dice),
+        "precision": _per_class(names, total.confusion.precision),
+        "recall": _per_class(names, total.confusion.recall),
+        "boundary_f1": _per_class(names, total.boundary.f1),
+        "mean_iou": _number(np.nanmean(total.confusion.iou)),
+        "accuracy": _number(total.confusion.accuracy),
+        "ece": _number(total.calibration.ece),
+        "temperature": _number(total.temperature.best),
+        "groups": len(found.groups),
+        "iou_by_group": {
+            name: _per_class(names, counts.confusion.iou) for name, counts in sorted(found.strata.items())
+        },
     }
+    if total.objects is not None:
+        quality = total.objects
+        values["objects"] = {name: _number(getattr(quality, name)) for name in ("pq", "sq", "f1", "aji")}
+    return values
+
+
+def _confusion(state: NDArray[Any]) -> Confusion:
+    confusion = Confusion(len(state))
+    confusion.matrix[:] = state
+    return confusion
 
 
 def _per_class(names: Sequence[str], values: Any) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in zip(names, values, strict=True)}
+
+
+def _number(value: Any) -> float | None:
     """NaN (a class that does not occur) is not JSON: it becomes None."""
-    return {n: None if math.isnan(v) else round(float(v), 4) for n, v in zip(names, values, strict=True)}
+    return None if math.isnan(value) else round(float(value), 4)

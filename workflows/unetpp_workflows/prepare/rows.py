@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from unetpp.errors import DataError
 from unetpp.geometry import Box
 from unetpp_workflows.prepare.dataset import SPLITS, DataSection
 from unetpp_workflows.prepare.splits import part_box, split_by_share, split_groups
+from unetpp_workflows.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _from_globs(data: DataSection, root: Path) -> list[Row]:
         raise DataError(f"no images match {data.images!r} in {root}; name the data folder with --data")
     table = {}
     if data.table is not None:
-        entries = _read(root / data.table)
+        entries = read_table(root / data.table)
         _need(entries, data.key, data.table)
         table = {entry[data.key]: entry for entry in entries}
     rows = []
@@ -144,7 +144,7 @@ def _from_globs(data: DataSection, root: Path) -> list[Row]:
 
 def _from_table(data: DataSection, root: Path) -> list[Row]:
     assert data.table is not None
-    entries = _read(root / data.table)
+    entries = read_table(root / data.table)
     for column in ("image", "labels"):
         _need(entries, column, data.table)
     names = _unique_names([entry["image"] for entry in entries])
@@ -210,26 +210,6 @@ def _unique_names(images: Sequence[str]) -> dict[str, str]:
     paths = list(dict.fromkeys(images))
     stems = [Path(path).stem for path in paths]
     return {path: stem if stems.count(stem) == 1 else path for path, stem in zip(paths, stems, strict=True)}
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    """Return a CSV's or Parquet's rows as text."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet
-
-            records = pyarrow.parquet.read_table(path).to_pylist()
-            rows = [{key: "" if value is None else str(value) for key, value in row.items()} for row in records]
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; name the data folder with --data") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} is not a readable table ({error}); give CSV or Parquet") from None
-    if not rows:
-        raise DataError(f"{path} has no rows; list the images in it")
-    return rows
 
 
 def _need(entries: Sequence[Mapping[str, str]], column: str, table: str) -> None:

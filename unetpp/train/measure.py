@@ -1,0 +1,124 @@
+"""Measures a network on labelled images in every way a report needs; knows networks and sources, draws nothing.
+
+Images are predicted as whole images would be. Counts are kept per group of images, because figures vary from group to
+group, not from pixel to pixel: intervals come from drawing groups again (`unetpp.metrics.bootstrap`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unetpp.metrics import BoundaryF1, CalibrationError, Confusion, ObjectQuality, Temperature
+from unetpp.model import UNet, UNetPlusPlus
+from unetpp.objects import split_objects
+from unetpp.train.normalise import Normalise
+from unetpp.train.source import Source
+from unetpp.train.validate import Prediction, decide, predict
+
+WHOLE = 2**26
+"""Pixels up to which an image's labels are assembled; of larger ones boundaries and objects are not measured."""
+
+
+@dataclass
+class Counts:
+    """Summable counts over some images; each metric says what its figures mean."""
+
+    confusion: Confusion
+    boundary: BoundaryF1
+    calibration: CalibrationError
+    temperature: Temperature
+    objects: ObjectQuality | None
+
+    @classmethod
+    def of(cls, classes: int, objects: bool) -> Counts:
+        quality = ObjectQuality() if objects else None
+        return cls(Confusion(classes), BoundaryF1(classes), CalibrationError(), Temperature(), quality)
+
+    def merge(self, other: Counts) -> None:
+        for name in ("confusion", "boundary", "calibration", "temperature"):
+            getattr(self, name).merge(getattr(other, name))
+        if self.objects is not None and other.objects is not None:
+            self.objects.merge(other.objects)
+
+
+@dataclass
+class Measurement:
+    """What a network did on a source.
+
+    Attributes:
+        images: confusion of every image by its index.
+        groups, strata: counts by name.
+        skipped: names of images too large for boundaries and objects.
+    """
+
+    images: dict[int, Confusion] = field(default_factory=dict)
+    groups: dict[str, Counts] = field(default_factory=dict)
+    strata: dict[str, Counts] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def total(self) -> Counts:
+        """Return the counts of all images."""
+        first = next(iter(self.groups.values()))
+        total = Counts.of(len(first.confusion.matrix), first.objects is not None)
+        for counts in self.groups.values():
+            total.merge(counts)
+        return total
+
+
+def measure(network: UNetPlusPlus | UNet, source: Source, norm: Normalise, *, precision: str) -> Measurement:
+    """Predict every labelled image and count.
+
+    Objects are measured where the source numbers them and there are two classes: the foreground is split by a watershed
+    (`unetpp.objects`).
+    """
+    classes = max(2, network.config.classes)
+    found = Measurement()
+    predictions = predict(network, source, norm, precision=precision)
+    for index, tiles in groupby(predictions, lambda tile: tile.image):
+        image = source.images[index]
+        whole = image.height * image.width <= WHOLE
+        if not whole:
+            found.skipped.append(image.name)
+        counts = _count(tiles, (image.height, image.width), classes, whole=whole)
+        found.images[index] = counts.confusion
+        for by, name in ((found.groups, image.group), (found.strata, image.stratum)):
+            by.setdefault(name, Counts.of(classes, counts.objects is not None)).merge(counts)
+    return found
+
+
+def _count(tiles: Iterator[Prediction], shape: tuple[int, int], classes: int, *, whole: bool) -> Counts:
+    first = next(tiles)
+    objects = whole and classes == 2 and first.truth.objects is not None
+    counts = Counts.of(classes, objects)
+    truth: NDArray[np.uint8] = np.full(shape if whole else (0, 0), 255, np.uint8)
+    labels, numbers = truth.copy(), np.zeros(truth.shape, np.int32)
+    probability = np.zeros(truth.shape if objects else (0, 0), np.float32)
+    for tile in chain([first], tiles):
+        logits, known = tile.logits[-1], tile.truth.labels
+        decided = decide(logits).cpu().numpy()
+        counts.confusion.update(known, decided)
+        counts.calibration.update(logits, known)
+        counts.temperature.update(logits, known)
+        if whole:
+            part = tile.box.slices()
+            truth[part], labels[part] = known, decided
+            if objects and tile.truth.objects is not None:
+                numbers[part], probability[part] = tile.truth.objects, _foreground(logits)
+    if whole:
+        counts.boundary.update(truth, labels)
+    if counts.objects is not None:
+        counts.objects.update(numbers, split_objects(labels == 1, probability), truth != 255)
+    return counts
+
+
+def _foreground(logits: torch.Tensor) -> NDArray[np.float32]:
+    """Return the probability of class 1 (h, w) of logits (1 or 2, h, w)."""
+    score = logits[0] if len(logits) == 1 else logits[1] - logits[0]
+    result: NDArray[np.float32] = score.sigmoid().cpu().numpy()
+    return result
