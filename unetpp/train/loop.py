@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -205,6 +206,10 @@ class _Trainer:
 
     def close(self) -> None:
         self._frames.close()
+        if self.ranks.world > 1:
+            # A wrapper that outlives its process group can hang for ever when it is collected.
+            del self._heads
+            gc.collect()
 
     def any(self, condition: bool) -> bool:
         """Say whether it holds in any worker."""
