@@ -37,9 +37,9 @@ def rows() -> list[dict[str, str]]:
     from peers import NETWORKS
 
     found = [{"network": order, "layout": "channels_last"} for order in OURS]
-    for name in NETWORKS:
-        # MONAI's instance norm is slower in channels_last: it gets its better layout.
-        found.append({"network": name, "layout": "contiguous" if name.startswith("monai") else "channels_last"})
+    # MONAI's instance norm is slower in channels_last: it gets its better layout.
+    layouts = {name: "contiguous" if name.startswith("monai") else "channels_last" for name in NETWORKS}
+    found += [{"network": name, "layout": layout} for name, layout in layouts.items()]
     return [{**row, "precision": precision} for precision in ("fp32", "bf16") for row in found]
 
 
@@ -111,7 +111,8 @@ def run_row(row: dict[str, str], batch: int, side: int, steps: int, threads: int
 def provenance() -> dict[str, Any]:
     system = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     names = [line.split(":")[1].strip() for line in system.splitlines() if line.startswith("model name")]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, cwd=HERE)
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=True, cwd=HERE)
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit.stdout.strip(),
