@@ -94,6 +94,28 @@ def test_what_changed_is_made_again(run: Any, blots: Draw, tmp_path: Path, chang
     assert (tmp_path / "out/slide/report.html").exists()
 
 
+def test_another_format_keeps_the_key_and_the_shards_and_makes_only_itself(
+    run: Any, blots: Draw, tmp_path: Path
+) -> None:
+    path = blots("slide.png")
+    [first] = run(path).images
+    assert first.record.formats == ["geojson"]
+    before = _bytes(tmp_path / "out/slide/labels.ome.zarr") | _bytes(tmp_path / "out/slide/commits")
+    written = (tmp_path / "out/slide/polygons.geojson").stat().st_mtime_ns
+    formats = ("output.formats='geojson,ome-tiff'",)
+    [second] = run(path, sets=formats).images
+    assert (second.status, second.reused) == ("done", False)
+    assert (second.record.key, second.record.config_hash) == (first.record.key, first.record.config_hash)
+    assert second.record.outputs["ome_tiff"] == "classes.ome.tif"
+    assert _bytes(tmp_path / "out/slide/labels.ome.zarr") | _bytes(tmp_path / "out/slide/commits") == before
+    assert (tmp_path / "out/slide/polygons.geojson").stat().st_mtime_ns == written
+    for sets in (formats, ()):  # what is there is enough
+        [third] = run(path, sets=sets).images
+        assert third.reused
+    with pytest.raises(ConfigError, match=r"output\.formats.*ome-tif'"):
+        run(path, sets=("output.formats='ome-tif'",))
+
+
 def test_bad_images_are_named_in_one_line_and_the_others_are_done(run: Any, blots: Draw, tmp_path: Path) -> None:
     good = blots("good.png")
     bad = {

@@ -1,36 +1,62 @@
-"""Turns a finished label array into what people use: pyramid, polygons, GeoTIFF, areas; knows no model and no queue.
+"""Turns a finished label array into what people use: pyramid, polygons, rasters, areas; knows no model and no queue.
 
-    pyramid   coarser label levels                 labels.ome.zarr/classes/1 ...
-    geotiff   only where there is a CRS            classes.tif
-    vectors   polygons joined across shards        polygons.geojson, polygons.gpkg
-    areas     pixels and area on the ground per class
+    pyramid    coarser label levels                 labels.ome.zarr/classes/1 ...
+    cog        GeoTIFF                              classes.tif
+    ome-tiff   pyramidal OME-TIFF                   classes.ome.tif
+    objects    joined across shards, counted
+    geojson    and the other vector formats         polygons.*, see `unetpp.finalize.vectors`
+    areas      pixels and area on the ground per class
 
-Every step is resumable and makes the same bytes however often it was interrupted.
+Every step is resumable and makes the same bytes however often it was interrupted. The formats are steps of their own:
+one that is asked for later is made from the labels, and the others are left as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unetpp.finalize.areas import AreaUnit, ClassArea, Method, class_areas, measure
 from unetpp.finalize.markers import Markers, Product, changed
+from unetpp.finalize.rows import VECTOR_FILES
 from unetpp.lock import FolderLock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from unetpp.io.resample import OutputGrid
     from unetpp.job import SegmentJob
 
-__all__ = ["AreaUnit", "ClassArea", "Figures", "Method", "discard_products", "figures", "finalize", "verify_products"]
+__all__ = [
+    "FORMATS",
+    "AreaUnit",
+    "ClassArea",
+    "Figures",
+    "Method",
+    "default_formats",
+    "discard_products",
+    "figures",
+    "finalize",
+    "verify_products",
+]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the rules that decide the products' bytes."""
-STEPS = ("pyramid", "geotiff", "vectors", "areas")
-_FILES = {"geotiff": ("classes.tif",), "vectors": ("polygons.geojson", "polygons.gpkg")}
+FORMATS = {"cog": "classes.tif", "ome-tiff": "classes.ome.tif", **VECTOR_FILES}
+"""File of every format that can be asked for."""
+STEPS = ("pyramid", "cog", "ome-tiff", "objects", *VECTOR_FILES, "areas")
+_OUTPUTS = {
+    "cog": "geotiff",
+    "ome-tiff": "ome_tiff",
+    "geojson": "polygons",
+    "geojson.gz": "polygons_gz",
+    "gpkg": "geopackage",
+    "geoparquet": "geoparquet",
+    "flatgeobuf": "flatgeobuf",
+}
 _JOURNAL, _PIECES = "pyramid.jsonl", "pieces"
 """What a killed run leaves behind and the next one goes on with."""
 
@@ -45,59 +71,85 @@ class Figures:
         areas: by class name, in the order of the model's classes, background included, no data left out.
         method: how pixels were turned into areas, see `unetpp.finalize.areas`.
         objects: 4-connected objects by class name; background classes have none.
-        outputs: path below the image's folder by kind: labels, polygons, geopackage, geotiff.
+        outputs: path below the image's folder by kind: labels, polygons, geopackage, geotiff and so on.
+        formats: that are done, in the order of `FORMATS`; a GeoJSON of a CRS without a place on the globe has no file.
     """
 
     areas: dict[str, ClassArea]
     method: Method
     objects: dict[str, int]
     outputs: dict[str, str]
+    formats: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Figures:
-        return cls(**{**values, "areas": {name: ClassArea(**area) for name, area in values["areas"].items()}})
+        areas = {name: ClassArea(**area) for name, area in values["areas"].items()}
+        return cls(**{**values, "areas": areas, "formats": tuple(values["formats"])})
 
 
-def finalize(job: SegmentJob, *, progress: Report | None = None) -> Figures:
+def default_formats(grid: OutputGrid) -> tuple[str, ...]:
+    """Return the formats that are written where none are named: maps for scenes, QuPath's GeoJSON for the rest."""
+    return ("geojson",) if grid.crs is None or grid.transform is None else ("cog", "geojson", "gpkg")
+
+
+def finalize(job: SegmentJob, *, formats: Iterable[str] | None = None, progress: Report | None = None) -> Figures:
     """Make all products of a job from its committed shards; steps that are done are skipped.
 
-    A shard without a commit record counts as no data, and what an interrupted write left of it is deleted.
+    A shard without a commit record counts as no data, and what an interrupted write left of it is deleted. Formats that
+    an earlier call made of the same labels stay.
 
     Args:
-        progress: called with the step's name and the done share, 0 to 1.
+        formats: keys of `FORMATS`; None for `default_formats`.
+        progress: called with the step's name and the done share, 0 to 1; all vector formats are the step "vectors".
 
     Raises:
         OutputError: a product cannot be written.
         StoreError: the label store is damaged, or another run is using the folder.
     """
     with FolderLock(job.out, exclusive=True):
-        return _finalize(job, progress or (lambda step, share: None))
+        return _finalize(job, _steps(job, formats), progress or (lambda step, share: None))
 
 
-def _finalize(job: SegmentJob, report: Report) -> Figures:
+def _steps(job: SegmentJob, formats: Iterable[str] | None) -> list[str]:
+    wanted = {"pyramid", "objects", "areas", *(default_formats(job.grid) if formats is None else formats)}
+    assert wanted <= set(STEPS), wanted
+    return [step for step in STEPS if step in wanted]
+
+
+def _finalize(job: SegmentJob, steps: Sequence[str], report: Report) -> Figures:
     markers = Markers(job.out, _token(job))
-    steps = {"pyramid": _pyramid, "geotiff": _geotiff, "vectors": _vectors, "areas": _areas}
-    pending = [step for step in STEPS if markers.done(step) is None]
+    pending = [step for step in steps if markers.done(step) is None]
     if pending:
         _drop_uncommitted(job)
         markers.prepare()
-        for step in pending:
-            markers.revoke(step, _FILES.get(step, ()))
-        for step in pending:
-            report(step, 0.0)
-            steps[step](job, markers, partial(report, step))
-            report(step, 1.0)
+        # Also those that nobody asks for now: made of other labels, they would be wrong.
+        for step in (step for step in STEPS if markers.done(step) is None):
+            markers.revoke(step, _files(step))
+        makers: dict[str, Callable[[SegmentJob, Markers, Callable[[float], None]], None]]
+        makers = {"pyramid": _pyramid, "cog": _cog, "ome-tiff": _ome_tiff, "areas": _areas}
+        objects = [step for step in pending if step not in makers]
+        if objects:
+            makers["vectors"] = partial(_vectors, objects)
+        for step, make in makers.items():
+            if step in pending or step == "vectors":
+                report(step, 0.0)
+                make(job, markers, partial(report, step))
+                report(step, 1.0)
     markers.clean()
     return _figures(job, markers)
 
 
-def figures(job: SegmentJob) -> Figures | None:
-    """Return the figures of a job whose finalize is done, else None; computes nothing."""
+def _files(step: str) -> tuple[str, ...]:
+    return (FORMATS[step],) if step in FORMATS else ()
+
+
+def figures(job: SegmentJob, formats: Iterable[str] | None = None) -> Figures | None:
+    """Return the figures of a job whose finalize is done for these formats, else None; computes nothing."""
     markers = Markers(job.out, _token(job))
-    return _figures(job, markers) if all(markers.done(step) for step in STEPS) else None
+    return _figures(job, markers) if all(markers.done(step) for step in _steps(job, formats)) else None
 
 
 def verify_products(job: SegmentJob) -> dict[str, str]:
@@ -111,7 +163,7 @@ def discard_products(out: Path) -> None:
 
     markers = Markers(out, "")
     for step in STEPS:
-        markers.revoke(step, _FILES.get(step, ()))
+        markers.revoke(step, _files(step))
     discard_folder(markers.folder)
 
 
@@ -140,21 +192,35 @@ def _pyramid(job: SegmentJob, markers: Markers, progress: Callable[[float], None
     markers.write("pyramid", [Product(*entry) for entry in objects])
 
 
-def _geotiff(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
+def _cog(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
     from unetpp.finalize.geotiff import write_geotiff
     from unetpp.finalize.pieces import block_boxes
 
-    if job.grid.crs is None or job.grid.transform is None:
-        markers.write("geotiff")
-        return
     boxes = block_boxes(shard.box for shard in job.plan.shards())
     name = write_geotiff(
         job.store.read, boxes, grid=job.grid, classes=job.classes, folder=markers.work, progress=progress
     )
-    markers.write("geotiff", markers.keep([name]))
+    markers.write("cog", markers.keep([name]))
 
 
-def _vectors(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
+def _ome_tiff(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
+    from unetpp.finalize.ometiff import write_ome_tiff
+    from unetpp.store import level_shapes
+
+    name = write_ome_tiff(
+        job.store.read,
+        level_shapes(job.plan),
+        grid=job.grid,
+        classes=job.classes,
+        key=job.key,
+        folder=markers.work,
+        progress=progress,
+    )
+    markers.write("ome-tiff", markers.keep([name]))
+
+
+def _vectors(steps: Sequence[str], job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
+    """Make all pending vector formats in one pass over the objects."""
     import numpy as np
 
     from unetpp.finalize.pieces import write_pieces
@@ -167,8 +233,14 @@ def _vectors(job: SegmentJob, markers: Markers, progress: Callable[[float], None
     pieces = markers.own(_PIECES)
     write_pieces(job.store.read, boxes, keep, pieces, lambda share: progress(share / 2))
     found = iter_objects(boxes, pieces, lambda share: progress((1 + share) / 2))
-    counts, names = write_vectors(found, grid=job.grid, classes=job.classes, key=job.key, folder=markers.work)
-    markers.write("vectors", markers.keep(names), {str(value): count for value, count in counts.items()})
+    formats = [step for step in steps if step in VECTOR_FILES]
+    counts, names = write_vectors(
+        found, grid=job.grid, classes=job.classes, key=job.key, folder=markers.work, formats=formats
+    )
+    for name in formats:
+        markers.write(name, markers.keep({VECTOR_FILES[name]} & set(names)))
+    if "objects" in steps:
+        markers.write("objects", figures={str(value): count for value, count in counts.items()})
 
 
 def _areas(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
@@ -184,14 +256,14 @@ def _areas(job: SegmentJob, markers: Markers, progress: Callable[[float], None])
 
 
 def _figures(job: SegmentJob, markers: Markers) -> Figures:
-    done = {step: markers.done(step) for step in STEPS}
-    areas, vectors = done["areas"], done["vectors"]
-    assert areas is not None and vectors is not None
-    kinds = {"polygons.geojson": "polygons", "polygons.gpkg": "geopackage", "classes.tif": "geotiff"}
-    written = {product.path for marker in done.values() if marker for product in marker.products}
+    areas, objects = markers.done("areas"), markers.done("objects")
+    assert areas is not None and objects is not None
+    formats = {step: marker for step in FORMATS if (marker := markers.done(step)) is not None}
+    written = {_OUTPUTS[step]: product.path for step, marker in formats.items() for product in marker.products}
     return Figures(
         areas={info.name: ClassArea(**areas.figures["classes"][str(info.value)]) for info in job.classes},
         method=areas.figures["method"],
-        objects={info.name: vectors.figures[str(info.value)] for info in job.classes if not info.background},
-        outputs={"labels": job.store.root.name, **{kinds[path]: path for path in kinds if path in written}},
+        objects={info.name: objects.figures[str(info.value)] for info in job.classes if not info.background},
+        outputs={"labels": job.store.root.name, **written},
+        formats=tuple(formats),
     )

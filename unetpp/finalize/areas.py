@@ -103,6 +103,12 @@ class GeodesicMeasure:
             total += weight * outlines.total(longitude * self._zone(d * x + e * y + f))
         return np.abs(total)
 
+    def lonlat(self, points: Ints) -> tuple[Floats, Floats]:
+        """Return longitudes (from any meridian) and latitudes in degrees of lattice points (n, 2)."""
+        a, b, c, d, e, f = self.transform
+        x, y = points[:, 0], points[:, 1]
+        return np.degrees((a * x + b * y + c) * self.to_radians), np.degrees(self._latitude(d * x + e * y + f))
+
     def _latitude(self, northing: Floats) -> Floats:
         if self.mercator_radius is None:
             # Grids whose pixel centres lie on the poles reach half a pixel beyond them.

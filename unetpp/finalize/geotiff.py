@@ -1,14 +1,17 @@
-"""Write a label map as a georeferenced GeoTIFF; knows rasterio and class colours, not where labels come from.
+"""Write a label map as a GeoTIFF; knows rasterio and class colours, not where labels come from.
 
 The file is a Cloud Optimized GeoTIFF: tiles of 512, DEFLATE, nearest-neighbour overviews inside, nodata 255, a colour
-table, and class names as tags CLASS_<value> of the band. Equal labels give equal bytes.
+table, and class names as tags CLASS_<value> of the band. Without a CRS it is the same as an ordinary pyramidal TIFF,
+with its resolution where the size of a pixel is known. Equal labels give equal bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +44,6 @@ def write_geotiff(
     Args:
         read: returns the class values (h, w) uint8 of a box.
         boxes: tile the image; read one at a time.
-        grid: with a CRS and a transform.
-
     Raises:
         OutputError: the file cannot be written.
     """
@@ -52,7 +53,8 @@ def write_geotiff(
 
     path, windows = folder / GEOTIFF, list(boxes)
     try:
-        with output_errors(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_NUM_THREADS=1, GDAL_PAM_ENABLED=False):
+        options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_NUM_THREADS": 1, "GDAL_PAM_ENABLED": False}
+        with output_errors(path), _placeless(), rasterio.Env(**options):
             draft = folder / f"draft-{GEOTIFF}"
             draft.unlink(missing_ok=True)
             _write_tiles(read, windows, grid, classes, draft, progress)
@@ -83,6 +85,16 @@ def _optimize(draft: Path, path: Path) -> None:
     )
 
 
+@contextmanager
+def _placeless() -> Iterator[None]:
+    """Keep rasterio from warning of an image without a CRS, for this block."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
 def _root(error: BaseException) -> str:
     """Return the first line of the error that began it: rasterio's own only say to look at the previous one."""
     while error.__cause__ is not None:
@@ -101,7 +113,9 @@ def _write_tiles(
     import rasterio
     from rasterio.windows import Window
 
-    assert grid.transform is not None
+    place: dict[str, Any] = {}
+    if grid.crs is not None and grid.transform is not None:
+        place = {"crs": rasterio.crs.CRS.from_wkt(grid.crs), "transform": rasterio.Affine(*grid.transform)}
     with rasterio.open(
         path,
         "w",
@@ -111,8 +125,7 @@ def _write_tiles(
         count=1,
         dtype="uint8",
         nodata=NO_DATA,
-        crs=rasterio.crs.CRS.from_wkt(grid.crs),
-        transform=rasterio.Affine(*grid.transform),
+        **place,
         tiled=True,
         blockxsize=_TILE,
         blockysize=_TILE,
@@ -122,6 +135,9 @@ def _write_tiles(
     ) as file:
         file.write_colormap(1, {**{info.value: info.color for info in classes}, NO_DATA: (0, 0, 0)})
         file.update_tags(1, **{f"CLASS_{info.value}": info.name for info in classes})
+        if not place and grid.spacing is not None and grid.spacing.unit != "deg":
+            y, x = grid.spacing.metres()
+            file.update_tags(TIFFTAG_XRESOLUTION=0.01 / x, TIFFTAG_YRESOLUTION=0.01 / y, TIFFTAG_RESOLUTIONUNIT=3)
         for count, box in enumerate(boxes):
             file.write(read(box), 1, window=Window(box.x0, box.y0, box.width, box.height))
             progress((count + 1) / len(boxes) / 2)

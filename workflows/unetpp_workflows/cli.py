@@ -17,6 +17,7 @@ from unetpp_workflows.cli_options import (
     Config,
     Engine,
     Executor,
+    Formats,
     Inputs,
     Mask,
     Model,
@@ -103,6 +104,7 @@ def segment(
     workers: Workers = None,
     engine: Engine = None,
     precision: Precision = None,
+    formats: Formats = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Only images that an earlier run left failed or partial.")
     ] = False,
@@ -123,6 +125,7 @@ def segment(
         unetpp segment scene.tif -m landcover -o out --executor ray
         unetpp segment archive/ --config run.toml -o out --set tiling.core=512
         unetpp segment archive.csv -m nuclei -o out --retry
+        unetpp segment slide.svs -m nuclei -o out --formats geojson.gz,ome-tiff
 
     Writes for each image: OME-Zarr labels with pyramid, polygons, areas, a GeoTIFF for scenes, a report page and
     a run record. A configuration file holds what the options hold and more:
@@ -132,6 +135,7 @@ def segment(
         tiling = { core = 1024 }
         engine = { precision = "fp32", threads = 1 }
         executor = { kind = "ray", workers = 8, attempts = 3 }
+        output = { formats = ["geojson.gz", "ome-tiff"] }
         truth = { path = "labels/", classes = { building = 1 } }
     """
     from unetpp_workflows.config import load_config
@@ -145,6 +149,7 @@ def segment(
         "engine.precision": precision,
         "executor.kind": executor,
         "executor.workers": workers,
+        "output.formats": formats,
     }
     resolved = load_config(config, options=options, sets=sets or ())
     console = standard_output()

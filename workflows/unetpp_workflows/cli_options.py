@@ -38,6 +38,14 @@ Executor = Annotated[str | None, typer.Option("--executor", help="local (threads
 Workers = Annotated[int | None, typer.Option("--workers", help="Default: one per CPU core or GPU.")]
 Engine = Annotated[str | None, typer.Option("--engine", help="auto, triton, openvino or torch.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, fp16 (triton only) or bf16.")]
+Formats = Annotated[
+    str | None,
+    typer.Option(
+        "--formats",
+        help="Of cog, ome-tiff, geojson, geojson.gz, gpkg, geoparquet, flatgeobuf, with commas; "
+        "default: cog,geojson,gpkg with a CRS, else geojson.",
+    ),
+]
 Tracking = Annotated[
     str | None,
     typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default: a file of this user."),

@@ -89,6 +89,23 @@ class TruthConfig(_Section):
     classes: dict[str, int] = Field(default_factory=dict)
 
 
+Format = Literal["cog", "ome-tiff", "geojson", "geojson.gz", "gpkg", "geoparquet", "flatgeobuf"]
+
+
+class OutputConfig(_Section):
+    """What is written of each image beside its labels; never changes a pixel, so that more can be asked for later.
+
+    Without `formats`, images with a CRS get cog, geojson and gpkg, others geojson.
+    """
+
+    formats: tuple[Format, ...] | None = None
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 class RunConfig(_Section):
     """One `unetpp segment` call, without its inputs and its output folder."""
 
@@ -99,6 +116,7 @@ class RunConfig(_Section):
     executor: ExecutorConfig = ExecutorConfig()
     tracking: TrackingConfig = TrackingConfig()
     truth: TruthConfig = TruthConfig()
+    output: OutputConfig = OutputConfig()
 
     def result_hash(self) -> str:
         """Return the SHA-256 (hex) of every setting that can change a result; a mask counts by its content."""

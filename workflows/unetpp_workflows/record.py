@@ -52,6 +52,7 @@ class ImageRecord:
         figures: valid_px, method (how areas were measured), and classes with name, value, color, background, px,
             area, unit ("mm2", "m2" or "px") and objects (None for the background); empty when not done.
         outputs: Name of each product -> path relative to the image's folder.
+        formats: that are done, also those without a file (a GeoJSON where the CRS has no place on the globe).
     """
 
     name: str
@@ -73,6 +74,7 @@ class ImageRecord:
     iou: dict[str, float] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
+    formats: list[str] = field(default_factory=list)
     tracking_uri: str | None = None
     tracking_run: str | None = None
     started: str = ""

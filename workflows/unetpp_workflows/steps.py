@@ -73,7 +73,7 @@ def reuse(call: Call, source: Source) -> ImageResult | None:
     configured = record.config_hash == call.config_of(source).result_hash()
     same = configured and record.model.get("digest") == call.package.digest
     recorded = record.warning is None and (record.tracking_run is not None or not call.config.tracking.enabled)
-    there = all((source.folder / path).exists() for path in record.outputs.values())
+    there = _has_formats(call, record) and all((source.folder / path).exists() for path in record.outputs.values())
     if not (same and recorded and there) or fingerprint(source.uri) != record.input.get("fingerprint"):
         return None
     return ImageResult(
@@ -85,6 +85,16 @@ def reuse(call: Call, source: Source) -> ImageResult | None:
         record=record,
         reused=True,
     )
+
+
+def _has_formats(call: Call, record: ImageRecord) -> bool:
+    """Say whether an image has what this call wants of it."""
+    from unetpp.finalize import default_formats
+    from unetpp.io.resample import OutputGrid
+
+    formats = call.config.output.formats
+    wanted = default_formats(OutputGrid.from_json(record.grid)) if formats is None else formats
+    return set(wanted) <= set(record.formats)
 
 
 def prepare(call: Call, source: Source) -> SegmentJob:
@@ -150,8 +160,9 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
     record = _record(call, source, job, state, failures)
     if state.status != "partial":
         with call.timed(job.uri, "finalize"):
-            figures = finalize(job)
+            figures = finalize(job, formats=call.config.output.formats)
         record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
+        record = replace(record, formats=list(figures.formats))
         record = _scored(call, job, record)
     with call.timed(job.uri, "report"):
         _write_picture(job)

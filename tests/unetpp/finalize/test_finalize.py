@@ -60,7 +60,7 @@ def test_products_of_a_slide(make_job: MakeJob) -> None:
     assert area == 4 * np.isin(labels, (1, 4)).sum()
     assert not (job.out / "classes.tif").exists()
     assert sorted(path.name for path in (job.out / "finalize").iterdir()) == [
-        f"{step}.json" for step in ("areas", "geotiff", "pyramid", "vectors")
+        f"{step}.json" for step in ("areas", "geojson", "objects", "pyramid")
     ]
     assert Figures.from_json(json.loads(json.dumps(found.to_json()))) == found == figures(job)
 
@@ -192,8 +192,8 @@ def test_discarded_products_are_gone(make_job: MakeJob) -> None:
 def test_progress_names_the_steps(make_job: MakeJob) -> None:
     calls: list[tuple[str, float]] = []
     finalize(make_job(blobs(600, 60), **UTM), progress=lambda step, share: calls.append((step, share)))
-    assert list(dict.fromkeys(step for step, _ in calls)) == ["pyramid", "geotiff", "vectors", "areas"]
-    for step in ("pyramid", "geotiff", "vectors", "areas"):
+    assert list(dict.fromkeys(step for step, _ in calls)) == ["pyramid", "cog", "areas", "vectors"]
+    for step in ("pyramid", "cog", "areas", "vectors"):
         shares = [share for name, share in calls if name == step]
         assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
 

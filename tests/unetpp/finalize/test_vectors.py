@@ -49,7 +49,9 @@ def random_labels(seed: int = 0, shape: tuple[int, int] = (50, 41)) -> np.ndarra
     return np.random.default_rng(seed).choice(np.array([0, 1, 4, 255], np.uint8), shape, p=[0.4, 0.3, 0.2, 0.1])
 
 
-def write(labels: np.ndarray, grid: Grid, folder: Path, side: int = 16) -> dict[int, int]:
+def write(
+    labels: np.ndarray, grid: Grid, folder: Path, side: int = 16, formats: tuple[str, ...] = ()
+) -> dict[int, int]:
     folder.mkdir(parents=True, exist_ok=True)
     height, width = labels.shape
     boxes = [
@@ -58,7 +60,10 @@ def write(labels: np.ndarray, grid: Grid, folder: Path, side: int = 16) -> dict[
     keep = np.isin(np.arange(256), (1, 4))
     spilled = folder / f"pieces{side}"
     write_pieces(lambda box: labels[box.slices()], boxes, keep, spilled)
-    counts, names = write_vectors(iter_objects(boxes, spilled), grid=grid, classes=CLASSES, key="k", folder=folder)
+    formats = formats or (("geojson",) if grid.crs is None else ("geojson", "gpkg"))
+    counts, names = write_vectors(
+        iter_objects(boxes, spilled), grid=grid, classes=CLASSES, key="k", folder=folder, formats=formats
+    )
     assert all((folder / name).is_file() for name in names)
     return counts
 
@@ -181,7 +186,7 @@ def test_ids_are_uuids_that_do_not_depend_on_shards(tmp_path: Path) -> None:
 def test_reruns_are_byte_identical_and_batches_do_not_lose_features(
     batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unetpp.finalize.vectors._BATCH_FEATURES", batch)
+    monkeypatch.setattr("unetpp.finalize.geopackage.BATCH_FEATURES", batch)
     labels = random_labels(5)
     grid = scene(labels, "EPSG:3857", (10.0, 0.0, 2e6, 0.0, -10.0, 8e6))
     digests = []
