@@ -189,15 +189,22 @@ def plan(
 
 @app.command()
 @reported()
-def status(output: Outputs) -> None:
+def status(
+    output: Outputs,
+    lines: Annotated[bool, typer.Option("--json", help="One line of JSON per image: the rows of summary.csv.")] = False,
+) -> None:
     """List the images of an output folder: done, empty, partial, failed or running, and their shards.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
         unetpp status out
+        unetpp status out --json
     """
+    from unetpp_workflows.archive import print_rows
     from unetpp_workflows.outputs import print_status
 
+    if lines:
+        raise typer.Exit(print_rows(output, standard_output()))
     raise typer.Exit(print_status(output, standard_output()))
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from unetpp.durable import discard_folder
 from unetpp.errors import ConfigError, OutputError, UnetppError
+from unetpp_workflows.archive import write_summary
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
 from unetpp_workflows.inputs import Source, assign_folders, expand, identity, owner
@@ -87,6 +88,7 @@ def segment(
                     log.write("shard_failed", image=source.name, shard=shard, message=message)
                 results[uri] = _completed(call, source, job, outcome)
                 _log_result(log, results[uri])
+        write_summary(output)
         summary = Summary(tuple(results.values()), time.perf_counter() - started)
         log.write("run_finished", exit_code=summary.exit_code, seconds=round(summary.seconds, 3))
     return summary

@@ -47,6 +47,7 @@ class ImageRecord:
         key: SHA-256 of everything that the pixels depend on.
         config, config_hash: The resolved configuration, and the hash of its part that can change results.
         shards: total, committed (now or in an earlier call), invalid (committed without a valid pixel), valid_px,
+            retries (shards that took more than one attempt), sha256 (over the shards' hashes),
             failed {"row.col": message}.
         seconds: read, compute and write, each summed over workers and calls, then the steps of this call.
         figures: valid_px, method (how areas were measured), and classes with name, value, color, background, px,

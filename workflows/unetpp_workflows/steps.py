@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unetpp.errors import UnetppError
 from unetpp.geometry import Spacing
 from unetpp.store import OUTPUT_FORMAT
+from unetpp_workflows.archive import labels_checksum
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.inputs import Source, identity
 from unetpp_workflows.mlflow_store import shown, store_uri
@@ -208,6 +209,7 @@ def _record(call: Call, source: Source, job: SegmentJob, state: Progress, failur
         + (next(iter(failures.values())) if failures else "interrupted"),
     }
     config = call.config_of(source)
+    checksum, retries = labels_checksum(job)
     return ImageRecord(
         name=job.out.name,
         status=state.status,
@@ -240,6 +242,8 @@ def _record(call: Call, source: Source, job: SegmentJob, state: Progress, failur
             "committed": state.committed,
             "invalid": state.empty,
             "valid_px": state.valid_px,
+            "retries": retries,
+            "sha256": checksum,
             "failed": dict(failures),
         },
         started=utc_now(),

@@ -1,0 +1,189 @@
+"""One row per image of an output folder, as a table of all runs into it; knows records, segments nothing.
+
+Columns: name, uri, status, message, fingerprint, model, model_version, model_digest, spacing, height, width (of the
+result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, seconds_<stage>, shards,
+committed, retries (shards that needed more than one attempt), labels_sha256, finished. A class, a unit or a stage that
+an image does not have is empty there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from unetpp.durable import write_file
+from unetpp.errors import ConfigError, StoreError
+from unetpp_workflows.record import ImageRecord
+
+if TYPE_CHECKING:
+    from unetpp.job import SegmentJob
+
+SUMMARY = "summary"
+Row = dict[str, Any]
+
+
+def write_summary(output: Path) -> None:
+    """Replace summary.parquet and summary.csv of an output folder, one row per image folder. Raises `OutputError`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from unetpp_workflows.outputs import image_folders
+
+    try:
+        folders = image_folders(output)
+    except ConfigError:
+        return  # nothing that could be opened: there is no image folder
+    columns = _columns(image_row(folder) for folder in folders)
+    parquet = io.BytesIO()
+    # Columns of text that are empty everywhere would have no type.
+    typed = {
+        name: pyarrow.array(values, pyarrow.string() if name in _TEXT else None) for name, values in columns.items()
+    }
+    pyarrow.parquet.write_table(pyarrow.table(typed), parquet, compression="zstd")
+    write_file(output / f"{SUMMARY}.parquet", parquet.getvalue())
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    write_file(output / f"{SUMMARY}.csv", text.getvalue().encode())
+
+
+def print_rows(output: Path, console: Console) -> int:
+    """Print the rows as lines of JSON; returns the exit code: 1 where an image failed or lacks a part."""
+    from unetpp_workflows.cli_options import DONE, PART_FAILED
+    from unetpp_workflows.outputs import image_folders
+
+    code = DONE
+    for folder in image_folders(output):
+        row = image_row(folder)
+        console.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        code = PART_FAILED if row["status"] in ("failed", "partial", "damaged") else code
+    return code
+
+
+def image_row(folder: Path) -> Row:
+    """Return the row of one image's folder.
+
+    A finished image's row comes from its record alone; only where there is none are commit records counted.
+    """
+    from unetpp_workflows.outputs import read_state
+
+    try:
+        record = ImageRecord.read(folder)
+    except StoreError as error:
+        return _head(folder.name, "damaged", str(error))
+    if record is None or record.status in ("partial", "failed"):
+        state = read_state(folder)
+        if record is None or state.status != record.status:
+            return _head(folder.name, state.status, state.message) | _planned(folder)
+    return _row(folder, record)
+
+
+def labels_checksum(job: SegmentJob) -> tuple[str, int]:
+    """Return the SHA-256 (hex) over the hashes of all committed shards, row by row, and the shards tried repeatedly."""
+    import hashlib
+
+    from unetpp import commit
+
+    digest, retries = hashlib.sha256(), 0
+    for shard in job.plan.shards():
+        record = commit.committed_record(job.store, shard, job.key)
+        digest.update(f"{shard.id} {record.sha256 if record else 'missing'}\n".encode())
+        retries += record is not None and record.attempt > 1
+    return digest.hexdigest(), retries
+
+
+def _head(name: str, status: str, message: str | None) -> Row:
+    return {"name": name, "uri": None, "status": status, "message": message or None}
+
+
+def _planned(folder: Path) -> Row:
+    """Return what is known of an image that is being segmented, or was interrupted."""
+    from unetpp.job import SegmentJob, progress
+
+    try:
+        job = SegmentJob.load(folder)
+    except StoreError:
+        return {}
+    if job is None:
+        return {}
+    state = progress(job)
+    checksum, retries = labels_checksum(job)
+    return {
+        "uri": job.uri,
+        "fingerprint": job.fingerprint,
+        "model": job.model_ref.get("name"),
+        "model_version": _text(job.model_ref.get("version")),
+        "model_digest": job.model_ref.get("digest"),
+        "height": job.plan.height,
+        "width": job.plan.width,
+        "valid_px": state.valid_px,
+        "valid_share": state.valid_px / (job.plan.height * job.plan.width),
+        "shards": state.shards,
+        "committed": state.committed,
+        "retries": retries,
+        "labels_sha256": checksum,
+        **{f"seconds_{stage}": seconds for stage, seconds in state.seconds.items()},
+    }
+
+
+def _row(folder: Path, record: ImageRecord) -> Row:
+    height, width = record.grid.get("height"), record.grid.get("width")
+    valid = record.shards.get("valid_px")
+    row = _head(folder.name, record.status, record.message) | {
+        "uri": record.input.get("uri"),
+        "fingerprint": record.input.get("fingerprint"),
+        "model": record.model.get("name"),
+        "model_version": _text(record.model.get("version")),
+        "model_digest": record.model.get("digest"),
+        "spacing": _spacing(record),
+        "height": height,
+        "width": width,
+        "valid_px": valid,
+        "valid_share": valid / (height * width) if height and width and valid is not None else None,
+    }
+    for info in record.figures.get("classes", ()):
+        row[f"area_{info['unit']}_{info['name']}"] = info["area"]
+        for counted in ("objects", "instances"):
+            if info.get(counted) is not None:
+                row[f"{counted}_{info['name']}"] = info[counted]
+    row |= {
+        "shards": record.shards.get("total"),
+        "committed": record.shards.get("committed"),
+        "retries": record.shards.get("retries"),
+    }
+    row |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
+    return row | {"labels_sha256": record.shards.get("sha256"), "finished": record.finished or None}
+
+
+def _spacing(record: ImageRecord) -> str | None:
+    """Return the size of a pixel of the result."""
+    from unetpp.geometry import Spacing
+
+    spacing = record.grid.get("spacing")
+    return str(Spacing(**spacing)) if spacing else None
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
+    """Turn rows into columns of equal length: those of every image first, then by kind, classes and stages by name."""
+    found = list(rows)
+    names = dict.fromkeys(_FIRST) | dict.fromkeys(sorted({name for row in found for name in row if name not in _LAST}))
+    return {name: [row.get(name) for row in found] for name in (*names, *_LAST)}
+
+
+_TEXT = (
+    *("name", "uri", "status", "message", "fingerprint", "model", "model_version", "model_digest", "spacing"),
+    *("labels_sha256", "finished"),
+)
+_FIRST = (*_TEXT[:9], "height", "width", "valid_px", "valid_share")
+_LAST = ("shards", "committed", "retries", "labels_sha256", "finished")
