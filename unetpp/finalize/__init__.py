@@ -5,28 +5,31 @@
     ome-tiff   pyramidal OME-TIFF                   classes.ome.tif
     objects    joined across shards, counted
     geojson    and the other vector formats         polygons.*, see `unetpp.finalize.vectors`
+    instances  objects split, touching ones apart   instances.parquet, see `unetpp.finalize.instances`
     areas      pixels and area on the ground per class
 
 Every step is resumable and makes the same bytes however often it was interrupted. The formats are steps of their own:
-one that is asked for later is made from the labels, and the others are left as they are.
+one that is asked for later is made from the labels, and the others are left as they are. With instances, the vector
+formats hold those instead of whole objects.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unetpp.finalize.areas import AreaUnit, ClassArea, Method, class_areas, measure
-from unetpp.finalize.markers import Markers, Product, changed
+from unetpp.finalize.markers import Marker, Markers, Product, changed
 from unetpp.finalize.rows import VECTOR_FILES
 from unetpp.lock import FolderLock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from unetpp.finalize.polygons import PixelObject
     from unetpp.io.resample import OutputGrid
     from unetpp.job import SegmentJob
 
@@ -47,7 +50,8 @@ FORMAT = 2
 """Version of the rules that decide the products' bytes."""
 FORMATS = {"cog": "classes.tif", "ome-tiff": "classes.ome.tif", **VECTOR_FILES}
 """File of every format that can be asked for."""
-STEPS = ("pyramid", "cog", "ome-tiff", "objects", *VECTOR_FILES, "areas")
+STEPS = ("pyramid", "cog", "ome-tiff", "objects", "instances", *VECTOR_FILES, "areas")
+_FILES = {**FORMATS, "instances": "instances.parquet"}
 _OUTPUTS = {
     "cog": "geotiff",
     "ome-tiff": "ome_tiff",
@@ -72,6 +76,7 @@ class Figures:
         method: how pixels were turned into areas, see `unetpp.finalize.areas`.
         objects: 4-connected objects by class name; background classes have none.
         outputs: path below the image's folder by kind: labels, polygons, geopackage, geotiff and so on.
+        instances: by class name, None where objects were not split.
         formats: that are done, in the order of `FORMATS`; a GeoJSON of a CRS without a place on the globe has no file.
     """
 
@@ -80,6 +85,7 @@ class Figures:
     objects: dict[str, int]
     outputs: dict[str, str]
     formats: tuple[str, ...] = ()
+    instances: dict[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,7 +101,13 @@ def default_formats(grid: OutputGrid) -> tuple[str, ...]:
     return ("geojson",) if grid.crs is None or grid.transform is None else ("cog", "geojson", "gpkg")
 
 
-def finalize(job: SegmentJob, *, formats: Iterable[str] | None = None, progress: Report | None = None) -> Figures:
+def finalize(
+    job: SegmentJob,
+    *,
+    formats: Iterable[str] | None = None,
+    instances: bool = False,
+    progress: Report | None = None,
+) -> Figures:
     """Make all products of a job from its committed shards; steps that are done are skipped.
 
     A shard without a commit record counts as no data, and what an interrupted write left of it is deleted. Formats that
@@ -103,6 +115,8 @@ def finalize(job: SegmentJob, *, formats: Iterable[str] | None = None, progress:
 
     Args:
         formats: keys of `FORMATS`; None for `default_formats`.
+        instances: split objects by `unetpp.finalize.instances`; vector formats of another call that differ in this are
+            made again, or deleted where `formats` has them not.
         progress: called with the step's name and the done share, 0 to 1; all vector formats are the step "vectors".
 
     Raises:
@@ -110,46 +124,57 @@ def finalize(job: SegmentJob, *, formats: Iterable[str] | None = None, progress:
         StoreError: the label store is damaged, or another run is using the folder.
     """
     with FolderLock(job.out, exclusive=True):
-        return _finalize(job, _steps(job, formats), progress or (lambda step, share: None))
+        steps = _steps(job, formats, instances=instances)
+        return _finalize(job, steps, instances, progress or (lambda step, share: None))
 
 
-def _steps(job: SegmentJob, formats: Iterable[str] | None) -> list[str]:
+def _steps(job: SegmentJob, formats: Iterable[str] | None, *, instances: bool) -> list[str]:
     wanted = {"pyramid", "objects", "areas", *(default_formats(job.grid) if formats is None else formats)}
+    wanted |= {"instances"} if instances else set()
     assert wanted <= set(STEPS), wanted
     return [step for step in STEPS if step in wanted]
 
 
-def _finalize(job: SegmentJob, steps: Sequence[str], report: Report) -> Figures:
+def _finalize(job: SegmentJob, steps: Sequence[str], instances: bool, report: Report) -> Figures:
     markers = Markers(job.out, _token(job))
-    pending = [step for step in steps if markers.done(step) is None]
+    pending = [step for step in steps if _done(markers, step, instances) is None]
     if pending:
         _drop_uncommitted(job)
         markers.prepare()
         # Also those that nobody asks for now: made of other labels, they would be wrong.
-        for step in (step for step in STEPS if markers.done(step) is None):
+        for step in (step for step in STEPS if _done(markers, step, instances) is None):
             markers.revoke(step, _files(step))
         makers: dict[str, Callable[[SegmentJob, Markers, Callable[[float], None]], None]]
         makers = {"pyramid": _pyramid, "cog": _cog, "ome-tiff": _ome_tiff, "areas": _areas}
         objects = [step for step in pending if step not in makers]
         if objects:
-            makers["vectors"] = partial(_vectors, objects)
+            makers["vectors"] = partial(_vectors, objects, instances)
         for step, make in makers.items():
             if step in pending or step == "vectors":
                 report(step, 0.0)
                 make(job, markers, partial(report, step))
                 report(step, 1.0)
     markers.clean()
-    return _figures(job, markers)
+    return _figures(job, markers, instances)
 
 
 def _files(step: str) -> tuple[str, ...]:
-    return (FORMATS[step],) if step in FORMATS else ()
+    return (_FILES[step],) if step in _FILES else ()
 
 
-def figures(job: SegmentJob, formats: Iterable[str] | None = None) -> Figures | None:
-    """Return the figures of a job whose finalize is done for these formats, else None; computes nothing."""
+def _done(markers: Markers, step: str, instances: bool) -> Marker | None:
+    """Return the step's marker where the step need not run again: vector formats hold objects or instances."""
+    marker = markers.done(step)
+    if marker is None or step not in VECTOR_FILES:
+        return marker
+    return marker if marker.figures.get("instances", False) == instances else None
+
+
+def figures(job: SegmentJob, formats: Iterable[str] | None = None, *, instances: bool = False) -> Figures | None:
+    """Return the figures of a job whose finalize is done for this, else None; computes nothing."""
     markers = Markers(job.out, _token(job))
-    return _figures(job, markers) if all(markers.done(step) for step in _steps(job, formats)) else None
+    steps = _steps(job, formats, instances=instances)
+    return _figures(job, markers, instances) if all(_done(markers, step, instances) for step in steps) else None
 
 
 def verify_products(job: SegmentJob) -> dict[str, str]:
@@ -219,12 +244,16 @@ def _ome_tiff(job: SegmentJob, markers: Markers, progress: Callable[[float], Non
     markers.write("ome-tiff", markers.keep([name]))
 
 
-def _vectors(steps: Sequence[str], job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
-    """Make all pending vector formats in one pass over the objects."""
+def _vectors(
+    steps: Sequence[str], instances: bool, job: SegmentJob, markers: Markers, progress: Callable[[float], None]
+) -> None:
+    """Make all pending vector formats and counts in one pass over the objects."""
     import numpy as np
 
+    from unetpp.finalize.instances import iter_instances
     from unetpp.finalize.pieces import write_pieces
     from unetpp.finalize.polygons import iter_objects
+    from unetpp.finalize.shapes import Shapes
     from unetpp.finalize.vectors import write_vectors
 
     keep = np.zeros(256, bool)
@@ -232,15 +261,31 @@ def _vectors(steps: Sequence[str], job: SegmentJob, markers: Markers, progress: 
     boxes = [shard.box for shard in job.plan.shards()]
     pieces = markers.own(_PIECES)
     write_pieces(job.store.read, boxes, keep, pieces, lambda share: progress(share / 2))
-    found = iter_objects(boxes, pieces, lambda share: progress((1 + share) / 2))
+    objects = {info.value: 0 for info in job.classes if not info.background}
+    found = _counted(iter_objects(boxes, pieces, lambda share: progress((1 + share) / 2)), objects)
     formats = [step for step in steps if step in VECTOR_FILES]
     counts, names = write_vectors(
-        found, grid=job.grid, classes=job.classes, key=job.key, folder=markers.work, formats=formats
+        iter_instances(found, job.grid.height, job.grid.width) if instances else found,
+        grid=job.grid,
+        classes=job.classes,
+        key=job.key,
+        folder=markers.work,
+        formats=formats,
+        shapes=Shapes(job.grid, _FILES["instances"]) if instances else None,
     )
     for name in formats:
-        markers.write(name, markers.keep({VECTOR_FILES[name]} & set(names)))
+        markers.write(name, markers.keep({VECTOR_FILES[name]} & set(names)), {"instances": instances})
+    if "instances" in steps:
+        table = markers.keep([_FILES["instances"]])
+        markers.write("instances", table, {str(value): count for value, count in counts.items()})
     if "objects" in steps:
-        markers.write("objects", figures={str(value): count for value, count in counts.items()})
+        markers.write("objects", figures={str(value): count for value, count in objects.items()})
+
+
+def _counted(objects: Iterable[PixelObject], counts: dict[int, int]) -> Iterator[PixelObject]:
+    for found in objects:
+        counts[found.label] += 1
+        yield found
 
 
 def _areas(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
@@ -255,15 +300,20 @@ def _areas(job: SegmentJob, markers: Markers, progress: Callable[[float], None])
     markers.write("areas", figures={"method": how.method, "classes": values})
 
 
-def _figures(job: SegmentJob, markers: Markers) -> Figures:
+def _figures(job: SegmentJob, markers: Markers, instances: bool) -> Figures:
     areas, objects = markers.done("areas"), markers.done("objects")
+    split = markers.done("instances") if instances else None
     assert areas is not None and objects is not None
-    formats = {step: marker for step in FORMATS if (marker := markers.done(step)) is not None}
+    formats = {step: marker for step in FORMATS if (marker := _done(markers, step, instances)) is not None}
     written = {_OUTPUTS[step]: product.path for step, marker in formats.items() for product in marker.products}
+    if split is not None:
+        written["instances"] = _FILES["instances"]
+    foreground = [info for info in job.classes if not info.background]
     return Figures(
         areas={info.name: ClassArea(**areas.figures["classes"][str(info.value)]) for info in job.classes},
         method=areas.figures["method"],
-        objects={info.name: objects.figures[str(info.value)] for info in job.classes if not info.background},
+        objects={info.name: objects.figures[str(info.value)] for info in foreground},
         outputs={"labels": job.store.root.name, **written},
         formats=tuple(formats),
+        instances=None if split is None else {info.name: split.figures[str(info.value)] for info in foreground},
     )

@@ -38,7 +38,7 @@ class Shapes:
     """
 
     grid: OutputGrid
-    name: str = "instances.parquet"
+    name: str
 
     @property
     def unit(self) -> str | None:

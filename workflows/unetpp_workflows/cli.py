@@ -19,6 +19,7 @@ from unetpp_workflows.cli_options import (
     Executor,
     Formats,
     Inputs,
+    Instances,
     Mask,
     Model,
     Mpp,
@@ -105,6 +106,7 @@ def segment(
     engine: Engine = None,
     precision: Precision = None,
     formats: Formats = None,
+    instances: Instances = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Only images that an earlier run left failed or partial.")
     ] = False,
@@ -150,6 +152,7 @@ def segment(
         "executor.kind": executor,
         "executor.workers": workers,
         "output.formats": formats,
+        "output.instances": instances,
     }
     resolved = load_config(config, options=options, sets=sets or ())
     console = standard_output()

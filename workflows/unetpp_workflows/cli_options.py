@@ -46,6 +46,10 @@ Formats = Annotated[
         "default: cog,geojson,gpkg with a CRS, else geojson.",
     ),
 ]
+Instances = Annotated[
+    bool | None,
+    typer.Option("--instances", help="Split touching objects; one polygon and one row of measurements for each."),
+]
 Tracking = Annotated[
     str | None,
     typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default: a file of this user."),

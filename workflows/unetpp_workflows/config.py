@@ -95,10 +95,12 @@ Format = Literal["cog", "ome-tiff", "geojson", "geojson.gz", "gpkg", "geoparquet
 class OutputConfig(_Section):
     """What is written of each image beside its labels; never changes a pixel, so that more can be asked for later.
 
-    Without `formats`, images with a CRS get cog, geojson and gpkg, others geojson.
+    Without `formats`, images with a CRS get cog, geojson and gpkg, others geojson. With `instances`, objects are split,
+    touching ones apart, measured, listed in a table, and written as the polygons.
     """
 
     formats: tuple[Format, ...] | None = None
+    instances: bool = False
 
     @field_validator("formats", mode="before")
     @classmethod

@@ -51,7 +51,8 @@ class ImageRecord:
             failed {"row.col": message}.
         seconds: read, compute and write, each summed over workers and calls, then the steps of this call.
         figures: valid_px, method (how areas were measured), and classes with name, value, color, background, px,
-            area, unit ("mm2", "m2" or "px") and objects (None for the background); empty when not done.
+            area, unit ("mm2", "m2" or "px"), objects and, where asked for, instances (None for the background); empty
+            when not done.
         outputs: Name of each product -> path relative to the image's folder.
         formats: that are done, also those without a file (a GeoJSON where the CRS has no place on the globe).
     """

@@ -95,7 +95,7 @@ def _has_formats(call: Call, record: ImageRecord) -> bool:
 
     formats = call.config.output.formats
     wanted = default_formats(OutputGrid.from_json(record.grid)) if formats is None else formats
-    return set(wanted) <= set(record.formats)
+    return set(wanted) <= set(record.formats) and call.config.output.instances == ("instances" in record.outputs)
 
 
 def prepare(call: Call, source: Source) -> SegmentJob:
@@ -161,7 +161,7 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
     record = _record(call, source, job, state, failures)
     if state.status != "partial":
         with call.timed(job.uri, "finalize"):
-            figures = finalize(job, formats=call.config.output.formats)
+            figures = finalize(job, formats=call.config.output.formats, instances=call.config.output.instances)
         record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
         record = replace(record, formats=list(figures.formats))
         record = _scored(call, job, record)
@@ -254,7 +254,10 @@ def _figures(job: SegmentJob, figures: Figures) -> dict[str, Any]:
     classes = []
     for info in job.classes:
         area, objects = figures.areas[info.name], figures.objects.get(info.name)
-        classes.append({**asdict(info), "px": area.px, "area": area.value, "unit": area.unit, "objects": objects})
+        entry = {**asdict(info), "px": area.px, "area": area.value, "unit": area.unit, "objects": objects}
+        if figures.instances is not None:
+            entry["instances"] = figures.instances.get(info.name)
+        classes.append(entry)
     return {"valid_px": sum(entry["px"] for entry in classes), "method": figures.method, "classes": classes}
 
 
