@@ -177,7 +177,7 @@ def train() -> str:
     lines += [
         "",
         f"Forward, loss, backward and AdamW on {settings['batch']} patches of {settings['side']}² px, "
-        f"{settings['threads']} threads; ours with four heads (deep supervision), the others with their one. Medians of "
+        f"{settings['threads']} threads; ours with four heads (deep supervision), the others with one. Medians of "
         f"{settings['rounds']} rounds, a process each; {facts['device']}, {facts['cores']} cores, load "
         f"{facts['load_before']} before; {versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`; "
         "all rounds in [train.json](tests/benchmarks/train.json).",
@@ -208,7 +208,9 @@ def _first_clause(path: Path) -> str:
 
 
 def render(text: str) -> str:
-    for name, content in (("models", models()), ("speed", speed()), ("cpu", cpu()), ("train", train()), ("gpu", gpu()), ("tree", tree())):
+    parts = {"models": models, "speed": speed, "cpu": cpu, "train": train, "gpu": gpu, "tree": tree}
+    for name, part in parts.items():
+        content = part()
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
         if count != 1:
