@@ -12,7 +12,7 @@ Memory holds one canvas of small objects or one cell, and the outline of the obj
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,10 +107,7 @@ class _Canvas:
         """Yield the instances of all objects on the canvas and clear it."""
         if not self._placed:
             return
-        numbers = split_objects(self._mask[: self._shelf], min_area=MIN_AREA)
-        for one in self._placed:
-            part = numbers[one.y : one.y + one.box.height, one.x : one.x + one.box.width]
-            yield from _traced(part, one.found.label, one.box)
+        yield from _traced(split_objects(self._mask[: self._shelf], min_area=MIN_AREA), self._placed)
         self._placed.clear()
         self._mask[:] = False
         self._y = self._x = self._shelf = _MARGIN
@@ -128,31 +125,50 @@ def _split(found: PixelObject, box: Box, around: Box) -> Iterator[PixelObject]:
     mask = np.zeros(around.shape, bool)
     mask[box.slices(around)] = filled(found.rings, box)
     if mask.any():
-        yield from _traced(split_objects(mask, min_area=MIN_AREA), found.label, around)
+        yield from _traced(split_objects(mask, min_area=MIN_AREA), [_Placed(found, around, 0, 0)])
 
 
-def _traced(numbers: npt.NDArray[np.int32], label: int, box: Box) -> Iterator[PixelObject]:
-    """Yield the 4-connected parts of equal numbers in a box, large enough ones, in raster order."""
-    from skimage.measure import label as components
-    from skimage.measure import regionprops
-
-    parts = components(numbers, background=0, connectivity=1)
-    found = []
-    for region in regionprops(parts):
-        if region.num_pixels >= MIN_AREA:
-            y0, x0 = region.bbox[:2]
-            traced = trace_block(np.pad(region.image, 1).astype(np.uint8), _ONE)
-            y, x = int(traced.first[0, 0]) + y0 + box.y0, int(traced.first[0, 1]) + x0 + box.x0
-            walks = np.split(traced.vertices.astype(np.int64), traced.starts[1:-1])
-            offset = np.array([x0 + box.x0, y0 + box.y0])
+def _traced(numbers: npt.NDArray[np.int32], placed: Sequence[_Placed]) -> Iterator[PixelObject]:
+    """Yield the 4-connected parts of equal numbers, large enough ones: object by object, each in raster order."""
+    owner = np.full(numbers.shape, -1, np.int32)
+    for index, one in enumerate(placed):
+        owner[one.y : one.y + one.box.height, one.x : one.x + one.box.width] = index
+    colours = _colours(numbers, owner)
+    found: list[list[PixelObject]] = [[] for _ in placed]
+    for begin in range(0, int(colours.max()), _COLOURS):
+        shown = np.where((colours > begin) & (colours <= begin + _COLOURS), colours - begin, 0).astype(np.uint8)
+        traced = trace_block(np.pad(shown, 1), _SHOWN)
+        chains = np.searchsorted(traced.piece, np.arange(1, len(traced.labels) + 2))
+        for piece in np.flatnonzero(traced.pixels >= MIN_AREA).tolist():
+            y, x = traced.first[piece].tolist()
+            one = placed[owner[y, x]]
+            dy, dx = one.box.y0 - one.y, one.box.x0 - one.x
             rings = clean_rings(
-                (walk + offset, not pinched) for walk, pinched in zip(walks, traced.pinched, strict=True)
+                (traced.vertices[traced.starts[k] : traced.starts[k + 1]] + np.array([dx, dy]), not traced.pinched[k])
+                for k in range(chains[piece], chains[piece + 1])
             )
-            found.append(PixelObject(label, (y, x), int(region.num_pixels), rings))
-    yield from sorted(found, key=lambda one: one.first)
+            part = PixelObject(one.found.label, (y + dy, x + dx), int(traced.pixels[piece]), rings)
+            found[owner[y, x]].append(part)
+    for parts in found:
+        yield from sorted(parts, key=lambda part: part.first)
 
 
-_ONE = np.arange(256) == 1
+def _colours(numbers: npt.NDArray[np.int32], owner: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Number the instances of each object from 1, so that few colours tell neighbours apart."""
+    of_number = np.zeros(int(numbers.max()) + 1, np.int64)
+    of_number[numbers] = owner
+    of_number[0] = -1
+    order = np.argsort(of_number, kind="stable")
+    begins = np.searchsorted(of_number[order], of_number[order])
+    colour = np.zeros(len(of_number), np.int32)
+    colour[order] = np.arange(len(order)) - begins + 1
+    colour[0] = 0
+    return colour[numbers]
+
+
+_COLOURS = 254
+"""Classes that one tracing tells apart: 0 is none, 255 no data."""
+_SHOWN = (np.arange(256) > 0) & (np.arange(256) < 255)
 
 
 def _bounds(found: PixelObject) -> Box:

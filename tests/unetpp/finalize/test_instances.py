@@ -91,6 +91,7 @@ def test_the_canvas_gives_what_single_objects_give(make_job: MakeJob, monkeypatc
     together, alone = make_job(labels, **UTM, name="together"), make_job(labels, **UTM, name="alone")
     finalize(together, formats=["gpkg"], instances=True)
     monkeypatch.setattr(instances, "_CANVAS", 1)
+    monkeypatch.setattr(instances, "_COLOURS", 2)
     finalize(alone, formats=["gpkg"], instances=True)
     for name in ("polygons.gpkg", "instances.parquet"):
         assert file_sha256(together.out / name) == file_sha256(alone.out / name)
