@@ -84,6 +84,12 @@ class Lease:
                 f"{self._seconds:.0f} s; what is finished is kept: look at `unetpp status`"
             )
 
+    @staticmethod
+    def expired(output: Path) -> bool:
+        """Say whether the folder has a lease file that holds it no more."""
+        holder = _read(output / LEASE)
+        return (output / LEASE).exists() and (holder is None or _is_gone(holder))
+
     def _renew(self) -> None:
         while not self._stop.wait(self._seconds / 4):
             if not self._is_mine():

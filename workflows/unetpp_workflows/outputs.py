@@ -39,7 +39,8 @@ def image_folders(output: Path) -> list[Path]:
         raise ConfigError(f"{output}: no such folder; give the --output folder of `unetpp segment`")
     if _is_image(output):
         return [output]
-    folders = sorted(child for child in output.iterdir() if child.is_dir() and _is_image(child))
+    children = (child for child in output.iterdir() if child.is_dir() and not _is_doomed(child))
+    folders = sorted(child for child in children if _is_image(child))
     if not folders:
         raise ConfigError(f"{output}: no segmented image in it; give the --output folder of `unetpp segment`")
     return folders
@@ -138,6 +139,11 @@ def _faults(folder: Path, *, repair: bool) -> Iterator[str]:
         yield f"{path}: {fault}"
     if products and repair:
         discard_products(folder)
+
+
+def _is_doomed(folder: Path) -> bool:
+    """Say whether a run died as it deleted this image."""
+    return folder.name.startswith(".") and folder.name.endswith(".discarded")
 
 
 def _is_image(folder: Path) -> bool:

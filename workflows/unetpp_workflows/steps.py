@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetpp.errors import UnetppError
 from unetpp.geometry import Spacing
+from unetpp.package import WEIGHTS
 from unetpp.store import OUTPUT_FORMAT
 from unetpp_workflows.archive import labels_checksum
 from unetpp_workflows.config import RunConfig
@@ -21,6 +22,7 @@ from unetpp_workflows.mlflow_store import shown, store_uri
 from unetpp_workflows.progress import Display
 from unetpp_workflows.record import CONFIG, RECORD, ImageRecord, software, write_json
 from unetpp_workflows.report import PICTURE, REPORT, SIDE, write_picture, write_report
+from unetpp_workflows.stac import ITEM, write_item
 from unetpp_workflows.summary import ImageResult
 
 if TYPE_CHECKING:
@@ -109,6 +111,7 @@ def prepare(call: Call, source: Source) -> SegmentJob:
         job = prepare_job(source.uri, source.folder, call.package, **job_options(call, source))
     if before is not None and before.key != job.key:
         discard_products(source.folder)
+    (source.folder / ITEM).unlink(missing_ok=True)
     (source.folder / RECORD).unlink(missing_ok=True)  # from here on the folder is this job's, and not finished
     write_json(source.folder / CONFIG, {"config": shown_config(config), "hash": config.result_hash()})
     return job
@@ -173,6 +176,9 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
         outputs={**record.outputs, "report": REPORT},
         finished=utc_now(),
     )
+    if record.figures:
+        item = write_item(job.out, record, call.package.spec, str(job.package / WEIGHTS))
+        record = replace(record, outputs={**record.outputs, **({"stac": item} if item else {})})
     write_report(job.out, record)
     if state.status != "partial" and call.config.tracking.enabled:
         record = _tracked(call, job, record)

@@ -1,0 +1,44 @@
+"""Finds what dead runs left behind in an image's folder; knows the names that unfinished things have, deletes nothing.
+
+    .labels.ome.zarr.new, .<name>.discarded, .<name>.tmp   of writes and deletions that never ended
+    <shard>.*.partial                                      of Zarr shards that were never whole
+    finalize/work, finalize/<token>.*                      of products that are not finished
+
+Nothing that has its own name is litter: a shard without a commit record, a product without a marker stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from unetpp.commit import COMMITS
+from unetpp.finalize.markers import FOLDER, WORK
+from unetpp.store import LABELS
+
+_TOKEN = re.compile(r"[0-9a-f]{32}\..+")
+_UNFINISHED = re.compile(r"\..+\.(tmp|discarded)|\.labels\.ome\.zarr\.new")
+
+
+def litter(folder: Path) -> list[Path]:
+    """Return the files and folders of an image's folder that only a dead run can have left; sorted."""
+    return sorted({*_top(folder), *_top(folder / COMMITS), *_finalize(folder / FOLDER), *_partial(folder / LABELS)})
+
+
+def _top(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _UNFINISHED.fullmatch(path.name):
+            yield path
+
+
+def _finalize(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == WORK or _UNFINISHED.fullmatch(path.name) or _TOKEN.fullmatch(path.name):
+            yield path
+
+
+def _partial(store: Path) -> Iterator[Path]:
+    # zarr-python writes <object>.<uuid>.partial and renames it.
+    for pattern in ("*.partial", "*/*.partial", "*/*/*.partial", "*/*/c/*/*.partial"):
+        yield from store.glob(pattern)

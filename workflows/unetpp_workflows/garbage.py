@@ -1,0 +1,66 @@
+"""Deletes what dead runs left in an output folder while nobody writes it; knows leases and locks, no formats."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from unetpp.durable import output_errors
+from unetpp.litter import litter
+from unetpp.lock import FolderLock
+from unetpp_workflows.lease import LEASE, Lease
+from unetpp_workflows.outputs import image_folders
+
+Found = list[tuple[Path, int]]
+"""Paths and their bytes."""
+
+
+def find(output: Path) -> Found:
+    """Return what `collect` would delete; a lease that is alive is no leftover. Raises `ConfigError`."""
+    paths = [path for folder in image_folders(output) for path in litter(folder)]
+    paths += [path for path in _own(output) if path.name != LEASE or Lease.expired(output)]
+    return sorted((path, _size(path)) for path in paths)
+
+
+def collect(output: Path) -> Found:
+    """Delete the leftovers of an output folder and return them.
+
+    Raises:
+        ConfigError: there is no such folder, or no image in it.
+        StoreError: a run holds the folder, or workers of one still hold an image.
+        OutputError: something cannot be deleted.
+    """
+    folders = image_folders(output)
+    leases = [(path, _size(path)) for path in _own(output) if path.name == LEASE]
+    # Entering takes an expired lease over, leaving deletes it.
+    with Lease(output):
+        found = [(path, _size(path)) for path in _own(output) if path.name != LEASE]
+        for folder in folders:
+            with FolderLock(folder, exclusive=True, wait_s=0):
+                mine = [(path, _size(path)) for path in litter(folder)]
+                for path, _ in mine:
+                    _delete(path)
+            found += mine
+        for path in _own(output):
+            if path.name != LEASE:
+                _delete(path)
+    return sorted([*leases, *found])
+
+
+def _own(output: Path) -> list[Path]:
+    """Return what lies beside the image folders: the lease, and what `write_file` and `discard_folder` left."""
+    names = (".*.tmp", ".*.discarded", LEASE)
+    return sorted({path for name in names for path in output.glob(name)})
+
+
+def _size(path: Path) -> int:
+    files = (inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files)
+
+
+def _delete(path: Path) -> None:
+    with output_errors(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
