@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,30 @@ def test_asked_for_later_or_no_more_only_the_polygons_change(make_job: MakeJob) 
     assert list(verify_products(job)) == ["instances.parquet"]
     assert finalize(job) == plain
     assert file_sha256(job.out / "polygons.gpkg") == objects
+
+
+def test_memory_does_not_grow_with_the_number_of_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracemalloc
+
+    from unetpp.finalize.polygons import PixelObject
+
+    monkeypatch.setattr(instances, "_CANVAS", 256)
+    ring = np.array([[0, 0], [20, 0], [20, 20], [0, 20]], np.int64)
+
+    def objects(count: int) -> Iterator[PixelObject]:
+        for number in range(count):
+            y, x = 5 + 30 * (number // 100), 5 + 30 * (number % 100)
+            yield PixelObject(1, (y, x), 400, (np.add(ring, [x, y]),))
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        assert sum(1 for _ in instances.iter_instances(objects(count), 10**6, 10**6)) == count
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(200)
+    assert peak(2000) < 1.1 * peak(400)
 
 
 def test_an_image_without_objects_has_an_empty_table(make_job: MakeJob) -> None:
