@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from unetpp_kernels import definition, gradient_operators, norm_operators, packing
 from unetpp_kernels.definition import Resampling
+from unetpp_kernels.gradient_operators import bias_gradient
 
 _OPERATORS = torch.ops.unetpp
 assert gradient_operators and norm_operators  # importing them registers their operators
@@ -50,9 +51,10 @@ class Pointwise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         mix, y, *sources = ctx.saved_tensors
         g = _through_relu(gradient, y)
-        *found, dmix, dbias = _OPERATORS.pointwise_backward(g, sources, mix)
+        *found, dmix = _OPERATORS.pointwise_backward(g, sources, mix)
+        dbias = bias_gradient(g) if ctx.needs_input_grad[1] else None
         dadded = _OPERATORS.upsample_backward(g, ctx.mode) if ctx.has_added and ctx.needs_input_grad[2] else None
-        return dmix, dbias if ctx.needs_input_grad[1] else None, dadded, None, None, *found
+        return dmix, dbias, dadded, None, None, *found
 
 
 class Depthwise(torch.autograd.Function):
@@ -68,8 +70,9 @@ class Depthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         taps, y, x = ctx.saved_tensors
-        dx, dtaps, dbias = _OPERATORS.depthwise_backward(_through_relu(gradient, y), x, taps)
-        return dtaps, dbias if ctx.needs_input_grad[1] else None, None, dx
+        g = _through_relu(gradient, y)
+        dx, dtaps = _OPERATORS.depthwise_backward(g, x, taps)
+        return dtaps, bias_gradient(g) if ctx.needs_input_grad[1] else None, None, dx
 
 
 class DepthwisePointwise(torch.autograd.Function):
@@ -102,12 +105,14 @@ class DepthwisePointwise(torch.autograd.Function):
         taps, mix, inner_bias, low, y, *sources = ctx.saved_tensors
         # The upsampled source lives for this call only: two passes read it at full resolution.
         inputs = sources if low is None else [*sources, definition.upsample2x(low, ctx.mode)]
-        *found, dtaps, dmix, dbias, dinner = _OPERATORS.depthwise_pointwise_backward(
-            _through_relu(gradient, y), inputs, taps, inner_bias, mix, ctx.inner_relu
+        g = _through_relu(gradient, y)
+        *found, dtaps, dmix, dinner = _OPERATORS.depthwise_pointwise_backward(
+            g, inputs, taps, inner_bias, mix, ctx.inner_relu
         )
         dlow = None if low is None else _OPERATORS.upsample_backward(found.pop(), ctx.mode)
         needs = ctx.needs_input_grad
-        return dtaps, dmix, dbias if needs[2] else None, dinner if needs[3] else None, dlow, None, None, None, *found
+        dbias, dinner = bias_gradient(g) if needs[2] else None, dinner if needs[3] else None
+        return dtaps, dmix, dbias, dinner, dlow, None, None, None, *found
 
 
 class DepthwiseMoments(torch.autograd.Function):
@@ -124,7 +129,7 @@ class DepthwiseMoments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         taps, x = ctx.saved_tensors
-        dx, dtaps, _ = _OPERATORS.depthwise_backward(gradient, x, taps)
+        dx, dtaps = _OPERATORS.depthwise_backward(gradient, x, taps)
         return dtaps, dx
 
 
@@ -149,7 +154,7 @@ class DepthwisePointwiseMoments(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         taps, mix, low, *sources = ctx.saved_tensors
         inputs = sources if low is None else [*sources, definition.upsample2x(low, ctx.mode)]
-        *found, dtaps, dmix, _, _ = _OPERATORS.depthwise_pointwise_backward(gradient, inputs, taps, None, mix, False)
+        *found, dtaps, dmix, _ = _OPERATORS.depthwise_pointwise_backward(gradient, inputs, taps, None, mix, False)
         dlow = None if low is None else _OPERATORS.upsample_backward(found.pop(), ctx.mode)
         return dtaps, dmix, dlow, None, *found
 

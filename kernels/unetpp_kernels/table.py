@@ -266,15 +266,19 @@ def pointwise_backward(dtype: Dtype, product: Product, outputs: int) -> Row | No
     return Row("pointwise_backward", dtype, constants, 8 if outputs == WIDEST else 4)
 
 
-def depthwise_pointwise_backward(dtype: Dtype, product: Product, outputs: int) -> Row | None:
-    """Row of `gpu.backward.depthwise_pointwise_backward_kernel`; None and widths as above."""
+def depthwise_pointwise_backward(dtype: Dtype, product: Product, outputs: int, *, inner: bool) -> Row | None:
+    """Row of `gpu.backward.depthwise_pointwise_backward_kernel`; None and widths as above.
+
+    inner: there is a bias or an activation between the convolutions.
+    """
     if outputs not in WIDTHS or (dtype == "fp32" and outputs > WIDTHS[0]):
         return None
     constants = (
         ("BLOCK_W", 64),
-        ("R", 2),
+        ("R", 2 if inner or dtype == "fp32" or outputs == WIDEST else 3),
         ("BLOCK_K", 32 if dtype != "fp32" else 16),
         ("BLOCK_N", outputs),
+        ("INNER", inner),
         ("DOT", _dot(product)),
     )
     return Row("depthwise_pointwise_backward", dtype, constants, 8 if outputs == WIDEST else 4)
@@ -282,7 +286,8 @@ def depthwise_pointwise_backward(dtype: Dtype, product: Product, outputs: int) -
 
 def depthwise_backward(dtype: Dtype, *, even: bool) -> Row:
     """Row of `gpu.backward.depthwise_backward_kernel`. even: channels are a multiple of the row's BLOCK_K."""
-    return Row("depthwise_backward", dtype, (("BLOCK_W", 32), ("R", 2), ("BLOCK_K", 16), ("EVEN", even)), 4)
+    rows = 2 if not even else 4 if dtype == "fp32" else 8
+    return Row("depthwise_backward", dtype, (("BLOCK_W", 32), ("R", rows), ("BLOCK_K", 16), ("EVEN", even)), 4)
 
 
 def upsample_backward(dtype: Dtype, *, bilinear: bool, even: bool) -> Row:
@@ -404,7 +409,8 @@ def _all() -> Iterator[Row | None]:
     yield join()
     for (dtype, _, dot), width in product(kinds, WIDTHS):
         yield pointwise_backward(dtype, dot, width)
-        yield depthwise_pointwise_backward(dtype, dot, width)
+        for inner in switch:
+            yield depthwise_pointwise_backward(dtype, dot, width, inner=inner)
 
 
 def _strips(

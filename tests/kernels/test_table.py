@@ -180,7 +180,8 @@ def test_gradients_launch_only_rows(dtype: torch.dtype, channels: int, launched:
     x = [torch.zeros(2, channels, 6, 4, dtype=dtype) for _ in range(2)]
     mix, taps = torch.zeros(channels, 2 * channels, dtype=dtype), torch.zeros(9, 2 * channels)
     launch_backward.pointwise(g, x, mix)
-    launch_backward.depthwise_pointwise(g, x, taps, None, mix, inner_relu=True)
+    for inner in (False, True):
+        launch_backward.depthwise_pointwise(g, x, taps, None, mix, inner_relu=inner)
     launch_backward.depthwise(torch.cat(x, 1), x[1], taps, channels)
     for mode in ("bilinear", "nearest"):
         launch_backward.upsample(g, mode)
@@ -217,7 +218,7 @@ def test_the_gate_has_seen_every_row() -> None:
 
 def _sample() -> list[Row]:
     """Rows the default network spends its time in, and a few others."""
-    rows = [row for row in table.rows() if gate.is_hot(row) and row["BLOCK_N"] == 32]
+    rows = [row for row in table.rows() if gate.is_hot(row) and dict(row.constants).get("BLOCK_N", 32) == 32]
     kinds = {row.kernel: row for row in table.usual("fp16") if row.kernel != "depthwise_pointwise"}
     return [*rows, kinds["pointwise"], kinds["depthwise"], kinds["depthwise_head"]]
 

@@ -19,8 +19,8 @@ _PROGRAMS = 528
 """Programs that share the sums over pixels, whatever the device: the order of a sum must not depend on it."""
 
 
-def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple[list[Tensor], Tensor, Tensor] | None:
-    """Return the gradients of sources, mix (O, C) fp32 and bias (O) fp32; None where the table has no row."""
+def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple[list[Tensor], Tensor] | None:
+    """Return the gradients of sources and mix (O, C) fp32; None where the table has no row."""
     maps, g = feature_maps(sources), feature_map(gradient)
     outputs, channels = mix.shape
     dtype, _, dot = kinds(g, packed=False)
@@ -32,7 +32,7 @@ def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple
     blocks = sum(cdiv(x.shape[1], chosen["BLOCK_K"]) for x in maps)
     programs = _programs(cdiv(pixels, chosen["BLOCK_M"]), blocks)
     found = [arguments.empty_map(x, n, x.shape[1], height, width) for x in maps]
-    dmix, dbias = _partial(g, programs, outputs, channels), _partial(g, programs, outputs)
+    dmix = _partial(g, programs, outputs, channels)
     run(
         chosen,
         (programs, blocks),
@@ -41,13 +41,12 @@ def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple
         mix,
         *six(found),
         dmix,
-        dbias,
         pixels,
         channels,
         len(maps),
         *six([x.shape[1] for x in maps]),
     )
-    return _split(found, sources), dmix.sum(0), dbias.sum(0)
+    return _split(found, sources), dmix.sum(0)
 
 
 def depthwise_pointwise(
@@ -58,12 +57,13 @@ def depthwise_pointwise(
     mix: Tensor,
     *,
     inner_relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Return the gradients of the depthwise sums (N, C, H, W), and fp32 of mix, bias and inner bias; or None."""
+) -> tuple[Tensor, Tensor] | None:
+    """Return the gradients of the depthwise sums (N, C, H, W) and of mix (O, C) fp32; or None."""
     maps, g = feature_maps(sources), feature_map(gradient)
     outputs, channels = mix.shape
     dtype, _, dot = kinds(g, packed=False)
-    chosen = table.depthwise_pointwise_backward(dtype, dot, outputs)
+    inner = inner_bias is not None or inner_relu
+    chosen = table.depthwise_pointwise_backward(dtype, dot, outputs, inner=inner)
     if not _fits(chosen, maps):
         return None
     n, _, height, width = maps[0].shape
@@ -71,8 +71,7 @@ def depthwise_pointwise(
     blocks = sum(cdiv(x.shape[1], chosen["BLOCK_K"]) for x in maps)
     programs = _programs(tiles, blocks)
     sums = arguments.empty_map(g, n, channels, height, width)
-    dmix, dbias = _partial(g, programs, outputs, channels), _partial(g, programs, outputs)
-    dinner = _partial(g, programs, channels)
+    dmix = _partial(g, programs, outputs, channels)
     run(
         chosen,
         (programs, blocks),
@@ -83,9 +82,7 @@ def depthwise_pointwise(
         mix,
         sums,
         dmix,
-        dbias,
-        dinner,
-        tiles,
+        n,
         height,
         width,
         channels,
@@ -93,11 +90,11 @@ def depthwise_pointwise(
         *six([x.shape[1] for x in maps]),
         floor(inner_relu),
     )
-    return sums, dmix.sum(0), dbias.sum(0), dinner.sum(0)
+    return sums, dmix.sum(0)
 
 
-def depthwise(gradient: Tensor, x: Tensor, taps: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x (N, C, H, W), its taps (9, C) fp32 and bias (C) fp32, for 3x3, stride 1.
+def depthwise(gradient: Tensor, x: Tensor, taps: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x (N, C, H, W), and its taps (9, C) fp32, for 3x3, stride 1.
 
     gradient (N, G, H, W) and taps (9, G) fp32 may be those of a concatenation in which x begins at channel `first`.
     """
@@ -109,7 +106,7 @@ def depthwise(gradient: Tensor, x: Tensor, taps: Tensor, first: int = 0) -> tupl
     blocks = cdiv(channels, chosen["BLOCK_K"])
     programs = _programs(tiles, blocks)
     dx = arguments.empty_map(x, n, channels, height, width)
-    dtaps, dbias = _partial(x, programs, 9, channels), _partial(x, programs, channels)
+    dtaps = _partial(x, programs, 9, channels)
     run(
         chosen,
         (programs, blocks),
@@ -118,15 +115,14 @@ def depthwise(gradient: Tensor, x: Tensor, taps: Tensor, first: int = 0) -> tupl
         taps,
         dx,
         dtaps,
-        dbias,
-        tiles,
+        n,
         height,
         width,
         channels,
         g.shape[1],
         first,
     )
-    return dx, dtaps.sum(0), dbias.sum(0)
+    return dx, dtaps.sum(0)
 
 
 def upsample(gradient: Tensor, mode: Resampling) -> Tensor:

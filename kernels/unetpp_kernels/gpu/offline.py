@@ -21,7 +21,7 @@ from unetpp_kernels.table import Row, in_training
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8}
 _FP32 = (
     *("inner_ptr", "bias_ptr", "mean_ptr", "std_ptr", "scale_ptr", "shares_ptr", "sums_ptr"),
-    *("dmix_ptr", "dbias_ptr", "dinner_ptr", "dtaps_ptr"),
+    *("dmix_ptr", "dtaps_ptr"),
 )
 _FLOATS = ("floor", "inner_floor")
 _POINTERS = tuple(f"{letter}{number}" for letter in "sd" for number in range(MOST))  # sources, their gradients

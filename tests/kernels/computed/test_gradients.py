@@ -81,6 +81,50 @@ def test_depthwise(channels: int, size: tuple[int, int], dtype: torch.dtype, gua
     guarded()
 
 
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each program work on many tiles, as on large maps."""
+    from unetpp_kernels.gpu import launch_backward
+
+    monkeypatch.setattr(launch_backward, "_PROGRAMS", 4)
+
+
+@pytest.mark.usefixtures("few_programs")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size", [(27, 100), (3, 70), (17, 20)], ids=str)
+def test_depthwise_inside_and_at_edges(size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]) -> None:
+    """Maps with tiles that touch no edge, with rows or columns of tiles that all do, and several tiles a program."""
+    inputs = [weights(16, 1, 3, 3, dtype=torch.float32, scale=1 / 3), feature_map(2, 16, *size, dtype)]
+
+    def run(function: Function) -> Function:
+        return lambda w, x: function(x, w)
+
+    assert_gradients(run(unetpp_kernels.depthwise_conv), run(definition.depthwise_conv), inputs, dtype)
+    guarded()
+
+
+@pytest.mark.usefixtures("few_programs")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("inner", [False, True])
+def test_depthwise_pointwise_inside_and_at_edges(inner: bool, dtype: torch.dtype, guarded: Callable[[], None]) -> None:
+    inputs = [
+        weights(32, 1, 3, 3, dtype=torch.float32, scale=1 / 3),
+        weights(32, 32, 1, 1, dtype=torch.float32, scale=32**-0.5),
+        *([weights(32, dtype=torch.float32, seed=3)] if inner else []),
+        feature_map(2, 32, 11, 200, dtype),
+    ]
+
+    def run(function: Function) -> Function:
+        def call(w: Tensor, p: Tensor, *rest: Tensor) -> Tensor:
+            bias = rest[0] if inner else None
+            return function([rest[-1]], None, w, p, inner_bias=bias, inner_relu=False)
+
+        return call
+
+    assert_gradients(run(unetpp_kernels.depthwise_pointwise), run(definition.depthwise_pointwise), inputs, dtype)
+    guarded()
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(
     ("widths", "low", "outputs", "size", "inner", "mode"),
