@@ -81,8 +81,8 @@ def cpu() -> str:
         f'"vs smp" and "vs monai" are ratios to those libraries as they come: {_cpu_name(bases[0])}, '
         f"{_cpu_name(bases[1])}. Their rows with openvino run in the same engine as ours. Every row takes a raw uint8 "
         f"tile of {settings['tile']}² px to labels on {settings['threads']} threads. The relative error is that of the "
-        "logits against the same network in torch fp32 (Frobenius). `pw_dw` had the nuclei weights bundled at that commit, `standard` "
-        "the same function multiplied out, `dw_pw` random weights: its error says little.",
+        "logits against the same network in torch fp32 (Frobenius). `pw_dw` had the nuclei weights bundled at that "
+        "commit, `standard` the same function multiplied out, `dw_pw` random weights: its error says little.",
         "",
         _cpu_accuracy(facts["accuracy"]),
         f"Fastest for `pw_dw`: {verdict['fastest']}; within {verdict['most_error']:.1%} relative error: "
