@@ -194,6 +194,7 @@ def test_a_store_that_does_not_answer_costs_no_training(
     assert load_package(tmp_path).spec.training["best_step"] > 0
 
 
+@pytest.mark.timeout(600)  # Ray gives its processes a lower priority: on a busy machine they start slowly
 def test_two_workers_on_ray_survive_a_kill(tmp_path: Path, store: Path) -> None:
     """One of two worker processes dies in the middle: Ray starts the group anew, from the last checkpoint."""
     alone, both = tmp_path / "alone", tmp_path / "both"
