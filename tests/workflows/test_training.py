@@ -200,7 +200,7 @@ def test_two_workers_on_ray_survive_a_kill(tmp_path: Path, store: Path) -> None:
     alone, both = tmp_path / "alone", tmp_path / "both"
     run(alone, store, register=False)
     process = start(both, store, "--no-register", "--workers", "2")
-    wait_until(lambda: 10 in steps_logged(both), process)
+    wait_until(lambda: 10 in steps_logged(both), process, seconds=300)
     workers = [
         p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
     ]
