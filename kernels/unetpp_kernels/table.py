@@ -273,9 +273,12 @@ def depthwise_pointwise_backward(dtype: Dtype, product: Product, outputs: int, *
     """
     if outputs not in WIDTHS or (dtype == "fp32" and outputs > WIDTHS[0]):
         return None
+    rows = 2 if dtype == "fp32" or outputs == WIDEST else 3
+    if inner:
+        rows = 2 if dtype != "fp32" and outputs != 64 else 1
     constants = (
         ("BLOCK_W", 64),
-        ("R", 2 if inner or dtype == "fp32" or outputs == WIDEST else 3),
+        ("R", rows),
         ("BLOCK_K", 32 if dtype != "fp32" else 16),
         ("BLOCK_N", outputs),
         ("INNER", inner),
