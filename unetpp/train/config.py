@@ -63,8 +63,8 @@ class TrainConfig:
             stratum in proportion to their pixels: figures pooled over pixels weigh them so.
         class_aware: probability that a patch is centred on a pixel of a class drawn uniformly, so that rare ones occur.
         precision: "bf16" (autocast) or "fp32".
-        compile: torch.compile the network; the first step then takes minutes. On one CPU core it did not pay: 1.36 s a step
-            against 0.92 (nuclei recipe, bf16, torch 2.13).
+        compile: torch.compile the network; the first step then takes minutes. It did not pay on one CPU core: 1.36 s a
+            step against 0.92 (nuclei recipe, bf16, torch 2.13).
         seed: of everything random.
         threads: CPU threads; 0 leaves torch's choice. Losses on one CPU thread count are reproducible.
     """
