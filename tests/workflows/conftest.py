@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from unetpp.geometry import Spacing
 
-INK, PAPER = 20, 220
+INK, PAPER, SMUDGE = 20, 220, 100
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +58,69 @@ def ink_package_with_spacing(ink_package: Path, tmp_path_factory: pytest.TempPat
     package = load_package(ink_package)
     spec = replace(package.spec, name="ink-um", spacing=Spacing(0.5, 0.5, "um"))
     return save_package(tmp_path_factory.mktemp("packages") / "ink-um", package.load_model(), spec, "# ink\n").folder
+
+
+@pytest.fixture(scope="session")
+def ink_variant(ink_package: Path) -> Callable[..., Path]:
+    """Write a package of the ink network with another threshold (0 to 127) on red and other facts of its training."""
+    import torch
+
+    from unetpp.package import load_package, save_package
+
+    def write(folder: Path, threshold: int = 112, card: str = "# ink\n", **facts: Any) -> Path:
+        package = load_package(ink_package)
+        network = package.load_model()
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                if name.startswith("head_convs") and name.endswith("bias"):
+                    weight.view(-1)[0] = -(128 - threshold) / 64
+        return save_package(folder, network, replace(package.spec, **facts), card).folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def ink_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Prepare a store of square pictures: 100 px of ink, `smudges` px of smudge (true ink) per group of the test split.
+
+    The network of `ink_package` finds ink and smudges, one with a threshold of 60 finds ink only. Groups a, b, ...
+    have one image each; the training split has one image, of ink alone.
+    """
+    from PIL import Image
+
+    from unetpp_workflows.config import validate
+    from unetpp_workflows.prepare.build import discard_work, prepare
+    from unetpp_workflows.prepare.dataset import Dataset
+
+    made: dict[tuple[int, ...], Path] = {}
+
+    def store(*smudges: int) -> Path:
+        if smudges in made:
+            return made[smudges]
+        root = tmp_path_factory.mktemp("ink-store")
+        (root / "images").mkdir()
+        (root / "labels").mkdir()
+        names = [chr(ord("a") + index) for index in range(len(smudges))]
+        for index, (name, count) in enumerate(zip(["t", *names], (0, *smudges), strict=True)):
+            pixels = np.full((48, 64, 3), PAPER - index, np.uint8)
+            pixels[4:14, 4:14] = INK
+            pixels.reshape(-1, 3)[30 * 64 : 30 * 64 + count] = SMUDGE
+            Image.fromarray(pixels).save(root / "images" / f"{name}.png")
+            Image.fromarray((pixels[..., 0] <= SMUDGE).astype(np.uint8)).save(root / "labels" / f"{name}.png")
+        data = {"images": "images/*.png", "labels": "labels/{stem}.png", "side": 32, "validation": [], "test": names}
+        classes = [
+            {"name": "paper", "color": [240, 240, 230], "background": True},
+            {"name": "ink", "color": [200, 30, 60]},
+        ]
+        found = prepare(
+            validate(Dataset, {"name": "ink", "data": data, "classes": classes}, source="test"), root, root / "ink.zarr"
+        )
+        assert not found.errors, found.errors
+        discard_work(found.store)
+        made[smudges] = found.store
+        return found.store
+
+    return store
 
 
 @pytest.fixture

@@ -9,6 +9,16 @@ from unetpp.metrics.boundary import BoundaryF1
 from unetpp.metrics.calibration import CalibrationError, Temperature
 from unetpp.metrics.confusion import Confusion
 from unetpp.metrics.counts import IGNORE
+from unetpp.metrics.curves import PrecisionRecall
 from unetpp.metrics.objects import ObjectQuality
 
-__all__ = ["IGNORE", "BoundaryF1", "CalibrationError", "Confusion", "ObjectQuality", "Temperature", "bootstrap"]
+__all__ = [
+    "IGNORE",
+    "BoundaryF1",
+    "CalibrationError",
+    "Confusion",
+    "ObjectQuality",
+    "PrecisionRecall",
+    "Temperature",
+    "bootstrap",
+]

@@ -42,7 +42,7 @@ class CalibrationError:
         Raises:
             ShapeError: the shapes do not fit.
         """
-        scores, labels = _counted(logits, truth)
+        scores, labels = counted(logits, truth)
         confidence, decided = scores.softmax(0).max(0)
         units = (confidence * _UNIT).round().long()
         bins = self.counts.shape[1]
@@ -102,7 +102,7 @@ class Temperature:
     @torch.no_grad()
     def update(self, logits: Tensor, truth: NDArray[Any]) -> None:
         """Add pixels; arguments and errors as for `CalibrationError.update`."""
-        scores, labels = _counted(logits, truth)
+        scores, labels = counted(logits, truth)
         sums = torch.zeros(len(self.grid), dtype=torch.int64, device=scores.device)
         # In pieces that stay in a CPU's cache: four times faster than all pixels at once.
         for piece, names in zip(torch.split(scores, _PIECE, 1), torch.split(labels, _PIECE), strict=True):
@@ -151,8 +151,12 @@ class Temperature:
         return float(self.grid[k] * 2 ** (step / 4))
 
 
-def _counted(logits: Tensor, truth: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """Return scores (K, P) float64 of at least two classes and labels (P,) int64 of the pixels that count."""
+def counted(logits: Tensor, truth: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Return scores (K, P) float64 of at least two classes and labels (P,) int64 of the pixels that count.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+    """
     if tuple(logits.shape[1:]) != truth.shape:
         raise ShapeError(f"logits have shape {tuple(logits.shape)}, truth {truth.shape}; give (K, H, W) and (H, W)")
     counted = torch.from_numpy(truth != IGNORE).to(logits.device)

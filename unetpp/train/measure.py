@@ -6,7 +6,7 @@ group, not from pixel to pixel: intervals come from drawing groups again (`unetp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unetpp.metrics import BoundaryF1, CalibrationError, Confusion, ObjectQuality, Temperature
+from unetpp.metrics import BoundaryF1, CalibrationError, Confusion, ObjectQuality, PrecisionRecall, Temperature
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.objects import split_objects
 from unetpp.train.normalise import Normalise
@@ -33,15 +33,17 @@ class Counts:
     boundary: BoundaryF1
     calibration: CalibrationError
     temperature: Temperature
+    curves: PrecisionRecall
     objects: ObjectQuality | None
 
     @classmethod
     def of(cls, classes: int, objects: bool) -> Counts:
         quality = ObjectQuality() if objects else None
-        return cls(Confusion(classes), BoundaryF1(classes), CalibrationError(), Temperature(), quality)
+        sums = Confusion(classes), BoundaryF1(classes), CalibrationError(), Temperature(), PrecisionRecall(classes)
+        return cls(*sums, quality)
 
     def merge(self, other: Counts) -> None:
-        for name in ("confusion", "boundary", "calibration", "temperature"):
+        for name in ("confusion", "boundary", "calibration", "temperature", "curves"):
             getattr(self, name).merge(getattr(other, name))
         if self.objects is not None and other.objects is not None:
             self.objects.merge(other.objects)
@@ -71,8 +73,15 @@ class Measurement:
         return total
 
 
-def measure(network: UNetPlusPlus | UNet, source: Source, norm: Normalise, *, precision: str) -> Measurement:
-    """Predict every labelled image and count.
+def measure(
+    network: UNetPlusPlus | UNet,
+    source: Source,
+    norm: Normalise,
+    *,
+    precision: str,
+    on_image: Callable[[], None] | None = None,
+) -> Measurement:
+    """Predict every labelled image and count; `on_image` is called after each.
 
     Objects are measured where the source numbers them and there are two classes: the foreground is split by a watershed
     (`unetpp.objects`).
@@ -89,6 +98,8 @@ def measure(network: UNetPlusPlus | UNet, source: Source, norm: Normalise, *, pr
         found.images[index] = counts.confusion
         for by, name in ((found.groups, image.group), (found.strata, image.stratum)):
             by.setdefault(name, Counts.of(classes, counts.objects is not None)).merge(counts)
+        if on_image is not None:
+            on_image()
     return found
 
 
@@ -105,6 +116,7 @@ def _count(tiles: Iterator[Prediction], shape: tuple[int, int], classes: int, *,
         counts.confusion.update(known, decided)
         counts.calibration.update(logits, known)
         counts.temperature.update(logits, known)
+        counts.curves.update(logits, known)
         if whole:
             part = tile.box.slices()
             truth[part], labels[part] = known, decided

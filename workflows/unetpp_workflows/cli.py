@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from unetpp_workflows.cli_evaluate import evaluate
 from unetpp_workflows.cli_gc import gc
 from unetpp_workflows.cli_models import models
 from unetpp_workflows.cli_options import (
@@ -64,6 +65,7 @@ app.add_typer(models, name="models")
 app.command()(prepare)
 app.command()(train)
 app.command()(recipes)
+app.command()(evaluate)
 app.command()(gc)
 
 

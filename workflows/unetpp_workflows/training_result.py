@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from unetpp.durable import write_file
-from unetpp.metrics import Confusion, bootstrap
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.package import ModelSpec, Package, save_package
+from unetpp.train.content import image_digests
 from unetpp.train.levels import LevelScore, score_levels, smallest_good
-from unetpp.train.measure import Measurement, measure
+from unetpp.train.measure import measure
 from unetpp.train.normalise import Normalise
+from unetpp_workflows.figures import figures, per_class
 from unetpp_workflows.model_card import model_card
 from unetpp_workflows.recipe import Recipe
 from unetpp_workflows.training_job import build
@@ -73,7 +70,7 @@ def _row(found: LevelScore, kept: int, network: UNetPlusPlus, recipe: Recipe, da
         "level": found.level or "mean",
         "kept": found.level == kept,
         "score": round(found.score, 4),
-        "iou": _per_class(names, found.iou),
+        "iou": per_class(names, found.iou),
         "parameters": found.parameters,
         "mpx_per_second": _speed(network.prune(found.level), recipe, data) if found.level else None,
     }
@@ -127,6 +124,8 @@ def _spec(
             "within_group": data.within_group,
             "training_fingerprint": data.training.fingerprint,
             "validation_fingerprint": data.validation.fingerprint,
+            "training_content": sorted(image_digests(data.training)),
+            "validation_content": sorted(image_digests(data.validation)),
             "command": command,
             "steps": recipe.train.steps,
             "best_step": result.best.step,
@@ -135,46 +134,3 @@ def _spec(
         },
         metrics=figures([info.name for info in recipe.classes], found),
     )
-
-
-def figures(names: Sequence[str], found: Measurement) -> dict[str, Any]:
-    """Return a measurement's figures as JSON values, pooled over all images, with 95% intervals over groups."""
-    total = found.total()
-    states = np.stack([counts.confusion.matrix for counts in found.groups.values()])
-    low, high = bootstrap(states, lambda state: _confusion(state).iou)
-    values: dict[str, Any] = {
-        "iou": _per_class(names, total.confusion.iou),
-        "iou_low": _per_class(names, low),
-        "iou_high": _per_class(names, high),
-        "dice": _per_class(names, total.confusion.dice),
-        "precision": _per_class(names, total.confusion.precision),
-        "recall": _per_class(names, total.confusion.recall),
-        "boundary_f1": _per_class(names, total.boundary.f1),
-        "mean_iou": _number(np.nanmean(total.confusion.iou)),
-        "accuracy": _number(total.confusion.accuracy),
-        "ece": _number(total.calibration.ece),
-        "temperature": _number(total.temperature.best),
-        "groups": len(found.groups),
-        "iou_by_group": {
-            name: _per_class(names, counts.confusion.iou) for name, counts in sorted(found.strata.items())
-        },
-    }
-    if total.objects is not None:
-        quality = total.objects
-        values["objects"] = {name: _number(getattr(quality, name)) for name in ("pq", "sq", "f1", "aji")}
-    return values
-
-
-def _confusion(state: NDArray[Any]) -> Confusion:
-    confusion = Confusion(len(state))
-    confusion.matrix[:] = state
-    return confusion
-
-
-def _per_class(names: Sequence[str], values: Any) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in zip(names, values, strict=True)}
-
-
-def _number(value: Any) -> float | None:
-    """NaN (a class that does not occur) is not JSON: it becomes None."""
-    return None if math.isnan(value) else round(float(value), 4)

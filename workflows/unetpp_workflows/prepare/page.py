@@ -85,8 +85,8 @@ def _sample(store: PatchStore, number: int) -> dict[str, str]:
     return {
         "name": image.name,
         "place": f"x {box[1]}, y {box[0]}",
-        "picture": _jpeg(rgb),
-        "overlay": _jpeg(overlay(rgb, labels, [c.color for c in store.classes], [c.background for c in store.classes])),
+        "picture": jpeg(rgb),
+        "overlay": jpeg(overlay(rgb, labels, [c.color for c in store.classes], [c.background for c in store.classes])),
     }
 
 
@@ -135,7 +135,8 @@ def _facts(store: PatchStore) -> list[tuple[str, str]]:
     ]
 
 
-def _jpeg(rgb: NDArray[np.uint8]) -> str:
+def jpeg(rgb: NDArray[np.uint8]) -> str:
+    """Return a picture (h, w, 3) as a JPEG data URI."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -1,0 +1,153 @@
+"""An evaluation has the figures computed by hand, is made once per weights and images, and is an MLflow run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from unetpp.errors import DataError, StoreError
+from unetpp.package import ClassInfo, load_package
+from unetpp.train.store import PatchStore
+from unetpp_workflows import evaluation_tracking
+from unetpp_workflows.cli import app
+from unetpp_workflows.evaluation import Evaluation, EvaluationData, evaluate, mean_iou, shared_images
+from unetpp_workflows.evaluation_tracking import evaluated, find_evaluation
+from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.registry import register_package, resolve
+
+PIXELS = 48 * 64
+
+
+@pytest.fixture(autouse=True)
+def short_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unetpp_workflows.evaluation._BENCH_SECONDS", 0.05)
+
+
+@pytest.fixture
+def data(ink_store: Callable[..., Path]) -> EvaluationData:
+    """Three groups of 100 px of ink, of which the network with threshold 60 misses 0, 100 and 300 px of smudge."""
+    return EvaluationData.open(ink_store(0, 100, 300), "test")
+
+
+def run(folder: Path, data: EvaluationData) -> Evaluation:
+    return evaluate(resolve(folder), load_package(folder), data)
+
+
+def test_figures_are_those_computed_by_hand(
+    data: EvaluationData, ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    found = run(ink_variant(tmp_path / "strict", 60), data)
+    assert found.figures["iou"] == {
+        "paper": round((3 * PIXELS - 700) / (3 * PIXELS - 300), 4),
+        "ink": 0.4286,
+    }  # 300/700
+    assert found.figures["recall"]["ink"] == 0.4286 and found.figures["precision"]["ink"] == 1.0
+    assert {name: round(mean_iou(m), 6) for name, m in found.confusions().items()} == {"a": 1.0, "b": 0.5, "c": 0.25}
+    assert found.figures["iou_low"]["ink"] == 0.25 and found.figures["iou_high"]["ink"] == 1.0
+    assert [row["name"] for row in found.images] == ["a", "b", "c"]
+    assert found.images[2]["confusion"] == [[PIXELS - 400, 0], [300, 100]]
+    assert found.data["shared"] == {"training": None, "validation": None}
+    assert found.speed["mpx_per_second"] > 0 and found.speed["engine"] == "openvino"
+    perfect = run(ink_variant(tmp_path / "loose", 112), data)
+    assert perfect.figures["iou"] == {"paper": 1.0, "ink": 1.0} and perfect.figures["average_precision"]["ink"] == 1.0
+    assert Evaluation.from_json(perfect.to_json()) == perfect
+
+
+def test_the_page_shows_the_worst_image_and_loads_nothing(
+    data: EvaluationData, ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = ink_variant(tmp_path / "strict", 60)
+    result = evaluated(resolve(folder), data, output=tmp_path / "out")
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert page == result.page
+    captions = re.findall(r"<figcaption>(\w+) \(", page)
+    assert captions == ["c", "b", "a"]  # the two worst, worst first, then the best
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
+    assert page.count("data:image/jpeg;base64,") == 12 and page.count("<svg") == 4
+    assert "nan" not in re.sub(r"base64,[^\"]+", "", page)
+
+
+def test_the_same_weights_on_the_same_images_are_measured_once(
+    data: EvaluationData, ink_variant: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ink_variant(tmp_path / "strict", 60)
+    version = register_package(folder, "ink", alias="challenger")
+    first = evaluated(resolve("models:/ink@challenger"), data)
+    assert not first.found and first.evaluation.run
+    client = init_store(store_uri())
+    row = client.get_run(first.evaluation.run)
+    assert row.info.status == "FINISHED" and row.data.metrics["iou.ink"] == 0.4286
+    assert row.data.tags["unetpp.model.version"] == version
+    (dataset,) = row.inputs.dataset_inputs
+    assert dataset.dataset.digest == data.source.fingerprint[:36]
+    assert {tag.value for tag in dataset.tags} == {"evaluation"}
+    (linked,) = row.inputs.model_inputs
+    assert client.get_model_version("ink", version).source == f"models:/{linked.model_id}"
+    monkeypatch.setattr(evaluation_tracking, "evaluate", None)  # computing anything would now fail
+    again = evaluated(resolve("models:/ink/1"), data, output=tmp_path / "out")
+    assert again.found and again.evaluation.run == first.evaluation.run and again.page == first.page
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["key"] == first.evaluation.key
+    client.set_tag(first.evaluation.run, evaluation_tracking.STATE_TAG, "open")  # as a killed recording leaves it
+    assert find_evaluation(first.evaluation.key) is None
+    here = evaluated(resolve(folder), data, output=tmp_path / "out")  # the folder still has it
+    assert here.found and here.evaluation.model["uri"] == str(folder)
+    (tmp_path / "out" / "evaluation.json").write_text("{")
+    with pytest.raises(TypeError, match="NoneType"):
+        evaluated(resolve(folder), data, output=tmp_path / "out")
+
+
+def test_a_model_that_does_not_fit_the_images_is_refused(
+    data: EvaluationData, ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    spec = load_package(ink_variant(tmp_path / "p")).spec
+    other = replace(spec, classes=(spec.classes[0], ClassInfo(value=1, name="blood", color=(1, 2, 3))))
+    for wrong, words in (
+        (other, "has classes paper, ink, model 'ink' paper, blood"),
+        (replace(spec, dtype="uint16"), "sample type uint8, model 'ink' uint16"),
+    ):
+        folder = ink_variant(
+            tmp_path / words[:5], **{f.name: getattr(wrong, f.name) for f in dataclasses.fields(wrong)}
+        )
+        with pytest.raises(DataError, match=words):
+            run(folder, data)
+    with pytest.raises(StoreError, match="no split 'val'; it has train, test"):
+        EvaluationData.open(data.store.path, "val")
+
+
+def test_images_known_from_training_are_counted(
+    data: EvaluationData, ink_store: Callable[..., Path], ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    from unetpp.train.content import image_digests
+
+    digests = image_digests(data.source)
+    assert len(set(digests)) == 3
+    # The first image lies in another store too, beside others and with another split fingerprint.
+    other = PatchStore.open(ink_store(0, 7)).source("test")
+    assert set(image_digests(other)) & set(digests) == {digests[0]}
+    spec = load_package(
+        ink_variant(tmp_path / "p", training={"training_content": [digests[0]], "validation_content": []})
+    ).spec
+    assert shared_images(spec, data) == {"training": 1, "validation": 0}
+    whole = replace(spec, training={"training_fingerprint": "0", "validation_fingerprint": data.source.fingerprint})
+    assert shared_images(whole, data) == {"training": 0, "validation": 3}
+
+
+def test_the_command_prints_figures_and_warns_without_a_store(
+    data: EvaluationData, ink_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    command = ["evaluate", str(ink_package), "--data", str(data.store.path), "-o", str(tmp_path / "out")]
+    dead = CliRunner().invoke(app, [*command, "--tracking-uri", "http://127.0.0.1:9"])
+    assert dead.exit_code == 1 and "not recorded in MLflow" in dead.output and "ink" in dead.output
+    fine = CliRunner().invoke(app, command)
+    assert fine.exit_code == 0, fine.output
+    assert "measured before" in fine.output and "MLflow run" in fine.output  # made up for what was not recorded
+    assert "3 images in 3 groups" in fine.output and "1.000" in fine.output
+    assert CliRunner().invoke(app, [*command, "--precision", "int8"]).exit_code == 2

@@ -1,0 +1,106 @@
+"""The command `unetpp evaluate`; knows its options and how to print an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unetpp_workflows.cli_options import PART_FAILED, Tracking, reported, standard_output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from unetpp_workflows.evaluation import Evaluation
+
+Data = Annotated[Path, typer.Option("--data", help="A store that `unetpp prepare` made.")]
+Split = Annotated[str, typer.Option("--split", help="Its split: test, val or train.")]
+
+
+@reported()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="models:/name@alias, models:/name/3, a bundled name or a folder.")
+    ],
+    data: Data,
+    split: Split = "test",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for evaluation.html and evaluation.json.")
+    ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    tracking_uri: Tracking = None,
+) -> None:
+    """Measure a model on a frozen split of a prepared store: figures, a page, and an MLflow run.
+
+    Figures per class and group with intervals, calibration, speed and memory. The same weights on the same images are
+    measured once: a second call finds the first one's result in MLflow.
+
+    [bold]Examples[/]
+
+        unetpp evaluate models:/nuclei@challenger --data nuclei.zarr -o report
+        unetpp evaluate runs/nuclei --data nuclei.zarr --split val
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from unetpp.errors import ConfigError
+    from unetpp_workflows.evaluation import EvaluationData
+    from unetpp_workflows.evaluation_tracking import PAGE, evaluated
+    from unetpp_workflows.registry import resolve
+    from unetpp_workflows.training_job import device as chosen_device
+
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"--precision {precision!r}: choose fp32 or bf16")
+    console = standard_output()
+    resolved, opened = resolve(model, tracking_uri=tracking_uri), EvaluationData.open(data, split)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("evaluating", total=len(opened.source.images))
+        result = evaluated(
+            resolved,
+            opened,
+            precision=precision,
+            device=chosen_device(device),
+            output=output,
+            tracking_uri=tracking_uri,
+            on_image=lambda: bar.advance(task),
+        )
+    print_evaluation(result.evaluation, console)
+    if result.found:
+        console.print("measured before, nothing was computed", highlight=False)
+    if result.evaluation.run:
+        console.print(f"MLflow run {result.evaluation.run}", highlight=False)
+    if output is not None:
+        console.print(f"page: {output / PAGE}", markup=False, highlight=False, soft_wrap=True)
+    if result.warning:
+        console.print(f"warning: not recorded in MLflow: {result.warning}", markup=False, soft_wrap=True)
+        raise typer.Exit(PART_FAILED)
+
+
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print one row per class and two lines."""
+    from rich.table import Table
+
+    from unetpp_workflows.evaluation_page import model_title, text
+
+    figures = evaluation.figures
+    names = {"iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "boundary_f1": "boundary F1"}
+    table = Table("class", *names.values(), "IoU, 95% interval", box=None, pad_edge=False, header_style="bold")
+    for info in evaluation.classes:
+        name = info["name"]
+        low, high = text(figures["iou_low"][name]), text(figures["iou_high"][name])
+        table.add_row(name, *(text(figures[key][name]) for key in names), f"{low} to {high}")
+    data, speed = evaluation.data, evaluation.speed
+    console.print(
+        f"{model_title(evaluation)} on {data['name']}, split {data['split']}: {data['images']} images in "
+        f"{data['groups']} groups",
+        highlight=False,
+        markup=False,
+    )
+    console.print(table)
+    console.print(
+        f"calibration error {text(figures['ece'])}, best temperature {text(figures['temperature'])}; "
+        f"{speed['mpx_per_second']:.2f} Mpx/s on one thread ({speed['engine']} {speed['precision']})",
+        highlight=False,
+    )

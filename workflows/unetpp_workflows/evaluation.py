@@ -1,0 +1,264 @@
+"""Measures a model package on one split of a training store; knows packages and stores, no registry and no MLflow.
+
+The result holds counts per group of images, not only figures, so that two models can be compared by pairs of groups
+later without computing anything again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.errors import DataError, StoreError
+from unetpp.geometry import Spacing
+from unetpp.metrics import Confusion
+from unetpp.package import ClassInfo, ModelSpec, Package
+from unetpp.train.content import image_digests
+from unetpp.train.measure import Counts, Measurement, measure
+from unetpp.train.normalise import Normalise
+from unetpp.train.store import PatchSource, PatchStore
+from unetpp_workflows.figures import figures, number, per_class
+from unetpp_workflows.record import software
+
+if TYPE_CHECKING:
+    from unetpp_workflows.registry import ResolvedModel
+
+FORMAT = 1
+_BENCH_TILE, _BENCH_SECONDS = 512, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one model did on one frozen set of images.
+
+    Attributes:
+        key: SHA-256 (hex) of everything the counts depend on: weights, images and labels, precision.
+        model: name, version, digest, uri.
+        data: name, store (path), split, fingerprint (of the split), images, groups, within_group, shared (how many
+            images the model was trained on, and validated on, as far as the package tells; see `shared_images`).
+        classes: of the model, as JSON.
+        figures: see `unetpp_workflows.figures.figures`, and average_precision per class.
+        groups: name -> {"confusion": (K, K), "calibration": (3, bins)}, summable counts.
+        images: name, group, stratum and confusion (K, K) of every image.
+        totals: counts over all images of what curves are drawn from: calibration, temperature, curves.
+        speed: mpx_per_second (computed, one thread of the default engine), engine, precision, device, tile, peak_mb.
+        skipped: images too large for boundaries and objects.
+        run: the MLflow run, once there is one.
+    """
+
+    key: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    classes: list[dict[str, Any]]
+    precision: str
+    figures: dict[str, Any]
+    groups: dict[str, dict[str, Any]]
+    images: list[dict[str, Any]]
+    totals: dict[str, Any]
+    speed: dict[str, Any]
+    skipped: list[str] = field(default_factory=list)
+    software: dict[str, str] = field(default_factory=dict)
+    finished: str = ""
+    run: str | None = None
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Evaluation:
+        """Read what `to_json` wrote; raises `StoreError` for anything else."""
+        try:
+            values = json.loads(text)
+            if values["format"] != FORMAT:
+                raise StoreError(f"evaluation of format {values['format']}, this version reads {FORMAT}; evaluate anew")
+            return cls(**values)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"not an evaluation ({error}); evaluate anew") from error
+
+    def confusions(self) -> dict[str, NDArray[np.int64]]:
+        """Return the confusion (K, K) of every group."""
+        return {name: np.array(counts["confusion"], np.int64) for name, counts in self.groups.items()}
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """One split of a store, opened: what is evaluated on."""
+
+    store: PatchStore
+    split: str
+    source: PatchSource
+
+    @classmethod
+    def open(cls, path: Path, split: str) -> EvaluationData:
+        """Open a split; raises `StoreError` for a store that is none, or has no such split."""
+        store = PatchStore.open(path)
+        return cls(store, split, store.source(split))
+
+    @property
+    def name(self) -> str:
+        return str(self.store.facts.get("name") or self.store.path.stem)
+
+
+def evaluation_key(digest: str, data: EvaluationData, precision: str) -> str:
+    """Return what a repeated evaluation is recognised by."""
+    parts = [FORMAT, digest, data.source.fingerprint, data.split, precision]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def evaluate(
+    model: ResolvedModel,
+    package: Package,
+    data: EvaluationData,
+    *,
+    precision: str = "fp32",
+    device: str = "cpu",
+    on_image: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Predict every image of the split as a whole image and count; then time the deployed engine.
+
+    Args:
+        model, package: what is evaluated, resolved and opened.
+        precision: of the network in plain torch, "fp32" or "bf16".
+        device: where it runs, "cpu" or "cuda".
+        on_image: called after each image.
+
+    Raises:
+        DataError: the store's classes, bands, sample type or pixel size are not the model's.
+    """
+    check_fit(package.spec, data)
+    spec = package.spec
+    network = package.load_model().to(device)
+    norm = Normalise(spec.mean, spec.std, device)
+    found = measure(network, data.source, norm, precision=precision, on_image=on_image)
+    names = [info.name for info in spec.classes]
+    total = found.total()
+    return Evaluation(
+        key=evaluation_key(package.digest, data, precision),
+        model=dict(model.reference()),
+        data={
+            "name": data.name,
+            "store": str(data.store.path.absolute()),
+            "split": data.split,
+            "fingerprint": data.source.fingerprint,
+            "images": len(data.source.images),
+            "groups": len(found.groups),
+            "within_group": data.store.within_group,
+            "shared": shared_images(spec, data),
+        },
+        classes=[{**dataclasses.asdict(info), "color": list(info.color)} for info in spec.classes],
+        precision=precision,
+        figures={
+            **figures(names, found),
+            "average_precision": per_class(names, total.curves.average_precision),
+            "best_loss": number(np.nanmin(total.temperature.loss)),
+        },
+        groups={name: _group(counts) for name, counts in sorted(found.groups.items())},
+        images=_images(data, found),
+        totals={name: getattr(total, name).counts.tolist() for name in ("calibration", "temperature", "curves")},
+        speed=measure_speed(package),
+        skipped=found.skipped,
+        software=software(),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def check_fit(spec: ModelSpec, data: EvaluationData) -> None:
+    """Raise `DataError` unless the store's images are what the model takes and its labels what the model says."""
+    store = data.store
+    for what, mine, theirs in (
+        ("classes", _names(spec.classes), _names(store.classes)),
+        ("bands", list(spec.bands), list(store.bands)),
+        ("sample type", spec.dtype, store.dtype),
+    ):
+        if mine != theirs:
+            raise DataError(
+                f"{store.path} has {what} {_listed(theirs)}, model {spec.name!r} {_listed(mine)}; "
+                "prepare a store for this model"
+            )
+    if spec.spacing is not None and store.spacing is not None and not _close(spec.spacing, store.spacing):
+        raise DataError(
+            f"{store.path} has pixels of {store.spacing}, model {spec.name!r} was trained at {spec.spacing}; "
+            "prepare a store with that spacing"
+        )
+
+
+def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None]:
+    """Return how many images of the split the model was trained and validated on: {"training": n, "validation": n}.
+
+    Images are compared by their pixels. None where the package tells nothing to compare; packages of older versions
+    tell only whether a whole split is the same.
+    """
+    digests = image_digests(data.source)
+    shared: dict[str, int | None] = {}
+    for role in ("training", "validation"):
+        content, fingerprint = spec.training.get(f"{role}_content"), spec.training.get(f"{role}_fingerprint")
+        if fingerprint is not None and fingerprint == data.source.fingerprint:
+            shared[role] = len(digests)
+        elif content is not None:
+            shared[role] = len(set(digests) & set(content))
+        else:
+            shared[role] = None if fingerprint is None else 0
+    return shared
+
+
+def measure_speed(package: Package) -> dict[str, Any]:
+    """Run the default engine on noise for two seconds on one thread; processor time, so other programs disturb less."""
+    from unetpp.engine.bench import bench
+
+    network = package.load_model()
+    step = network.multiple
+    side = -(-max(_BENCH_TILE, 2 * network.halo + step) // step) * step
+    row = bench(package, tiles=[side], seconds=_BENCH_SECONDS)[0]
+    return {
+        "mpx_per_second": round(row.cpu_mpx_s, 4),
+        "peak_mb": None if row.peak_mb is None else round(row.peak_mb, 1),
+        "engine": row.engine,
+        "precision": row.precision,
+        "device": row.device,
+        "tile": row.tile,
+    }
+
+
+def mean_iou(confusion: NDArray[Any]) -> float:
+    """Return what models are compared by: the foreground's IoU of two classes, the mean over more."""
+    from unetpp.train.loop import score
+
+    return score(tuple(map(float, Confusion.from_state(confusion).iou)))
+
+
+def _close(a: Spacing, b: Spacing) -> bool:
+    """Say whether two pixel sizes are the same within 1%, as `unetpp prepare` takes them to be."""
+    if "deg" in (a.unit, b.unit):
+        return a.unit == b.unit and np.allclose((a.y, a.x), (b.y, b.x), rtol=0.01, atol=0)
+    return np.allclose(a.metres(), b.metres(), rtol=0.01, atol=0)
+
+
+def _group(counts: Counts) -> dict[str, Any]:
+    return {name: getattr(counts, name).state().tolist() for name in ("confusion", "calibration")}
+
+
+def _images(data: EvaluationData, found: Measurement) -> list[dict[str, Any]]:
+    rows = []
+    for index, confusion in sorted(found.images.items()):
+        image = data.source.images[index]
+        row: Mapping[str, Any] = {"name": image.name, "group": image.group, "stratum": image.stratum, "index": index}
+        rows.append({**row, "confusion": confusion.matrix.tolist()})
+    return rows
+
+
+def _names(classes: tuple[ClassInfo, ...]) -> list[str]:
+    return [info.name for info in classes]
+
+
+def _listed(value: list[str] | str) -> str:
+    return value if isinstance(value, str) else ", ".join(value)
