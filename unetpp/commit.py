@@ -20,6 +20,7 @@ from unetpp.store import LabelStore
 from unetpp.tiling import Shard
 
 COMMITS = "commits"
+STAGES = ("read", "compute", "write")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,21 @@ class CommitRecord:
         if not (isinstance(record.size, int) and isinstance(record.key, str) and isinstance(record.shard, str)):
             raise ValueError("fields of a commit record have the wrong type")
         return record
+
+
+def limiting_stage(seconds: Mapping[str, float]) -> str | None:
+    """Name the stage that decides a run's speed, None where none took time.
+
+    Every place to compute has two shards, one of which is read or written while the other computes: reading and writing
+    cost nothing as long as they take no longer than computing.
+
+    Args:
+        seconds: wall time of "read", "compute" and "write", summed over shards.
+    """
+    read, compute, write = (seconds.get(stage, 0.0) for stage in STAGES)
+    if read + compute + write <= 0:
+        return None
+    return "compute" if compute >= read + write else "read" if read >= write else "write"
 
 
 def record_path(store: LabelStore, shard: Shard) -> Path:

@@ -43,6 +43,8 @@ class ShardWorker:
 
     Args:
         stop: when set, the running shard ends before its next tile with `CancelledError`, uncommitted.
+        slots: how many shards may compute at once, counted over all workers that are given the same one. With more
+            workers than slots, some read and write while others compute; a worker holds one tile's window meanwhile.
 
     Raises:
         ModelPackageError: the model package changed since the job was prepared.
@@ -50,9 +52,12 @@ class ShardWorker:
         Also what `open_raster` and `choose_engine` raise.
     """
 
-    def __init__(self, job: SegmentJob, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, job: SegmentJob, stop: threading.Event | None = None, slots: threading.Semaphore | None = None
+    ) -> None:
         self.job = job
         self._stop = stop or threading.Event()
+        self._slots = slots or threading.Semaphore()
         self._store = LabelStore(job.out, job.plan)
         package = load_package(job.package)
         if package.digest != job.model_ref["digest"]:
@@ -114,7 +119,9 @@ class ShardWorker:
                 continue
             with _timed(seconds, "read"):
                 window = self._read(tile.read_box, window)
-            with _timed(seconds, "compute"):
+            with self._slots, _timed(seconds, "compute"):
+                if self._stop.is_set():
+                    raise CancelledError
                 part = self._tile(tile, window)
             if part is not None:
                 labels = np.full(shard.box.shape, NO_DATA, np.uint8) if labels is None else labels

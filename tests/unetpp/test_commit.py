@@ -117,3 +117,13 @@ def test_a_record_with_a_wrong_type_does_not_count(store: LabelStore) -> None:
     assert record is not None
     commit.write(store, replace(record, size="big"))  # type: ignore[arg-type]
     assert commit.read(store, shard) is None
+
+
+@pytest.mark.parametrize(
+    ("read", "compute", "write", "limit"),
+    [(1, 5, 1, "compute"), (3, 5, 2, "compute"), (4, 5, 2, "read"), (1, 2, 4, "write"), (0, 0, 0, None)],
+)
+def test_compute_limits_while_reading_and_writing_fit_beside_it(
+    read: float, compute: float, write: float, limit: str | None
+) -> None:
+    assert commit.limiting_stage({"read": read, "compute": compute, "write": write}) == limit

@@ -56,6 +56,7 @@ def test_the_table_has_a_row_for_every_image_of_every_call(run: Any, blots: Draw
     assert "c.png" in table.loc["c", "message"]
     for stage in ("read", "compute", "write", "finalize"):
         assert table.loc["a", f"seconds_{stage}"] > 0
+    assert table.loc["a", "limited_by"] in ("read", "compute", "write")
     assert table.loc["a", "retries"] == 0
     with (tmp_path / "out/summary.csv").open(newline="", encoding="utf-8") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}

@@ -1,8 +1,8 @@
 """One row per image of an output folder, as a table of all runs into it; knows records, segments nothing.
 
 Columns: name, uri, status, message, fingerprint, model, model_version, model_digest, spacing, height, width (of the
-result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, seconds_<stage>, shards,
-committed, retries (shards that needed more than one attempt), labels_sha256, finished. A class, a unit or a stage that
+result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, seconds_<stage>, limited_by,
+shards, committed, retries (shards that needed more than one attempt), labels_sha256, finished. A class, a unit or a stage that
 an image does not have is empty there.
 """
 
@@ -105,6 +105,7 @@ def _head(name: str, status: str, message: str | None) -> Row:
 
 def _planned(folder: Path) -> Row:
     """Return what is known of an image that is being segmented, or was interrupted."""
+    from unetpp.commit import limiting_stage
     from unetpp.job import SegmentJob, progress
 
     try:
@@ -130,6 +131,7 @@ def _planned(folder: Path) -> Row:
         "retries": retries,
         "labels_sha256": checksum,
         **{f"seconds_{stage}": seconds for stage, seconds in state.seconds.items()},
+        "limited_by": limiting_stage(state.seconds),
     }
 
 
@@ -159,6 +161,7 @@ def _row(folder: Path, record: ImageRecord) -> Row:
         "retries": record.shards.get("retries"),
     }
     row |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
+    row["limited_by"] = record.limited_by
     return row | {"labels_sha256": record.shards.get("sha256"), "finished": record.finished or None}
 
 
@@ -183,7 +186,7 @@ def _columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
 
 _TEXT = (
     *("name", "uri", "status", "message", "fingerprint", "model", "model_version", "model_digest", "spacing"),
-    *("labels_sha256", "finished"),
+    *("labels_sha256", "finished", "limited_by"),
 )
 _FIRST = (*_TEXT[:9], "height", "width", "valid_px", "valid_share")
-_LAST = ("shards", "committed", "retries", "labels_sha256", "finished")
+_LAST = ("limited_by", "shards", "committed", "retries", "labels_sha256", "finished")

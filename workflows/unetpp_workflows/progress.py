@@ -40,12 +40,14 @@ class ShardMeter:
         return f"{self.pixels / max(self.seconds, 1e-9) / 1e6:.2f} Mpx/s"
 
     def limit(self) -> str:
-        """Name the stage that takes most of the workers' time, with its share."""
-        total = sum(self.stages.values())
-        if total <= 0:
+        """Name the stage that decides the speed, with the seconds of all stages."""
+        from unetpp.commit import STAGES, limiting_stage
+
+        stage = limiting_stage(self.stages)
+        if stage is None:
             return ""
-        stage = max(self.stages, key=lambda name: self.stages[name])
-        return f"{stage} limits ({self.stages[stage] / total:.0%})"
+        spent = ", ".join(f"{name} {self.stages.get(name, 0.0):.1f} s" for name in STAGES)
+        return f"{stage} limits ({spent})"
 
 
 class Display:

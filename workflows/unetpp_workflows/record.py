@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import unetpp
+from unetpp.commit import STAGES
 from unetpp.durable import write_file
 from unetpp.errors import StoreError
 from unetpp.store import OUTPUT_FORMAT
@@ -50,6 +51,7 @@ class ImageRecord:
             retries (shards that took more than one attempt), sha256 (over the shards' hashes),
             failed {"row.col": message}.
         seconds: read, compute and write, each summed over workers and calls, then the steps of this call.
+        limited_by: the stage that decided the speed of the shards: read, compute or write.
         figures: valid_px, method (how areas were measured), and classes with name, value, color, background, px,
             area, unit ("mm2", "m2" or "px"), objects and, where asked for, instances (None for the background); empty
             when not done.
@@ -75,6 +77,7 @@ class ImageRecord:
     figures: dict[str, Any] = field(default_factory=dict)
     iou: dict[str, float] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    limited_by: str | None = None
     outputs: dict[str, str] = field(default_factory=dict)
     formats: list[str] = field(default_factory=list)
     tracking_uri: str | None = None
@@ -87,7 +90,7 @@ class ImageRecord:
     @property
     def mpx_per_worker_second(self) -> float | None:
         """Valid output megapixels per second of one worker's time, in this and earlier calls; None without any."""
-        seconds = sum(self.seconds.get(stage, 0.0) for stage in ("read", "compute", "write"))
+        seconds = sum(self.seconds.get(stage, 0.0) for stage in STAGES)
         pixels = self.shards.get("valid_px", 0)
         return pixels / seconds / 1e6 if seconds > 0 and pixels else None
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unetpp.commit import limiting_stage
 from unetpp.errors import UnetppError
 from unetpp.geometry import Spacing
 from unetpp.package import WEIGHTS
@@ -173,6 +174,7 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
     record = replace(
         record,
         seconds={**state.seconds, **call.seconds[job.uri]},
+        limited_by=limiting_stage(state.seconds),
         outputs={**record.outputs, "report": REPORT},
         finished=utc_now(),
     )

@@ -7,15 +7,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from skimage.data import immunohistochemistry
 
 from unetpp.commit import CommitRecord, verify
-from unetpp.segment import SegmentJob, pending, progress
+from unetpp.segment import SegmentJob, ShardWorker, pending, progress
 from unetpp_workflows.executors.base import Outcome
 from unetpp_workflows.executors.local import run_local
 
@@ -137,3 +139,34 @@ def test_ctrl_c_ends_soon_and_keeps_what_is_done(prepare: Prepare) -> None:
     left = {shard.id for shard in pending(job)}
     assert threads == [] and len(seen) == 4 and not left & set(seen) and len(left) > 20
     assert run_local([prepare()], workers=2) == (Outcome(len(left)),)
+
+
+def test_one_shard_is_read_while_another_computes(
+    prepare: Prepare, hashes: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, job = prepare("expected", shard=128), prepare("overlapped", shard=128)
+    run_local([expected])
+    running = {"read": 0, "compute": 0}
+    together = {"read": 0, "compute": 0, "both": 0}
+    lock = threading.Lock()
+
+    def watched(stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            with lock:
+                running[stage] += 1
+                together[stage] = max(together[stage], running[stage])
+                together["both"] += all(running.values())
+            time.sleep(0.005)
+            try:
+                return work(*arguments)
+            finally:
+                with lock:
+                    running[stage] -= 1
+
+        return run
+
+    monkeypatch.setattr(ShardWorker, "_read", watched("read", ShardWorker._read))
+    monkeypatch.setattr(ShardWorker, "_tile", watched("compute", ShardWorker._tile))
+    assert run_local([job], workers=1) == (Outcome(12),)
+    assert together["compute"] == 1 and 1 <= together["read"] <= 2 and together["both"] > 5
+    assert hashes(job) == hashes(expected)

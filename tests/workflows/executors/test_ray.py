@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -78,14 +81,35 @@ def test_a_shard_that_kills_its_worker_is_recorded_and_the_rest_is_done(
     assert second == Outcome(4) and [shard.id for shard in pending(poisoned)] == ["2.3"]
 
 
+def test_a_shard_beside_a_poisonous_one_is_not_blamed(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = tmp_path / "beside"
+
+    class Poisoned(ShardActor):
+        def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
+            if shard == "0.1":
+                while attempt == 1 and not beside.exists():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if shard == "0.0" and attempt == 1:
+                beside.touch()
+                time.sleep(60)
+            return super().run(job, shard, attempt)
+
+    monkeypatch.setattr(ray_executor, "ShardActor", Poisoned)
+    job = prepare(engine="torch", shard=256)
+    [outcome] = run_ray([job], workers=1, attempts=2)
+    assert list(outcome.failed) == ["0.1"] and outcome.done == 3
+    assert json.loads((job.out / "commits/0.0.json").read_text())["attempt"] == 2
+
+
 def test_nothing_to_do_starts_nothing(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "ray_session", None)
     assert run_ray([]) == ()
 
 
 def test_only_names_and_numbers_travel(prepare: Prepare) -> None:
-    import json
-
     payload = prepare().to_json()
     assert len(json.dumps(payload)) < 8000
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from unetpp.errors import OutputError, UnetppError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from unetpp.segment import SegmentJob, ShardWorker
 
 ATTEMPTS = 3
+SHARDS_PER_SLOT = 2
+"""One computes while the other is read or written."""
 OnCommit = Callable[["SegmentJob", "CommitRecord"], None]
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,11 @@ class ShardQueue:
         """Return how many tasks wait; running ones may still come back."""
         return len(self._tasks)
 
+    @property
+    def retrying(self) -> bool:
+        """Say whether the next task failed before."""
+        return bool(self._tasks) and self._tasks[0].attempt > 1
+
     def take(self) -> Task | None:
         """Return the next task, None when none waits."""
         return self._tasks.popleft() if self._tasks else None
@@ -115,11 +122,38 @@ class ShardQueue:
         self._failed[task.job][task.shard] = message
 
 
+class Crew:
+    """The workers of one process: one per thread that calls, made at its first call.
+
+    Args:
+        slots: shards that may compute at once; threads beyond that read and write meanwhile.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.stop = threading.Event()
+        self._slots = threading.Semaphore(slots)
+        self._own = threading.local()
+        self._all: list[Worker] = []
+
+    def run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
+        """See `Worker.run`."""
+        if not hasattr(self._own, "worker"):
+            self._own.worker = Worker(self.stop, self._slots)
+            self._all.append(self._own.worker)
+        worker: Worker = self._own.worker
+        return worker.run(job, shard_id, attempt)
+
+    def close(self) -> None:
+        for worker in self._all:
+            worker.close()
+
+
 class Worker:
     """Computes shards one at a time, keeping the image of the last job open."""
 
-    def __init__(self, stop: Event | None = None) -> None:
+    def __init__(self, stop: threading.Event | None = None, slots: threading.Semaphore | None = None) -> None:
         self._stop = stop
+        self._slots = slots
         self._current: ShardWorker | None = None
 
     def run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
@@ -147,7 +181,7 @@ class Worker:
 
         if self._current is None or self._current.job != job:
             self.close()
-            self._current = ShardWorker(job, stop=self._stop)
+            self._current = ShardWorker(job, stop=self._stop, slots=self._slots)
         return self._current
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
-from unetpp_workflows.executors.base import ATTEMPTS, OnCommit, Outcome, Result, ShardQueue, Task, Worker
+from unetpp_workflows.executors.base import (
+    ATTEMPTS,
+    SHARDS_PER_SLOT,
+    Crew,
+    OnCommit,
+    Outcome,
+    Result,
+    ShardQueue,
+    Task,
+)
+from unetpp_workflows.machine import cpu_count
 
 if TYPE_CHECKING:
     from unetpp.segment import SegmentJob
@@ -16,9 +25,10 @@ if TYPE_CHECKING:
 def run_local(
     jobs: Sequence[SegmentJob], *, workers: int = 1, attempts: int = ATTEMPTS, on_commit: OnCommit | None = None
 ) -> tuple[Outcome, ...]:
-    """Compute every pending shard of the jobs on `workers` threads; returns one outcome per job, in their order.
+    """Compute every pending shard of the jobs, `workers` at once; returns one outcome per job, in their order.
 
     Args:
+        workers: shards that compute at once; as many again, and on a GPU one per core, are read or written meanwhile.
         attempts: tries per shard before it is recorded as failed.
         on_commit: called in the calling thread after each committed shard.
 
@@ -26,12 +36,15 @@ def run_local(
         KeyboardInterrupt: after the running tiles have ended; committed shards stay committed.
     """
     queue = ShardQueue(jobs, attempts, on_commit)
-    crew = _Crew(queue)
     workers = max(1, min(workers, len(queue)))
+    crew = Crew(workers)
+    threads = SHARDS_PER_SLOT * workers
+    if any(job.engine.device != "cpu" for job in jobs):
+        threads = max(threads, workers + cpu_count())
     try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="shard") as pool:
+        with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
             try:
-                _drain(queue, crew, pool, workers)
+                _drain(queue, crew, pool, threads)
             finally:
                 # Also on Ctrl-C and on an error of the callback: threads end at their next tile.
                 crew.stop.set()
@@ -40,33 +53,13 @@ def run_local(
     return queue.outcomes()
 
 
-def _drain(queue: ShardQueue, crew: _Crew, pool: ThreadPoolExecutor, workers: int) -> None:
+def _drain(queue: ShardQueue, crew: Crew, pool: ThreadPoolExecutor, threads: int) -> None:
     running: dict[Future[Result], Task] = {}
     while True:
-        while len(running) < workers and (task := queue.take()) is not None:
-            running[pool.submit(crew.work, task)] = task
+        while len(running) < threads and (task := queue.take()) is not None:
+            job = queue.jobs[task.job]
+            running[pool.submit(crew.run, job, task.shard, task.attempt)] = task
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             queue.settle(running.pop(future), future.result())
-
-
-class _Crew:
-    """One worker per thread, made when its thread first works."""
-
-    def __init__(self, queue: ShardQueue) -> None:
-        self.stop = threading.Event()
-        self._queue = queue
-        self._own = threading.local()
-        self._all: list[Worker] = []
-
-    def work(self, task: Task) -> Result:
-        if not hasattr(self._own, "worker"):
-            self._own.worker = Worker(self.stop)
-            self._all.append(self._own.worker)
-        worker: Worker = self._own.worker
-        return worker.run(self._queue.jobs[task.job], task.shard, task.attempt)
-
-    def close(self) -> None:
-        for worker in self._all:
-            worker.close()

@@ -1,7 +1,10 @@
 """Runs shards on Ray actors, on this machine or on a cluster; knows nothing about what a shard is.
 
-One actor is one worker and one call is one try of one shard: the actor reads its own window and writes its own shard,
-and only names and numbers travel. Every node needs the same software and sees inputs, model and outputs under the same
+One actor is one place to compute and one call is one try of one shard: the actor reads its own window and writes its
+own shard, and only names and numbers travel. An actor has two calls at a time, so that one reads or writes while the
+other computes. A shard that failed comes again alone: if its worker dies once more, no other shard pays for it.
+
+Every node needs the same software and sees inputs, model and outputs under the same
 paths. Ray's own retries are off: they would repeat a shard that kills its worker forever.
 """
 
@@ -20,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 from unetpp.errors import EngineError
 from unetpp_workflows.executors.base import (
     ATTEMPTS,
+    SHARDS_PER_SLOT,
+    Crew,
     OnCommit,
     Outcome,
     Result,
     ShardQueue,
     Task,
-    Worker,
     one_line,
 )
 
@@ -67,20 +71,19 @@ def run_ray(
     threads = max(job.engine.threads for job in queue.jobs)
     # Ray reports dead workers on standard output, which belongs to the program's results.
     with redirect_stdout(sys.stderr), ray_session(address, cpus=workers * threads):
-        crew = _Crew(queue, workers, threads)
+        actors = _Actors(queue, workers, threads)
         try:
-            crew.drain()
+            actors.drain()
         finally:
-            crew.close()
+            actors.close()
     return queue.outcomes()
 
 
 class ShardActor:
-    """The process that computes shards; Ray gives it as many OpenMP threads as CPUs."""
+    """The process that computes shards, one at a time; Ray gives it as many OpenMP threads as CPUs."""
 
     def __init__(self) -> None:
-        self._worker = Worker()
-        self._job: tuple[str, SegmentJob] | None = None
+        self._crew = Crew(slots=1)
 
     def ready(self) -> int:
         """Return the process id: the actor runs."""
@@ -89,10 +92,10 @@ class ShardActor:
     def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
         from unetpp.segment import SegmentJob
 
-        return self._worker.run(SegmentJob.from_json(job), shard, attempt)
+        return self._crew.run(SegmentJob.from_json(job), shard, attempt)
 
 
-class _Crew:
+class _Actors:
     """The actors of one call: starts them, gives them tasks, replaces the dead."""
 
     def __init__(self, queue: ShardQueue, workers: int, threads: int) -> None:
@@ -102,9 +105,10 @@ class _Crew:
         self._payloads = [job.to_json() for job in queue.jobs]
         gpus = _gpu_share(queue.jobs, workers, ray.cluster_resources().get("GPU", 0.0))
         options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        options["max_concurrency"] = SHARDS_PER_SLOT
         self._actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(ShardActor)
         self._running: dict[Any, tuple[Any, Task | None]] = {}
-        self._idle: list[Any] = []
+        self._free: dict[Any, int] = {}  # calls that each living actor can still take
         self._failed_starts = 0
         for _ in range(workers):
             self._start()
@@ -120,7 +124,7 @@ class _Crew:
     def close(self) -> None:
         import ray
 
-        for actor in {*self._idle, *(actor for actor, _ in self._running.values())}:
+        for actor in {*self._free, *(actor for actor, _ in self._running.values())}:
             ray.kill(actor)
 
     def _start(self) -> None:
@@ -128,12 +132,18 @@ class _Crew:
         self._running[actor.ready.remote()] = (actor, None)
 
     def _assign(self) -> bool:
-        """Give tasks to idle actors; False when nothing is left to wait for."""
-        while self._idle and (task := self._queue.take()) is not None:
-            actor = self._idle.pop()
+        """Give tasks to actors; False when nothing is left to wait for."""
+        while (actor := self._freest()) is not None and (task := self._queue.take()) is not None:
+            self._free[actor] -= _calls(task)
             reference = actor.run.remote(self._payloads[task.job], task.shard, task.attempt)
             self._running[reference] = (actor, task)
         return len(self._queue) > 0 or any(task is not None for _, task in self._running.values())
+
+    def _freest(self) -> Any | None:
+        """Return the actor that can take the next task and has the least to do, None where all are busy."""
+        actor = max(self._free, key=lambda actor: self._free[actor], default=None)
+        needed = SHARDS_PER_SLOT if self._queue.retrying else 1
+        return actor if actor is not None and self._free[actor] >= needed else None
 
     def _collect(self, reference: Any) -> None:
         import ray
@@ -146,17 +156,20 @@ class _Crew:
         except ray.exceptions.RayError as error:
             self._replace(actor, task, error)
             return
-        self._idle.append(actor)
-        if task is not None:
-            self._queue.settle(task, result)
-        else:
+        if task is None:
             self._failed_starts = 0
+            self._free[actor] = SHARDS_PER_SLOT
+            return
+        if actor in self._free:
+            self._free[actor] += _calls(task)
+        self._queue.settle(task, result)
 
     def _replace(self, actor: Any, task: Task | None, error: Exception) -> None:
         """Start another actor for one that died; certainly dead first, for one shard has one writer."""
         import ray
 
         ray.kill(actor)
+        first = task is None or self._free.pop(actor, None) is not None  # the dead actor's other call comes here too
         if task is not None:
             message = f"the worker process died on try {task.attempt} (killed, or out of memory)"
             self._queue.settle(task, Result(error=message))
@@ -164,7 +177,13 @@ class _Crew:
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS:
                 raise EngineError(f"Ray cannot start a worker ({one_line(error)}); is unetpp installed on every node?")
-        self._start()
+        if first:
+            self._start()
+
+
+def _calls(task: Task) -> int:
+    """Return how many of an actor's calls a task takes: all of them where it failed before."""
+    return SHARDS_PER_SLOT if task.attempt > 1 else 1
 
 
 @contextmanager
