@@ -61,6 +61,10 @@ class RegistryError(UnetppError, RuntimeError):
     """The MLflow store does not answer, or its database is damaged or from another version."""
 
 
+class PromotionError(UnetppError, RuntimeError):
+    """An alias that must not be moved now: another promotion is at work, or moved it meanwhile, or it is in use."""
+
+
 class EngineError(UnetppError, RuntimeError):
     """An inference engine that is not available, or failed to run."""
 

@@ -140,6 +140,17 @@ def blots(tmp_path: Path) -> Callable[..., Path]:
     return draw
 
 
+@pytest.fixture
+def known_speed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Let evaluations and promotions find this speed instead of measuring one for seconds; a test may change it."""
+    from unetpp_workflows import speed as module
+
+    speed = {"mpx_per_second": 2.0, "peak_mb": 100.0, "engine": "openvino", "precision": "fp32", "device": "cpu",
+             "tile": 512}  # fmt: skip
+    monkeypatch.setattr(module, "measure_speed", lambda folder: dict(speed))
+    return speed
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep every test's MLflow store out of the user's home folder."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from unetpp.errors import DataError, StoreError
+from unetpp.errors import DataError, EngineError, StoreError
 from unetpp.package import ClassInfo, load_package
 from unetpp.train.store import PatchStore
 from unetpp_workflows import evaluation_tracking
@@ -21,13 +21,14 @@ from unetpp_workflows.evaluation import Evaluation, EvaluationData, evaluate, me
 from unetpp_workflows.evaluation_tracking import evaluated, find_evaluation
 from unetpp_workflows.mlflow_store import init_store, store_uri
 from unetpp_workflows.registry import register_package, resolve
+from unetpp_workflows.speed import measure_speed
 
 PIXELS = 48 * 64
 
 
 @pytest.fixture(autouse=True)
-def short_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unetpp_workflows.evaluation._BENCH_SECONDS", 0.05)
+def no_bench(known_speed: None) -> None:
+    """Speed has a test of its own."""
 
 
 @pytest.fixture
@@ -54,10 +55,16 @@ def test_figures_are_those_computed_by_hand(
     assert [row["name"] for row in found.images] == ["a", "b", "c"]
     assert found.images[2]["confusion"] == [[PIXELS - 400, 0], [300, 100]]
     assert found.data["shared"] == {"training": None, "validation": None}
-    assert found.speed["mpx_per_second"] > 0 and found.speed["engine"] == "openvino"
     perfect = run(ink_variant(tmp_path / "loose", 112), data)
     assert perfect.figures["iou"] == {"paper": 1.0, "ink": 1.0} and perfect.figures["average_precision"]["ink"] == 1.0
     assert Evaluation.from_json(perfect.to_json()) == perfect
+
+
+def test_speed_is_measured_in_a_process_of_its_own(ink_package: Path, tmp_path: Path) -> None:
+    found = measure_speed(ink_package)
+    assert found["mpx_per_second"] > 0 and found["engine"] == "openvino" and found["tile"] == 512
+    with pytest.raises(EngineError, match=r"cannot be measured: .*no model package"):
+        measure_speed(tmp_path / "nothing")
 
 
 def test_the_page_shows_the_worst_image_and_loads_nothing(

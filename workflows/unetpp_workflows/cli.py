@@ -38,6 +38,7 @@ from unetpp_workflows.cli_options import (
     standard_output,
 )
 from unetpp_workflows.cli_prepare import prepare
+from unetpp_workflows.cli_promotion import promote, rollback
 from unetpp_workflows.cli_training import recipes, train
 
 app = typer.Typer(
@@ -66,6 +67,8 @@ app.command()(prepare)
 app.command()(train)
 app.command()(recipes)
 app.command()(evaluate)
+app.command()(promote)
+app.command()(rollback)
 app.command()(gc)
 
 

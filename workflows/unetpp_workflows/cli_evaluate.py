@@ -82,15 +82,14 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print one row per class and two lines."""
     from rich.table import Table
 
-    from unetpp_workflows.evaluation_page import model_title, text
+    from unetpp_workflows.evaluation_page import interval, model_title, text
 
     figures = evaluation.figures
     names = {"iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "boundary_f1": "boundary F1"}
     table = Table("class", *names.values(), "IoU, 95% interval", box=None, pad_edge=False, header_style="bold")
     for info in evaluation.classes:
         name = info["name"]
-        low, high = text(figures["iou_low"][name]), text(figures["iou_high"][name])
-        table.add_row(name, *(text(figures[key][name]) for key in names), f"{low} to {high}")
+        table.add_row(name, *(text(figures[key][name]) for key in names), interval(figures, name))
     data, speed = evaluation.data, evaluation.speed
     console.print(
         f"{model_title(evaluation)} on {data['name']}, split {data['split']}: {data['images']} images in "

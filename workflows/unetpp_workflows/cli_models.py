@@ -71,3 +71,34 @@ def models_alias(
 
     set_alias(name, alias, version, tracking_uri=tracking_uri)
     typer.echo(f"models:/{name}@{alias} is now version {version}")
+
+
+@models.command("delete")
+@reported()
+def models_delete(
+    name: Annotated[str, typer.Argument(help="Registered name.")],
+    version: Annotated[str, typer.Argument(help="Version, like 3.")],
+    tracking_uri: Tracking = None,
+) -> None:
+    """Delete a version; refused while it carries an alias: `unetpp models delete nuclei 3`."""
+    from unetpp_workflows.cli_promotion import print_decision
+    from unetpp_workflows.promotion import delete_version
+
+    print_decision(delete_version(name, version, tracking_uri=tracking_uri), standard_output())
+
+
+@models.command("history")
+@reported()
+def models_history(
+    name: Annotated[str, typer.Argument(help="Registered name.")], tracking_uri: Tracking = None
+) -> None:
+    """List every promotion, refusal, rollback and deletion of a model, newest first."""
+    from rich.table import Table
+
+    from unetpp_workflows.promotion import history
+
+    table = Table("when (UTC)", "version", "outcome", "champion before", "by", "MLflow run", box=None, pad_edge=False)
+    rows = history(name, tracking_uri=tracking_uri)
+    for row in rows:
+        table.add_row(row.moment[:19], row.version, row.outcome, row.champion or "none", row.by, row.run)
+    standard_output().print(table if rows else f"no decisions about {name!r} yet", markup=False)

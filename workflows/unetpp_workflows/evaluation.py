@@ -26,6 +26,7 @@ from unetpp.train.content import image_digests
 from unetpp.train.measure import Counts, Measurement, measure
 from unetpp.train.normalise import Normalise
 from unetpp.train.store import PatchSource, PatchStore
+from unetpp_workflows import speed
 from unetpp_workflows.figures import figures, number, per_class
 from unetpp_workflows.record import software
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from unetpp_workflows.registry import ResolvedModel
 
 FORMAT = 1
-_BENCH_TILE, _BENCH_SECONDS = 512, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Evaluation:
         groups: name -> {"confusion": (K, K), "calibration": (3, bins)}, summable counts.
         images: name, group, stratum and confusion (K, K) of every image.
         totals: counts over all images of what curves are drawn from: calibration, temperature, curves.
-        speed: mpx_per_second (computed, one thread of the default engine), engine, precision, device, tile, peak_mb.
+        speed: see `unetpp_workflows.speed.measure_speed`.
         skipped: images too large for boundaries and objects.
         run: the MLflow run, once there is one.
     """
@@ -165,7 +165,7 @@ def evaluate(
         groups={name: _group(counts) for name, counts in sorted(found.groups.items())},
         images=_images(data, found),
         totals={name: getattr(total, name).counts.tolist() for name in ("calibration", "temperature", "curves")},
-        speed=measure_speed(package),
+        speed=speed.measure_speed(package.folder),
         skipped=found.skipped,
         software=software(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -209,24 +209,6 @@ def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None
         else:
             shared[role] = None if fingerprint is None else 0
     return shared
-
-
-def measure_speed(package: Package) -> dict[str, Any]:
-    """Run the default engine on noise for two seconds on one thread; processor time, so other programs disturb less."""
-    from unetpp.engine.bench import bench
-
-    network = package.load_model()
-    step = network.multiple
-    side = -(-max(_BENCH_TILE, 2 * network.halo + step) // step) * step
-    row = bench(package, tiles=[side], seconds=_BENCH_SECONDS)[0]
-    return {
-        "mpx_per_second": round(row.cpu_mpx_s, 4),
-        "peak_mb": None if row.peak_mb is None else round(row.peak_mb, 1),
-        "engine": row.engine,
-        "precision": row.precision,
-        "device": row.device,
-        "tile": row.tile,
-    }
 
 
 def mean_iou(confusion: NDArray[Any]) -> float:

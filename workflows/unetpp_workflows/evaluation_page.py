@@ -73,6 +73,12 @@ def text(value: Any) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
+def interval(figures: dict[str, Any], name: str) -> str:
+    """Return the interval of a class's IoU; one group of images has none."""
+    low, high = figures["iou_low"][name], figures["iou_high"][name]
+    return "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
 def _lead(evaluation: Evaluation) -> str:
     data = evaluation.data
     images = f"{data['images']} images in {data['groups']} groups"
@@ -97,9 +103,8 @@ def _warnings(evaluation: Evaluation) -> list[str]:
 
 def _class_row(info: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
     name = info["name"]
-    low, high = text(figures["iou_low"][name]), text(figures["iou_high"][name])
     rest = ("dice", "precision", "recall", "boundary_f1", "average_precision")
-    values = [text(figures["iou"][name]), f"{low} to {high}", *(text(figures[key][name]) for key in rest)]
+    values = [text(figures["iou"][name]), interval(figures, name), *(text(figures[key][name]) for key in rest)]
     return {"name": name, "color": info["color"], "figures": values}
 
 

@@ -1,7 +1,8 @@
-"""Writes a model's card for people from its specification; measures nothing."""
+"""Writes a model's card for people from its specification, and says what a card lacks; measures nothing."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from unetpp.package import ModelSpec
@@ -55,6 +56,16 @@ def model_card(spec: ModelSpec, intended: str) -> str:
             "",
         ]
     )
+
+
+def missing_parts(spec: ModelSpec, card: str) -> list[str]:
+    """Name what a reader needs and does not find: facts of the package, and parts of the card, under any heading."""
+    facts = ("source", "licence", "limits", "training_fingerprint")
+    found = [f"model.json: training.{name}" for name in facts if not str(spec.training.get(name) or "").strip()]
+    if not spec.metrics:
+        found.append("model.json: metrics")
+    heading = r"(?im)(^#+.*|\*\*[^*\n]*)\b{}\b"
+    return found + [f"card: {part}" for part in ("use", "data", "limits") if not re.search(heading.format(part), card)]
 
 
 def _within(training: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError
-from unetpp.package import SPEC, WEIGHTS, bundled_names, bundled_package, load_package
+from unetpp.package import CARD, SPEC, WEIGHTS, bundled_names, bundled_package, load_package
 from unetpp_workflows.logged_model import DIGEST_TAG, create_version
 from unetpp_workflows.mlflow_store import (
     home,
@@ -26,6 +26,8 @@ from unetpp_workflows.mlflow_store import (
     store_uri,
 )
 
+LOCK_MARK = ".unetpp-lock."
+"""In the name of a registered model that is no model but a lock; see `unetpp_workflows.registry_lock`."""
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 
 
@@ -160,6 +162,43 @@ def list_models(*, tracking_uri: str | None = None) -> list[RegisteredVersion]:
     return rows
 
 
+def aliases_of(client: Any, uri: str, name: str) -> dict[str, str]:
+    """Return a registered model's aliases with their versions; raises `ModelNotFoundError`."""
+    with registry_errors(uri):
+        return {str(alias): str(version) for alias, version in dict(_registered(client, uri, name).aliases).items()}
+
+
+def version_of(client: Any, uri: str, name: str, version: str | None) -> str:
+    """Return the version if it exists, or the newest one for None; raises `ModelNotFoundError`."""
+    with registry_errors(uri):
+        model = _registered(client, uri, name)
+        if version is not None:
+            return str(_version(client, model, str(version)).version)
+        found = [int(row.version) for row in client.search_model_versions(f"name = '{name}'")]
+    if not found:
+        raise ModelNotFoundError(f"model {name!r} has no version; register one with `unetpp models register FOLDER`")
+    return str(max(found))
+
+
+def read_card(model: ResolvedModel, *, tracking_uri: str | None = None) -> str:
+    """Return the text of a model's card, "" where it has none. Raises `RegistryError`."""
+    if model.version is None:
+        path = model.folder / CARD
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    uri = store_uri(tracking_uri)
+    client, mlflow = init_store(uri), import_mlflow()
+    with registry_errors(uri):
+        source = client.get_model_version_download_uri(model.name, model.version)
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as scratch:
+        try:
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{source}/artifacts/package/{CARD}", dst_path=scratch, tracking_uri=uri
+            )
+            return Path(found).read_text(encoding="utf-8")
+        except (OSError, mlflow.exceptions.MlflowException):
+            return ""  # it was registered without one
+
+
 def model_id(name: str, version: str, client: Any) -> str | None:
     """Return the id of the logged model behind a registered version, or None where it has none."""
     match = re.fullmatch(r"models:/(m-[0-9a-z]+)", client.get_model_version(name, version).source or "")
@@ -231,7 +270,7 @@ def _names(client: Any) -> list[str]:
     token = None
     while True:
         page = client.search_registered_models(max_results=100, page_token=token)
-        names += [str(model.name) for model in page]
+        names += [str(model.name) for model in page if LOCK_MARK not in model.name]
         token = page.token
         if not token:
             return names

@@ -1,0 +1,82 @@
+"""One process at a time holds a model's aliases; a dead holder's lock ends, and a holder that was away notices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unetpp.errors import PromotionError
+from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.registry import list_models
+from unetpp_workflows.registry_lock import RegistryLock
+
+DIE = """
+import os, signal, sys
+from unetpp_workflows.mlflow_store import init_store
+from unetpp_workflows.registry_lock import RegistryLock
+uri, seconds = sys.argv[1], float(sys.argv[2])
+with RegistryLock(init_store(uri), uri, "ink", seconds=seconds):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def client(own_home: Path) -> Any:
+    return init_store(store_uri())
+
+
+def lock(client: Any, seconds: float = 60, name: str = "ink") -> RegistryLock:
+    return RegistryLock(client, store_uri(), name, seconds=seconds)
+
+
+def entities(client: Any) -> list[str]:
+    return [model.name for model in client.search_registered_models()]
+
+
+def test_the_second_is_told_who_holds_it_and_nothing_is_left(client: Any) -> None:
+    with lock(client) as held:
+        held.check()
+        with (
+            pytest.raises(PromotionError, match=r"\(process \d+\) is changing the aliases of 'ink', for at most"),
+            lock(client),
+        ):
+            pass
+        with lock(client, name="other"), lock(client, name="in_k"):
+            pass
+        assert entities(client) == ["ink.unetpp-lock.1"] and list_models() == []
+        held.check()
+    assert entities(client) == []
+    with lock(client):
+        pass
+
+
+def test_a_killed_holder_is_waited_for_and_then_passed_by(client: Any) -> None:
+    done = subprocess.run([sys.executable, "-c", DIE, store_uri(), "60"], timeout=120, check=False)
+    assert done.returncode == -9 and entities(client) == ["ink.unetpp-lock.1"]
+    with pytest.raises(PromotionError, match="for at most"), lock(client):
+        pass
+    client.set_registered_model_tag("ink.unetpp-lock.1", "unetpp.lock.expires", str(time.time() - 1))
+    with lock(client) as taken:
+        assert sorted(entities(client)) == ["ink.unetpp-lock.1", "ink.unetpp-lock.2"]
+        taken.check()
+        with pytest.raises(PromotionError), lock(client):
+            pass
+    assert entities(client) == []
+
+
+def test_a_holder_that_was_away_too_long_moves_nothing(client: Any) -> None:
+    with lock(client, seconds=0.2) as slow:
+        time.sleep(0.3)
+        with pytest.raises(PromotionError, match="lost its lock"):
+            slow.check()
+        with lock(client) as fresh:
+            with pytest.raises(PromotionError, match="lost its lock"):
+                slow.check()
+            slow.__exit__(None, None, None)  # it deletes its own, not the newer one
+            fresh.check()
+    assert entities(client) == []
