@@ -6,7 +6,10 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,3 +139,24 @@ def test_a_machine_without_loopback_is_told_at_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket, "create_connection", unreachable)
     with pytest.raises(EngineError, match="use the executor local"):
         ray_executor._check_loopback()
+
+
+IN_AN_ENVIRONMENT = """
+import os
+import ray
+from unetpp_workflows.executors.ray import ray_session
+with ray_session(None, cpus=1):
+    task = ray.remote(num_cpus=0, runtime_env={"env_vars": {"COLOUR": "blue"}})(lambda: os.environ["COLOUR"])
+    print(ray.get(task.remote(), timeout=100))
+"""
+
+
+def test_workers_start_from_a_folder_with_a_space(tmp_path: Path) -> None:
+    """Ray Train gives its workers an environment of their own, which Ray sets up in a shell."""
+    venv.EnvBuilder(symlinks=True).create(tmp_path / "my environment")
+    python = tmp_path / "my environment/bin/python"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ended = subprocess.run(
+        [python, "-c", IN_AN_ENVIRONMENT], capture_output=True, text=True, env=environment, timeout=200, check=False
+    )
+    assert ended.stdout.split() == ["blue"], ended.stderr

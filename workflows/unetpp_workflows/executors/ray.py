@@ -11,6 +11,7 @@ paths. Ray's own retries are off: they would repeat a shard that kills its worke
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -213,6 +214,10 @@ def _start_here(stack: ExitStack, cpus: int) -> None:
     folder = tempfile.mkdtemp(prefix="unetpp-", dir=_short_temp())
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     options = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": folder, **_QUIET}
+    if (quoted := shlex.quote(sys.executable)) != sys.executable:
+        # Ray starts workers that have an environment of their own (Ray Train's have) by a line of shell and leaves
+        # the interpreter's path as it is: in a folder with a space they would never start.
+        options["runtime_env"] = {"py_executable": quoted}
     for tries in range(1, _STARTS + 1):
         try:
             ray.init(address="local", include_dashboard=False, **options)
