@@ -2,8 +2,8 @@
 
 Columns: name, uri, status, message, fingerprint, model, model_version, model_digest, spacing, height, width (of the
 result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, seconds_<stage>, limited_by,
-shards, committed, retries (shards that needed more than one attempt), labels_sha256, finished. A class, a unit or a stage that
-an image does not have is empty there.
+shards, committed, retries (shards that needed more than one attempt), labels_sha256, finished. A class, a unit or a
+stage that an image does not have is empty there.
 """
 
 from __future__ import annotations
