@@ -6,7 +6,7 @@ BENCH := .venv-peers/bin/python
 BENCH_STAMP := .venv-peers/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup demo test check slow kernels kernels-update speed peers cpu-bench bench-train papers gpu-bench wheel-test clean
+.PHONY: help setup demo test check slow kernels kernels-update speed peers cpu-bench bench-train read-bench papers gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -18,6 +18,7 @@ help:
 	@echo "make speed       measure engines and segmentation, update the README (quiet machine, 10 minutes)"
 	@echo "make cpu-bench   compare CPU engines with other libraries, update the README (quiet machine, UNETPP_DATA, 10 minutes)"
 	@echo "make bench-train measure a training step beside other libraries, update the README (quiet machine, 15 minutes)"
+	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
 	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
 	@echo "make peers       make the environment of cpu-bench, .venv-peers (1.6 GB), apart from ours"
@@ -62,6 +63,10 @@ speed: $(STAMP)
 
 bench-train: $(STAMP) $(BENCH_STAMP)
 	@PYTHONPATH=.:kernels:tests/benchmarks $(BENCH) tests/benchmarks/train.py
+	@$(PY) tests/readme.py
+
+read-bench: $(STAMP)
+	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/read.py
 	@$(PY) tests/readme.py
 
 papers: $(STAMP)

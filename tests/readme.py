@@ -185,6 +185,25 @@ def train() -> str:
     return "\n".join(lines)
 
 
+def read() -> str:
+    path = ROOT / "tests/benchmarks/read.json"
+    if not path.is_file():
+        return "Not measured."
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| slide | OpenSlide Mpx/s | ours Mpx/s | ratio | ratio of processor time |", "|---|--:|--:|--:|--:|"]
+    for row in facts["rows"]:
+        speeds = f"{row['mpx_s']['openslide']:.0f} | {row['mpx_s']['ours']:.0f}"
+        lines.append(f"| {row['slide']} | {speeds} | {row['ratio']:.1f}x | {row['processor_ratio']:.1f}x |")
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines += [
+        "",
+        f"One caller reads windows of 1024² px and a halo of 64, with equal pixels; medians of {facts['rounds']} "
+        f"interleaved rounds; {facts['cpu']}, {facts['cores']} cores, load {facts['load_before']} before; {versions}; "
+        f"commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
 def tree() -> str:
     """One line per module: its name and the first clause of its first sentence."""
     lines = ["```"]
@@ -208,7 +227,7 @@ def _first_clause(path: Path) -> str:
 
 
 def render(text: str) -> str:
-    parts = {"models": models, "speed": speed, "cpu": cpu, "train": train, "gpu": gpu, "tree": tree}
+    parts = {"models": models, "speed": speed, "cpu": cpu, "train": train, "gpu": gpu, "read": read, "tree": tree}
     for name, part in parts.items():
         content = part()
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +92,10 @@ def _add(total: dict[str, float], seconds: Any) -> None:
         total[name] = total.get(name, 0.0) + value
 
 
-def provenance() -> dict[str, Any]:
+def provenance(
+    script: str = "tests/benchmarks/speed.py", packages: Sequence[str] = ("torch", "openvino", "numpy", "zarr")
+) -> dict[str, Any]:
+    """Return what a figure needs beside it: date, commit, command, processor, load and versions."""
     from importlib.metadata import version
 
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -102,12 +106,12 @@ def provenance() -> dict[str, Any]:
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULT.parent
         ).stdout.strip(),
-        "command": "python " + " ".join(["tests/benchmarks/speed.py", *sys.argv[1:]]),
+        "command": "python " + " ".join([script, *sys.argv[1:]]),
         "cpu": cpu,
         "cores": os.cpu_count(),
         "features": [name for name in ("avx512_bf16", "amx_bf16") if name in flags],
         "load_before": round(os.getloadavg()[0], 2),
-        "versions": {name: version(name) for name in ("torch", "openvino", "numpy", "zarr")},
+        "versions": {name: version(name) for name in packages},
         "gpu": "not measured",
     }
 

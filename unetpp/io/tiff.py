@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import tifffile
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box
+from unetpp.io import jpeg
 from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
 
@@ -25,6 +30,16 @@ GDAL_NODATA = 42113
 
 FINEST_PRINT_SPACING_UM = 20.0
 """TIFF software writes 72, 96, 300 or 600 dpi (353 to 42 um) where nobody measured; a microscope is finer than this."""
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """One tile or strip: where its bytes are (level, number of the page, index in the page) and its pixels go."""
+
+    page: Any
+    key: tuple[int, int, int]
+    box: Box
+    samples: slice
 
 
 class TiffPages:
@@ -84,23 +99,46 @@ class TiffPages:
 
     def read(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
         """Return (H, W, samples) of a box inside the level, and validity (False where a segment was never written)."""
-        pages = self.levels[level]
         pixels = np.zeros((*box.shape, self.samples), self.dtype)
         valid = np.ones(box.shape, bool)
-        for number, page in enumerate(pages):
+        segments = self._segments(box, level)
+        for segment, block in zip(segments, self._decoded(segments, box), strict=True):
+            part = segment.box.intersect(box)
+            if block is None:
+                valid[part.slices(box)] = False
+            elif part.area:
+                pixels[..., segment.samples][part.slices(box)] = block[part.slices(segment.box)]
+        return pixels, None if valid.all() else valid
+
+    def is_whole(self, box: Box, level: int) -> bool:
+        """Say whether every segment that the box touches was written."""
+        return all(segment.page.databytecounts[segment.key[2]] > 0 for segment in self._segments(box, level))
+
+    def _segments(self, box: Box, level: int) -> list[_Segment]:
+        """Return the segments that a box inside the level touches."""
+        found = []
+        height, width = self.sizes[level]
+        for number, page in enumerate(self.levels[level]):
             rows, columns, per_plane = self._grid(page, level)
             layout = page.keyframe
             planes = 1 if layout.planarconfig == 1 else layout.samplesperpixel
-            length, width = layout.chunks[0], layout.chunks[1]
+            length, across = layout.chunks[0], layout.chunks[1]
             for plane in range(planes):
                 first = number * layout.samplesperpixel + plane
                 samples = slice(first, first + (layout.samplesperpixel if planes == 1 else 1))
                 for row in range(box.y0 // length, min(-(-box.y1 // length), rows)):
-                    for column in range(box.x0 // width, min(-(-box.x1 // width), columns)):
+                    for column in range(box.x0 // across, min(-(-box.x1 // across), columns)):
                         index = plane * per_plane + row * columns + column
-                        corner = (row * length, column * width)
-                        self._paste(page, (level, number, index), corner, box, pixels[..., samples], valid)
-        return pixels, None if valid.all() else valid
+                        y, x = row * length, column * across
+                        here = Box(y, x, y + length, x + across).clip(height, width)
+                        found.append(_Segment(page, (level, number, index), here, samples))
+        return found
+
+    def _decoded(self, segments: list[_Segment], box: Box) -> list[Pixels | None]:
+        if len(segments) < 2:
+            return [self._segment(segment, box) for segment in segments]
+        # Codecs let go of the interpreter, so that threads decode at once.
+        return list(_decoders().map(lambda segment: self._segment(segment, box), segments))
 
     def _grid(self, page: Any, level: int) -> tuple[int, int, int]:
         height, width = self.sizes[level]
@@ -108,28 +146,14 @@ class TiffPages:
         rows, columns = -(-height // length), -(-width // across)
         return rows, columns, rows * columns
 
-    def _paste(
-        self, page: Any, key: tuple[int, int, int], corner: tuple[int, int], box: Box, out: Pixels, valid: Mask
-    ) -> None:
-        block = self._segment(page, key, box)
-        y0, x0 = corner
-        if block is None:
-            length, width = page.keyframe.chunks[:2]
-            hole = Box(y0, x0, y0 + length, x0 + width).intersect(box)
-            valid[hole.slices(box)] = False
-            return
-        here = Box(y0, x0, y0 + block.shape[0], x0 + block.shape[1])
-        part = here.intersect(box)
-        if part.area:
-            out[part.slices(box)] = block[part.slices(here)]
-
-    def _segment(self, page: Any, key: tuple[int, int, int], box: Box) -> Pixels | None:
+    def _segment(self, segment: _Segment, box: Box) -> Pixels | None:
+        key = segment.key
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
         try:
-            block = self._decode(page, key[2])
+            block = self._decode(segment)
         except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
             raise CorruptImageError(
                 f"{self.path}: tile {key[2]} of level {key[0]} in {box} does not decode ({first_line(error)}); "
@@ -139,7 +163,8 @@ class TiffPages:
             self._keep(key, block)
         return block
 
-    def _decode(self, page: Any, index: int) -> Pixels | None:
+    def _decode(self, segment: _Segment) -> Pixels | None:
+        page, index = segment.page, segment.key[2]
         size = page.databytecounts[index]
         if size == 0:
             return None
@@ -148,9 +173,12 @@ class TiffPages:
             data = self._file.filehandle.read(size)
         if len(data) != size:
             raise EOFError(f"{len(data)} of {size} bytes in the file")
-        block, _, shape = page.keyframe.decode(
-            data, index, jpegtables=page.jpegtables, jpegheader=page.keyframe.jpegheader
-        )
+        layout = page.keyframe
+        if layout.jpegheader is None and jpeg.understands(
+            layout.compression, layout.photometric, layout.samplesperpixel, layout.planarconfig, self.dtype
+        ):
+            return jpeg.decode(data, page.jpegtables, layout.photometric, segment.box.shape)
+        block, _, shape = layout.decode(data, index, jpegtables=page.jpegtables, jpegheader=layout.jpegheader)
         if block is None:
             raise ValueError("no data")
         return np.asarray(block)[0, : shape[1], : shape[2]]
@@ -167,6 +195,13 @@ class TiffPages:
     def close(self) -> None:
         self._file.close()
         self._cache.clear()
+
+
+@functools.cache
+def _decoders() -> ThreadPoolExecutor:
+    """Return the threads that decode for all readers of this process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(cores, thread_name_prefix="decode")
 
 
 def page_tags(path: Path) -> dict[int, Any]:

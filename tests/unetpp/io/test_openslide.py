@@ -147,3 +147,103 @@ def test_closing_twice_is_harmless(data_dir: Path) -> None:
     with open_raster(data_dir / CMU) as raster:
         raster.close()
     raster.close()
+
+
+@pytest.fixture(scope="module")
+def pyramid(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JPEG pyramid of real tissue whose levels halve exactly and whose edge tiles are cut."""
+    with openslide.OpenSlide(data_dir / CMU) as slide:
+        pixels = np.asarray(slide.read_region((100, 50), 0, (1112, 904)))[..., :3]
+    path = tmp_path_factory.mktemp("pyramid") / "pyramid.tif"
+    with tifffile.TiffWriter(path) as file:
+        for index in range(3):
+            extra: dict[str, Any] = {"subfiletype": 1} if index else {}
+            options = {"tile": (240, 256), "compression": "jpeg", "photometric": "rgb", "metadata": None}
+            file.write(np.ascontiguousarray(pixels[:: 2**index, :: 2**index]), **options, **extra)
+    return path
+
+
+def _read_fast(raster: Any, box: Box, level: int) -> Any:
+    """Read, and make sure that OpenSlide is not asked again."""
+    real = raster._read_region
+    raster._read_region = None
+    try:
+        return raster.read(box, level)
+    finally:
+        raster._read_region = real
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_levels_of_an_exact_pyramid_equal_openslide_without_it(
+    pyramid: Path, boxes: Callable[..., list[Box]], level: int
+) -> None:
+    with open_raster(pyramid) as raster:
+        raster.read(Box(0, 0, 9, 9), level)  # the comparison with OpenSlide
+        for box in [*boxes(raster, level, count=20), raster.levels[level].box]:
+            window = _read_fast(raster, box, level)
+            assert window.valid.all()
+            np.testing.assert_array_equal(window.pixels, _openslide_pixels(pyramid, box, level))
+
+
+@pytest.mark.parametrize("name", [CMU, TCGA, GIARDIA])
+def test_real_slides_are_read_without_openslide(data_dir: Path, name: str) -> None:
+    with open_raster(data_dir / name) as raster:
+        first = raster.read(Box(77, 33, 99, 66)).pixels
+        np.testing.assert_array_equal(_read_fast(raster, Box(77, 33, 99, 66), 0).pixels, first)
+
+
+def _drop(path: Path, tile: int, *, page: int = 0) -> None:
+    """Say in the directory that a tile was never written."""
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[page].tags
+        for name in ("TileOffsets", "TileByteCounts"):
+            values = list(tags[name].value)
+            values[tile] = 0
+            tags[name].overwrite(values)
+
+
+def test_a_tile_that_was_never_written_is_openslides_affair(pyramid: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copyfile(pyramid, tmp_path / "gap.tif"))
+    _drop(path, 6)  # row 1, column 1 of 5 x 4 tiles
+    gap, edge = Box(240, 256, 480, 512), Box(200, 200, 300, 600)
+    with open_raster(path) as raster:
+        window = raster.read(edge)
+        assert not window.valid[gap.intersect(edge).slices(edge)].any()
+        assert window.valid.sum() == edge.area - gap.intersect(edge).area
+        outside = window.valid
+        np.testing.assert_array_equal(window.pixels[outside], _openslide_pixels(pyramid, edge, 0)[outside])
+
+
+def test_where_tiles_differ_from_openslide_its_pixels_count(
+    pyramid: Path, boxes: Callable[..., list[Box]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetpp.io import jpeg
+
+    decode = jpeg.decode
+    monkeypatch.setattr(jpeg, "decode", lambda *arguments: decode(*arguments) ^ 1)
+    with open_raster(pyramid) as raster:
+        for box in boxes(raster, 0):
+            np.testing.assert_array_equal(raster.read(box).pixels, _openslide_pixels(pyramid, box, 0))
+
+
+@pytest.mark.parametrize("damage", ["noise", "a tail of zeros", "no end"])
+def test_a_jpeg_that_other_decoders_would_guess_is_refused(data_dir: Path, tmp_path: Path, damage: str) -> None:
+    path = Path(shutil.copyfile(data_dir / CMU, tmp_path / "damaged.svs"))
+    path.chmod(0o644)
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[0]
+        offset, count = page.dataoffsets[23], page.databytecounts[23]
+        columns = -(-page.imagewidth // page.tilewidth)
+    with path.open("r+b") as stream:
+        start = {"noise": count // 2, "a tail of zeros": count - 300, "no end": count - 2}[damage]
+        length = {"noise": 64, "a tail of zeros": 300, "no end": 2}[damage]
+        stream.seek(offset + start)
+        stream.write(np.random.default_rng(3).bytes(length) if damage == "noise" else bytes(length))
+    row, column = divmod(23, columns)
+    box = Box(row * 240, column * 240, row * 240 + 240, column * 240 + 240)
+    with tifffile.TiffFile(path) as file:
+        file.pages[0].asarray()  # reads it all and says nothing
+    with open_raster(path) as raster:
+        raster.read(Box(0, 0, 240, 240))
+        with pytest.raises(CorruptImageError, match="tile 23 of level 0"):
+            raster.read(box)

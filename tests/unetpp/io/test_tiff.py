@@ -109,7 +109,7 @@ def test_one_strip_decodes_once_for_many_windows(make: Any, monkeypatch: pytest.
     decoded: list[int] = []
     decode = tiff.TiffPages._decode
     monkeypatch.setattr(
-        tiff.TiffPages, "_decode", lambda self, page, index: (decoded.append(index), decode(self, page, index))[1]
+        tiff.TiffPages, "_decode", lambda self, segment: (decoded.append(segment.key[2]), decode(self, segment))[1]
     )
     with TiffRaster(path) as raster:
         for row in range(0, 90, 10):
