@@ -107,7 +107,7 @@ def print_decision(decision: Decision, console: Console) -> None:
         console.print(table)
     model = f"models:/{decision.name}/{decision.version}"
     before = f"version {decision.champion}" if decision.champion else "none"
-    sentence = {
+    sentences: dict[str, str] = {
         "promoted": f"{model} is now @champion; before: {before}",
         "refused": f"{model} was not promoted: {sum(not gate.passed for gate in decision.gates)} gate(s) failed; "
         f"champion: {before}",
@@ -116,7 +116,7 @@ def print_decision(decision: Decision, console: Console) -> None:
         "would refuse": f"dry run: {model} would not be promoted; champion: {before}",
         "rolled back": f"{model} is @champion again; before: {before}",
         "deleted": f"{model} is deleted",
-    }[decision.outcome]
-    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    }
+    console.print(sentences[decision.outcome], markup=False, highlight=False, soft_wrap=True)
     if decision.run:
         console.print(f"MLflow run {decision.run}", highlight=False)

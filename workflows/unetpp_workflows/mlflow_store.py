@@ -21,6 +21,8 @@ from filelock import FileLock
 from unetpp.errors import OutputError, RegistryError
 
 _LOCK_SECONDS = 120.0
+_ADVISORY_KEY = 0x756E657470702B2B
+"""Bytes of "unetpp++": nothing else in the database is likely to lock this number."""
 _SERVER = ("http://", "https://")
 _ready: set[str] = set()
 
@@ -42,14 +44,20 @@ def init_store(uri: str) -> Any:
     """Return an `MlflowClient` on `uri`, creating the database on first use.
 
     Two processes that create one SQLite schema at the same time leave a database that never opens again, so the
-    first contact of every process with a database happens under a file lock.
+    first contact of every process with a database happens under a file lock; with PostgreSQL, which several machines
+    may reach, under a lock in the database too.
 
     Raises:
         RegistryError: the database is damaged or from another MLflow, or the server does not answer.
         OutputError: the database's folder cannot be written.
     """
-    lock = contextlib.nullcontext() if uri in _ready or uri.startswith(_SERVER) else locked(uri)
-    with lock, registry_errors(uri):
+    first = uri not in _ready and not uri.startswith(_SERVER)
+    with contextlib.ExitStack() as held:
+        if first:
+            held.enter_context(locked(uri))
+        held.enter_context(registry_errors(uri))
+        if first and uri.startswith("postgres"):
+            held.enter_context(_database_locked(uri))
         client = import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
         if uri not in _ready:
             client.search_experiments(max_results=1)
@@ -76,6 +84,16 @@ def locked(uri: str) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def _database_locked(uri: str) -> Iterator[None]:
+    """Hold a PostgreSQL advisory lock; it ends with its connection, however the process ends."""
+    from sqlalchemy import NullPool, create_engine, text
+
+    with create_engine(uri, poolclass=NullPool).connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_KEY})
+        yield
+
+
 def experiment(client: Any, uri: str, name: str) -> str:
     """Return the id of an experiment, created on first use with its artifacts beside the database."""
     found = client.get_experiment_by_name(name)
@@ -87,7 +105,22 @@ def experiment(client: Any, uri: str, name: str) -> str:
         location = ((database.parent if database else home()) / "mlartifacts" / name).as_uri()
     with locked(uri):
         found = client.get_experiment_by_name(name)
-        return str(found.experiment_id if found else client.create_experiment(name, artifact_location=location))
+        if found is not None:
+            return str(found.experiment_id)
+        with made_elsewhere():
+            return str(client.create_experiment(name, artifact_location=location))
+        return str(client.get_experiment_by_name(name).experiment_id)
+
+
+@contextmanager
+def made_elsewhere() -> Iterator[None]:
+    """Pass over the error of making what another machine, which shares no lock with this one, has just made."""
+    mlflow = import_mlflow()
+    try:
+        yield
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 @contextmanager

@@ -27,7 +27,9 @@ EXPERIMENT = "unetpp-promotion"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 JSON, PAGE = "decision.json", "decision.html"
 OUTCOME_TAG, VERSION_TAG = "unetpp.decision.outcome", "unetpp.decision"
-Outcome = Literal["promoted", "refused", "unchanged", "would promote", "would refuse", "rolled back", "deleted"]
+Outcome = Literal[
+    "promoted", "refused", "unchanged", "would promote", "would refuse", "rolled back", "deleted", "failed"
+]
 
 
 def _now() -> str:
@@ -274,6 +276,7 @@ def _recorded(
             if action is not None:
                 action()
         except BaseException:
+            log(client, run_id, tags={OUTCOME_TAG: "failed"})
             client.set_terminated(run_id, "FAILED")
             raise
         log(client, run_id, tags={OUTCOME_TAG: decision.outcome})

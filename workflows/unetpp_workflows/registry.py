@@ -21,6 +21,7 @@ from unetpp_workflows.mlflow_store import (
     import_mlflow,
     init_store,
     locked,
+    made_elsewhere,
     registry_errors,
     shown,
     store_uri,
@@ -97,7 +98,8 @@ def register_package(
             version = str(max(int(row.version) for row in same))
         else:
             if name not in _names(client):
-                client.create_registered_model(name)
+                with made_elsewhere():
+                    client.create_registered_model(name)
             version = create_version(client, uri, package, name, run_id)
     if alias:
         set_alias(name, alias, version, tracking_uri=uri)
