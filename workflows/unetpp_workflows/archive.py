@@ -1,9 +1,9 @@
 """One row per image of an output folder, as a table of all runs into it; knows records, segments nothing.
 
 Columns: name, uri, status, message, fingerprint, model, model_version, model_digest, spacing, height, width (of the
-result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, seconds_<stage>, limited_by,
-shards, committed, retries (shards that needed more than one attempt), labels_sha256, finished. A class, a unit or a
-stage that an image does not have is empty there.
+result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, shadow_agreement,
+seconds_<stage>, limited_by, shards, committed, retries (shards that needed more than one attempt), labels_sha256,
+finished. A class, a unit or a stage that an image does not have is empty there.
 """
 
 from __future__ import annotations
@@ -155,6 +155,8 @@ def _row(folder: Path, record: ImageRecord) -> Row:
         for counted in ("objects", "instances"):
             if info.get(counted) is not None:
                 row[f"{counted}_{info['name']}"] = info[counted]
+    if record.shadow is not None:
+        row["shadow_agreement"] = record.shadow["agreement"]
     row |= {
         "shards": record.shards.get("total"),
         "committed": record.shards.get("committed"),

@@ -121,6 +121,12 @@ def segment(
         str | None, typer.Option("--since", help="Only files changed after this date or time: 2026-11-01.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Forget what is finished and segment it anew.")] = False,
+    shadow: Annotated[
+        str | None, typer.Option("--shadow", help="Second model to compare with; its results stay aside.")
+    ] = None,
+    shadow_share: Annotated[
+        float | None, typer.Option("--shadow-share", help="Share of the images it takes, chosen by hash; default 0.1.")
+    ] = None,
     tracking_uri: Tracking = None,
     config: Config = None,
     sets: Sets = None,
@@ -135,6 +141,7 @@ def segment(
         unetpp segment archive/ --config run.toml -o out --set tiling.core=512
         unetpp segment archive.csv -m nuclei -o out --retry
         unetpp segment slide.svs -m nuclei -o out --formats geojson.gz,ome-tiff
+        unetpp segment archive/ -m models:/nuclei@champion --shadow models:/nuclei@challenger -o out
 
     Writes for each image: OME-Zarr labels with pyramid, polygons, areas, a GeoTIFF for scenes, a report page and
     a run record. A configuration file holds what the options hold and more:
@@ -150,6 +157,7 @@ def segment(
     from unetpp_workflows.config import load_config
     from unetpp_workflows.pipeline import segment as run
     from unetpp_workflows.selection import Selection, parse_moment
+    from unetpp_workflows.shadow import check_shadow, print_shadow, run_shadow
     from unetpp_workflows.summary import print_summary
 
     options = {
@@ -160,12 +168,18 @@ def segment(
         "executor.workers": workers,
         "output.formats": formats,
         "output.instances": instances,
+        "shadow.model": shadow,
+        "shadow.share": shadow_share,
     }
     resolved = load_config(config, options=options, sets=sets or ())
     console = standard_output()
     selection = Selection(retry=retry, since=parse_moment(since) if since else None, force=force)
+    if resolved.shadow.model:
+        check_shadow(resolved)
     summary = run(inputs, output=output, config=resolved, selection=selection, console=console)
     print_summary(summary, console)
+    if resolved.shadow.model:
+        print_shadow(run_shadow(summary, inputs, output=output, config=resolved, console=console), console)
     raise typer.Exit(summary.exit_code)
 
 

@@ -108,6 +108,13 @@ class OutputConfig(_Section):
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+class ShadowConfig(_Section):
+    """A second model that segments a share of the images unseen, to be compared; never changes a result."""
+
+    model: str = ""
+    share: float = Field(default=0.1, gt=0, le=1)
+
+
 class RunConfig(_Section):
     """One `unetpp segment` call, without its inputs and its output folder."""
 
@@ -119,6 +126,7 @@ class RunConfig(_Section):
     tracking: TrackingConfig = TrackingConfig()
     truth: TruthConfig = TruthConfig()
     output: OutputConfig = OutputConfig()
+    shadow: ShadowConfig = ShadowConfig()
 
     def result_hash(self) -> str:
         """Return the SHA-256 (hex) of every setting that can change a result; a mask counts by its content."""

@@ -17,6 +17,9 @@ A gates file is TOML; what it leaves out has the defaults below:
     [memory]
     share = 1.25
     most_mb = 2000.0
+    [shadow]
+    agreement = 0.9                        # share of pixels on which both agree where the challenger ran as a shadow
+    images = 0                             # on at least so many images; without any and with 0 this is not asked
     [leak]
     training = 0                           # images of the evaluation that the training may have seen
     validation = 0
@@ -42,7 +45,7 @@ from unetpp_workflows.model_card import missing_parts
 
 _NOISE_MB = 32.0
 """By which two measurements of one model's memory may differ."""
-GateName = Literal["non_inferiority", "first", "floors", "calibration", "speed", "memory", "card", "leak"]
+GateName = Literal["non_inferiority", "first", "floors", "calibration", "speed", "memory", "card", "leak", "shadow"]
 
 
 class _Section(BaseModel):
@@ -90,6 +93,13 @@ class LeakGate(_Section):
     validation: int = Field(default=0, ge=0)
 
 
+class ShadowGate(_Section):
+    """Least agreement with the champion, pooled over pixels, where the challenger ran as its shadow."""
+
+    agreement: float = Field(default=0.9, ge=0, le=1)
+    images: int = Field(default=0, ge=0)
+
+
 class Gates(_Section):
     """All gates; see the module."""
 
@@ -100,6 +110,7 @@ class Gates(_Section):
     speed: SpeedGate = SpeedGate()
     memory: MemoryGate = MemoryGate()
     leak: LeakGate = LeakGate()
+    shadow: ShadowGate = ShadowGate()
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,14 @@ class Candidate:
     card: str
     evaluation: Evaluation
     speed: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShadowEvidence:
+    """What shadow runs of a challenger beside the champion came to; `agreement` is None without any image."""
+
+    images: int
+    agreement: float | None
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,9 @@ def load_gates(file: Path | None) -> Gates:
     return validate(Gates, read_toml(file) if file else {}, source=str(file or "gates"))
 
 
-def judge(gates: Gates, challenger: Candidate, champion: Candidate | None) -> list[GateResult]:
+def judge(
+    gates: Gates, challenger: Candidate, champion: Candidate | None, shadow: ShadowEvidence | None = None
+) -> list[GateResult]:
     """Return one result per question asked.
 
     Without a champion there is nothing to compare with: the gate `first` asks instead whether the model beats the best
@@ -147,6 +168,7 @@ def judge(gates: Gates, challenger: Candidate, champion: Candidate | None) -> li
         "memory": lambda: _memory(gates.memory, challenger, champion),
         "card": lambda: _card(challenger),
         "leak": lambda: _leak(gates.leak, challenger),
+        "shadow": lambda: _shadow(gates.shadow, shadow or ShadowEvidence(0, None)) if champion else [],
     }
     return [result for name, ask in asked.items() if name not in gates.off for result in ask()]
 
@@ -275,6 +297,15 @@ def _leak(gate: LeakGate, challenger: Candidate) -> list[GateResult]:
             results.append(GateResult(what, False, "the package does not say what it was trained on", most))
         else:
             results.append(GateResult(what, shared <= limit, f"{shared}", most, float(limit - shared)))
+    return results
+
+
+def _shadow(gate: ShadowGate, found: ShadowEvidence) -> list[GateResult]:
+    results = []
+    if gate.images:
+        results.append(_least("shadow, images compared", found.images, gate.images))
+    if found.agreement is not None:
+        results.append(_least(f"shadow, agreement on {found.images} image(s)", found.agreement, gate.agreement))
     return results
 
 

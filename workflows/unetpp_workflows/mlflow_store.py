@@ -112,6 +112,20 @@ def experiment(client: Any, uri: str, name: str) -> str:
         return str(client.get_experiment_by_name(name).experiment_id)
 
 
+def runs_of(client: Any, uri: str, name: str, wanted: str) -> list[Any]:
+    """Return all runs of an experiment that a filter takes, newest first; none where it does not exist yet."""
+    found: list[Any] = []
+    with registry_errors(uri):
+        where, token = client.get_experiment_by_name(name), None
+        while where is not None:
+            page = client.search_runs([where.experiment_id], wanted, max_results=500, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                break
+    return found
+
+
 @contextmanager
 def made_elsewhere() -> Iterator[None]:
     """Pass over the error of making what another machine, which shares no lock with this one, has just made."""

@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unetpp.errors import ModelNotFoundError, PromotionError, RegistryError
-from unetpp_workflows.gates import Candidate, GateResult, Gates, judge
-from unetpp_workflows.mlflow_store import experiment, import_mlflow, init_store, locked, registry_errors, store_uri
+from unetpp_workflows.gates import Candidate, GateResult, Gates, ShadowEvidence, judge
+from unetpp_workflows.mlflow_store import (
+    experiment,
+    import_mlflow,
+    init_store,
+    locked,
+    registry_errors,
+    runs_of,
+    store_uri,
+)
 from unetpp_workflows.registry import aliases_of, read_card, resolve, version_of
 from unetpp_workflows.registry_lock import RegistryLock, holder
-from unetpp_workflows.tracking import flat, log, numbers
+from unetpp_workflows.tracking import SEGMENTATION, flat, log, numbers
 
 EXPERIMENT = "unetpp-promotion"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -111,7 +119,8 @@ def promote(
     found = {
         side: _candidate(name, number, store, split, device, uri, on_image) for side, number in sorted(sides.items())
     }
-    results = judge(gates, found[CHALLENGER], found.get(CHAMPION))
+    shadow = shadow_evidence(client, uri, found[CHAMPION], found[CHALLENGER]) if champion else None
+    results = judge(gates, found[CHALLENGER], found.get(CHAMPION), shadow)
     passed = all(result.passed for result in results)
     outcome: Outcome = "promoted" if passed else "refused"
     if dry_run:
@@ -195,19 +204,18 @@ def history(name: str, *, tracking_uri: str | None = None) -> list[Decision]:
     """Return every decision about a model, newest first. Raises `RegistryError`."""
     uri = store_uri(tracking_uri)
     client = init_store(uri)
-    found: list[Decision] = []
-    with registry_errors(uri):
-        where = client.get_experiment_by_name(EXPERIMENT)
-        token = None
-        while where is not None:
-            page = client.search_runs(
-                [where.experiment_id], f"tags.`{VERSION_TAG}.name` = '{name}'", max_results=200, page_token=token
-            )
-            found += [_from_run(row) for row in page]
-            token = page.token
-            if not token:
-                break
+    found = [_from_run(row) for row in runs_of(client, uri, EXPERIMENT, f"tags.`{VERSION_TAG}.name` = '{name}'")]
     return sorted(found, key=lambda decision: decision.moment, reverse=True)
+
+
+def shadow_evidence(client: Any, uri: str, champion: Candidate, challenger: Candidate) -> ShadowEvidence:
+    """Add up the agreement of all segmentations of the champion that the challenger shadowed."""
+    digests = champion.evaluation.model["digest"], challenger.evaluation.model["digest"]
+    wanted = "tags.`unetpp.model.digest` = '{}' and tags.`unetpp.shadow.digest` = '{}'".format(*digests)
+    rows = [row.data.metrics for row in runs_of(client, uri, SEGMENTATION, wanted)]
+    px = sum(row["shadow.px"] for row in rows)
+    same = sum(row["shadow.agreement"] * row["shadow.px"] for row in rows)
+    return ShadowEvidence(len(rows), same / px if px else None)
 
 
 def _candidate(

@@ -50,6 +50,8 @@ class ImageRecord:
         shards: total, committed (now or in an earlier call), invalid (committed without a valid pixel), valid_px,
             retries (shards that took more than one attempt), sha256 (over the shards' hashes),
             failed {"row.col": message}.
+        shadow: Second model's name, version, digest, uri, key and run, with agreement (share of px valid in both that
+            have the same class), px, and iou per class between both; None where it did not take part.
         seconds: read, compute and write, each summed over workers and calls, then the steps of this call.
         limited_by: the stage that decided the speed of the shards: read, compute or write.
         figures: valid_px, method (how areas were measured), and classes with name, value, color, background, px,
@@ -76,6 +78,7 @@ class ImageRecord:
     shards: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     iou: dict[str, float] | None = None
+    shadow: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     limited_by: str | None = None
     outputs: dict[str, str] = field(default_factory=dict)

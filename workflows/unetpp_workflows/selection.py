@@ -19,14 +19,18 @@ class Selection:
         retry: only those that an earlier run left failed, partial or damaged.
         since: only those whose file changed after this moment; remote images always count as changed.
         force: work on finished ones anew, too.
+        only: these URIs; None for all.
     """
 
     retry: bool = False
     since: datetime | None = None
     force: bool = False
+    only: frozenset[str] | None = None
 
     def takes(self, source: Source) -> bool:
         """Say whether an image is to be worked on."""
+        if self.only is not None and source.uri not in self.only:
+            return False
         if self.retry and not _needs_another_try(source.folder):
             return False
         if self.since is None or "://" in source.uri:

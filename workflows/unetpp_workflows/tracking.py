@@ -91,6 +91,9 @@ def _metrics(record: ImageRecord) -> dict[str, float]:
         values[f"px.{entry['name']}"] = entry["px"]
         values[f"objects.{entry['name']}"] = entry.get("objects")
     values |= {f"iou.{name}": value for name, value in (record.iou or {}).items()}
+    shadow = record.shadow or {}
+    values |= {"shadow.agreement": shadow.get("agreement"), "shadow.px": shadow.get("px")}
+    values |= {f"shadow.iou.{name}": value for name, value in shadow.get("iou", {}).items()}
     values |= {f"seconds.{stage}": value for stage, value in record.seconds.items()}
     values["mpx_per_worker_second"] = record.mpx_per_worker_second
     return numbers(values)
@@ -107,6 +110,7 @@ def _tags(record: ImageRecord, folder: Path) -> dict[str, str]:
         "unetpp.version": record.software.get("unetpp"),
         "unetpp.executor": record.executor.get("kind"),
         **{f"unetpp.model.{name}": record.model.get(name) for name in ("name", "version", "digest", "alias", "uri")},
+        **{f"unetpp.shadow.{name}": (record.shadow or {}).get(name) for name in ("name", "version", "digest", "run")},
     }
     return {name: str(value)[:_VALUE_CHARS] for name, value in tags.items() if value is not None}
 
