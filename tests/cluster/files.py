@@ -18,15 +18,13 @@ FILES = sorted(
 
 def commands(file: Path, program: str) -> list[list[str]]:
     """Return the arguments of every call of a program in a file; shell variables are replaced by 1."""
-    found = []
-    for text in _texts(file):
-        for line in text.splitlines():
-            plain = re.sub(r"\$+\(\(.*?\)\)|\$+\([^()]*\)|\$+\{[^}]*\}|\$+\w+", "1", line)
-            for match in re.finditer(
-                rf"(?<![\w.=:-])(?<!executor )(?<! -n )(?<!COPY ){program} +(?=[a-z-])([^|;&()`]*)", plain
-            ):
-                found.append(shlex.split(re.sub(r"\s\d?[<>].*", "", match[1])))
-    return found
+    calls = re.compile(rf"(?<![\w.=:-])(?<!executor )(?<! -n )(?<!COPY ){program} +(?=[a-z-])([^|;&()`]*)")
+    lines = [_plain(line) for text in _texts(file) for line in text.splitlines()]
+    return [shlex.split(re.sub(r"\s\d?[<>].*", "", match[1])) for line in lines for match in calls.finditer(line)]
+
+
+def _plain(line: str) -> str:
+    return re.sub(r"\$+\(\(.*?\)\)|\$+\([^()]*\)|\$+\{[^}]*\}|\$+\w+", "1", line)
 
 
 def _texts(file: Path) -> Iterator[str]:
