@@ -12,6 +12,7 @@ import typer
 
 from unetpp_workflows.cli_evaluate import evaluate
 from unetpp_workflows.cli_gc import gc
+from unetpp_workflows.cli_lineage import lineage
 from unetpp_workflows.cli_models import models
 from unetpp_workflows.cli_options import (
     DONE,
@@ -69,6 +70,7 @@ app.command()(recipes)
 app.command()(evaluate)
 app.command()(promote)
 app.command()(rollback)
+app.command()(lineage)
 app.command()(gc)
 
 
