@@ -10,13 +10,13 @@ then read fill values without an error. Bytes that changed in place are found by
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unetpp.durable import file_sha256, output_errors, sync, write_file
-from unetpp.store import LabelStore
+from unetpp.store import LabelStore, Levels
 from unetpp.tiling import Shard
 
 COMMITS = "commits"
@@ -37,6 +37,7 @@ class CommitRecord:
         attempt: 1 for the first try.
         finished: UTC time, ISO 8601.
         seconds: wall time of the stages "read", "compute" and "write".
+        maps: folder of each map beside the labels -> sha256 and size of its object; empty where there is no object.
     """
 
     shard: str
@@ -48,6 +49,7 @@ class CommitRecord:
     attempt: int = 1
     finished: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    maps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,6 +58,8 @@ class CommitRecord:
     def from_json(cls, values: Mapping[str, Any]) -> CommitRecord:
         """Build from JSON values; raises `TypeError`, `ValueError` or `KeyError` when they are not a record."""
         record = cls(**{**values, "counts": {int(value): int(px) for value, px in values["counts"].items()}})
+        if not all({"sha256", "size"} <= set(entry) for entry in record.maps.values()):
+            raise ValueError("a map of a commit record has no hash or size")
         if not (isinstance(record.size, int) and isinstance(record.key, str) and isinstance(record.shard, str)):
             raise ValueError("fields of a commit record have the wrong type")
         return record
@@ -123,9 +127,8 @@ def verify(store: LabelStore, key: str) -> dict[str, str]:
     for shard in store.plan.shards():
         record = read(store, shard)
         fault = "not finished: no valid commit record" if record is None else _fault(store, shard, record, key)
-        if record is not None and fault is None and record.sha256 is not None:
-            digest = file_sha256(store.shard_object(shard))
-            fault = None if digest == record.sha256 else f"content changed: sha256 {digest}, expected {record.sha256}"
+        if record is not None and fault is None:
+            fault = next(_changes(store, shard, record), None)
         if fault is not None:
             faults[shard.id] = fault
     return faults
@@ -134,10 +137,30 @@ def verify(store: LabelStore, key: str) -> dict[str, str]:
 def _fault(store: LabelStore, shard: Shard, record: CommitRecord, key: str) -> str | None:
     if record.key != key:
         return f"made by another job: key {record.key[:12]}, expected {key[:12]}"
-    try:
-        size = store.shard_object(shard).stat().st_size
-    except FileNotFoundError:
-        return None if record.sha256 is None else "object is missing"
-    if record.sha256 is None:
-        return "object exists, but the record says that no pixel is valid"
-    return None if size == record.size else f"object has {size} bytes, expected {record.size}"
+    for name, path, sha256, expected in _objects(store, shard, record):
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            if sha256 is not None:
+                return f"{name} is missing"
+            continue
+        if sha256 is None:
+            return f"{name} exists, but the record says that no pixel is valid"
+        if size != expected:
+            return f"{name} has {size} bytes, expected {expected}"
+    return None
+
+
+def _changes(store: LabelStore, shard: Shard, record: CommitRecord) -> Iterator[str]:
+    for name, path, sha256, _ in _objects(store, shard, record):
+        if sha256 is not None and (digest := file_sha256(path)) != sha256:
+            subject = "content" if name == "object" else f"content of {name}"
+            yield f"{subject} changed: sha256 {digest}, expected {sha256}"
+
+
+def _objects(store: LabelStore, shard: Shard, record: CommitRecord) -> Iterator[tuple[str, Path, str | None, int]]:
+    """Yield name, file, hash and size of everything that the record speaks of."""
+    yield "object", store.shard_object(shard), record.sha256, record.size
+    for name, entry in record.maps.items():
+        path = Levels(store.folder, store.plan, name, 1).shard_object(shard)
+        yield f"object of {name}", path, entry["sha256"], entry["size"]

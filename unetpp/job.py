@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from unetpp.durable import write_file
 from unetpp.errors import StoreError, UnetppError
 from unetpp.geometry import Spacing
 from unetpp.io.resample import OutputGrid
+from unetpp.maps import MapName, MapStore, ordered
 from unetpp.package import ClassInfo
 from unetpp.store import OUTPUT_FORMAT, LabelStore
 from unetpp.tiling import Shard, TilePlan
@@ -57,6 +58,7 @@ class SegmentJob:
         mask: the user's own validity mask, or None.
         tissue: name of the tissue algorithm that made the validity mask, or None.
         validity: SHA-256 of the validity mask saved as validity.png, None where there is no mask.
+        maps: that are computed beside the labels.
         image: kind, format, height, width, bands, dtype and spacing of the input, for the record; never its metadata.
         fingerprint: of the input.
         key: hash of all that decides the output's bytes.
@@ -76,11 +78,16 @@ class SegmentJob:
     mask: str | None = None
     tissue: str | None = None
     validity: str | None = None
+    maps: tuple[MapName, ...] = ()
     image: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def store(self) -> LabelStore:
         return LabelStore(self.out, self.plan)
+
+    @cached_property
+    def map_stores(self) -> tuple[MapStore, ...]:
+        return tuple(MapStore(self.out, self.plan, kind, self.classes) for kind in self.maps)
 
     def validity_mask(self) -> ValidityMask | None:
         """Read where the image is to be segmented; None is everywhere. Raises `StoreError` when the file changed."""
@@ -103,6 +110,7 @@ class SegmentJob:
             "format": OUTPUT_FORMAT,
             **{name: getattr(self, name) for name in ("uri", "model_ref", "fingerprint", "key", "mask", "tissue")},
             "validity": self.validity,
+            "maps": list(self.maps),
             "image": self.image,
             "out": str(self.out),
             "package": str(self.package),
@@ -129,6 +137,7 @@ class SegmentJob:
                 grid=OutputGrid.from_json(rest.pop("grid")),
                 plan=TilePlan.from_json(rest.pop("plan")),
                 spacing_override=Spacing(**spacing) if spacing else None,
+                maps=ordered(rest.pop("maps", ())),
                 **rest,
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -164,9 +173,10 @@ def job_key(
     grid: OutputGrid,
     plan: TilePlan,
     validity: str | None,
+    maps: Sequence[MapName] = (),
 ) -> str:
     """Return the SHA-256 (hex) of all that decides the output's bytes."""
-    parts = {
+    parts: dict[str, Any] = {
         "format": OUTPUT_FORMAT,
         "input": fingerprint,
         "model": digest,
@@ -176,6 +186,8 @@ def job_key(
         "plan": plan.to_json(),
         "validity": validity,
     }
+    if maps:  # labels alone keep the keys that they had before there were maps
+        parts["maps"] = list(maps)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

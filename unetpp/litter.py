@@ -1,6 +1,6 @@
 """Finds what dead runs left behind in an image's folder; knows the names that unfinished things have, deletes nothing.
 
-    .labels.ome.zarr.new, .<name>.discarded, .<name>.tmp   of writes and deletions that never ended
+    .<array>.ome.zarr.new, .<name>.discarded, .<name>.tmp   of writes and deletions that never ended
     <shard>.*.partial                                      of Zarr shards that were never whole
     finalize/work, finalize/<token>.*                      of products that are not finished
 
@@ -15,15 +15,16 @@ from pathlib import Path
 
 from unetpp.commit import COMMITS
 from unetpp.finalize.markers import FOLDER, WORK
+from unetpp.maps import MAPS, map_folder
 from unetpp.store import LABELS
 
 _TOKEN = re.compile(r"[0-9a-f]{32}\..+")
-_UNFINISHED = re.compile(r"\..+\.(tmp|discarded)|\.labels\.ome\.zarr\.new")
+_UNFINISHED = re.compile(r"\..+\.(tmp|discarded)|\.[a-z]+\.ome\.zarr\.new")
 
 
 def litter(folder: Path) -> list[Path]:
     """Return the files and folders of an image's folder that only a dead run can have left; sorted."""
-    return sorted({*_top(folder), *_top(folder / COMMITS), *_finalize(folder / FOLDER), *_partial(folder / LABELS)})
+    return sorted({*_top(folder), *_top(folder / COMMITS), *_finalize(folder / FOLDER), *_partial(folder)})
 
 
 def _top(folder: Path) -> Iterator[Path]:
@@ -38,7 +39,8 @@ def _finalize(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _partial(store: Path) -> Iterator[Path]:
+def _partial(folder: Path) -> Iterator[Path]:
     # zarr-python writes <object>.<uuid>.partial and renames it.
-    for pattern in ("*.partial", "*/*.partial", "*/*/*.partial", "*/*/c/*/*.partial"):
-        yield from store.glob(pattern)
+    for pattern in ("*.partial", "*/*.partial", "*/*/*.partial", "*/*/c/*/*.partial", "*/c/*/*/*.partial"):
+        for name in (LABELS, *map(map_folder, MAPS)):
+            yield from (folder / name).glob(pattern)

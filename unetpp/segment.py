@@ -7,7 +7,8 @@ ShardWorker  one shard: read, compute, write, commit
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -17,16 +18,17 @@ from numpy.typing import NDArray
 
 from unetpp.commit import COMMITS
 from unetpp.durable import discard_folder, output_errors, write_file
-from unetpp.errors import BandsError, StoreError
+from unetpp.errors import ArchitectureError, BandsError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.io import open_raster
 from unetpp.io.base import Raster, fingerprint, thumbnail
 from unetpp.io.resample import OutputGrid, plan_grid
 from unetpp.job import JOB, VALIDITY, Progress, SegmentJob, job_key, mask_hash, pending, progress
 from unetpp.lock import FolderLock
+from unetpp.maps import MAPS, MapName, map_folder, ordered
 from unetpp.package import ModelSpec, Package, load_package
 from unetpp.shard_worker import ShardWorker, engine_choice, shared_engine
-from unetpp.store import LabelStore
+from unetpp.store import LabelStore, refuse_foreign
 from unetpp.tiling import DEFAULT_CORE, TilePlan, make_plan
 from unetpp.tissue import ALGORITHM, ValidityMask, load_mask, tissue_mask
 
@@ -44,6 +46,7 @@ class JobOptions(TypedDict, total=False):
     engine, precision: see `choose_engine`.
     threads: of one call of the engine; part of the key.
     core, shard: see `make_plan`.
+    maps: "probabilities" and "uncertainty": also write these beside the labels, see `unetpp.maps`.
     model_ref: version, alias and uri from a registry; kept in the job.
     """
 
@@ -55,20 +58,23 @@ class JobOptions(TypedDict, total=False):
     threads: int
     core: int
     shard: int | Literal["auto"]
+    maps: Iterable[MapName]
     model_ref: dict[str, Any] | None
 
 
 def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: Unpack[JobOptions]) -> SegmentJob:
     """Plan a segmentation and make its folder ready: an empty label store, validity.png and job.json.
 
-    Shards of the same job are kept. Where input, model or configuration changed since (another key), everything that
-    the earlier job left there is deleted first, for its shards must never mix with new ones.
+    Shards of the same job are kept, and so are maps that an earlier call made and this one does not ask for. Where
+    input, model or configuration changed since (another key), everything that the earlier job left there is deleted
+    first, for its shards must never mix with new ones.
 
     Args:
         out: this image's own folder; made when missing.
 
     Raises:
         BandsError: the image's bands or sample type are not the model's.
+        ArchitectureError: uncertainty of a network with one head.
         SpacingError: the model needs a pixel size and none is known.
         PlanError: core and shard do not fit the model or each other.
         StoreError: the folder holds something that is not ours (it is left untouched), or another run is using it.
@@ -80,10 +86,15 @@ def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: 
         job.out.mkdir(parents=True, exist_ok=True)
     with FolderLock(job.out, exclusive=True):
         before = SegmentJob.load(job.out)
+        if before is not None and set(before.maps) > set(job.maps):
+            more = _with_maps(job, before.maps)
+            job = more if more.key == before.key else job
         same = before is not None and before.key == job.key
         if not same:
             _discard(job.store, known=before is not None)
         LabelStore.create(job.out, job.plan, job.grid, job.classes, keep=same)
+        for store in job.map_stores:
+            store.create(job.grid, keep=same)
         if validity is not None:
             write_file(job.out / VALIDITY, _png(validity.mask))
         job.save()
@@ -96,6 +107,7 @@ def plan_job(
     """Plan a segmentation without writing anything; arguments and errors as `prepare_job`'s."""
     package = package if isinstance(package, Package) else load_package(package)
     spacing, mask = options.get("spacing"), options.get("mask")
+    maps = _checked_maps(package.spec, options.get("maps", ()))
     with open_raster(uri) as raster:
         _check_bands(raster, package.spec)
         grid = plan_grid(raster, model_spacing=package.spec.spacing, override=spacing)
@@ -113,7 +125,13 @@ def plan_job(
     )
     validity_hash = None if validity is None else mask_hash(validity.mask)
     key = job_key(
-        fingerprint=identity, digest=package.digest, engine=engine, grid=grid, plan=plan, validity=validity_hash
+        fingerprint=identity,
+        digest=package.digest,
+        engine=engine,
+        grid=grid,
+        plan=plan,
+        validity=validity_hash,
+        maps=maps,
     )
     job = SegmentJob(
         uri=str(uri),
@@ -130,9 +148,35 @@ def plan_job(
         mask=None if mask is None else str(mask),
         tissue=algorithm,
         validity=validity_hash,
+        maps=maps,
         image=image,
     )
     return job, validity
+
+
+def _with_maps(job: SegmentJob, maps: tuple[MapName, ...]) -> SegmentJob:
+    key = job_key(
+        fingerprint=job.fingerprint,
+        digest=job.model_ref["digest"],
+        engine=job.engine,
+        grid=job.grid,
+        plan=job.plan,
+        validity=job.validity,
+        maps=maps,
+    )
+    return replace(job, maps=maps, key=key)
+
+
+def _checked_maps(spec: ModelSpec, maps: Iterable[str]) -> tuple[MapName, ...]:
+    found = ordered(maps)
+    config = spec.architecture
+    heads = config.last if spec.network == "unetplusplus" and config.deep_supervision else 1
+    if "uncertainty" in found and heads < 2:
+        raise ArchitectureError(
+            f"model {spec.name!r} has one head, and uncertainty compares at least two; leave it out or use a model "
+            "trained with deep supervision"
+        )
+    return found
 
 
 def _check_bands(raster: Raster, spec: ModelSpec) -> None:
@@ -188,7 +232,8 @@ def _discard(store: LabelStore, *, known: bool) -> None:
     """Delete all that an earlier job left; its job.json goes first, so that half a deletion is never resumed."""
     from unetpp.finalize import discard_products
 
-    store.refuse_foreign()
+    for root in (store.root, *(store.folder / map_folder(kind) for kind in MAPS)):
+        refuse_foreign(root)
     commits = store.folder / COMMITS
     if not (known or store.root.exists()):
         if commits.exists():
@@ -199,6 +244,8 @@ def _discard(store: LabelStore, *, known: bool) -> None:
         (store.folder / VALIDITY).unlink(missing_ok=True)
     discard_products(store.folder)
     discard_folder(commits)
+    for kind in MAPS:
+        discard_folder(store.folder / map_folder(kind))
     discard_folder(store.root)
 
 

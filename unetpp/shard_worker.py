@@ -32,7 +32,7 @@ from unetpp.io.resample import GridReader
 from unetpp.job import EngineChoice, SegmentJob
 from unetpp.lock import FolderLock
 from unetpp.package import ModelSpec, Package, load_package
-from unetpp.store import NO_DATA, LabelStore
+from unetpp.store import NO_DATA, LabelStore, Levels
 from unetpp.tiling import Shard, Tile, cut
 
 _ENGINES_KEPT = 4
@@ -58,7 +58,7 @@ class ShardWorker:
         self.job = job
         self._stop = stop or threading.Event()
         self._slots = slots or threading.Semaphore()
-        self._store = LabelStore(job.out, job.plan)
+        self._stores: tuple[Levels, ...] = (LabelStore(job.out, job.plan), *job.map_stores)
         package = load_package(job.package)
         if package.digest != job.model_ref["digest"]:
             raise ModelPackageError(f"{job.package} changed after the job was prepared; run segment again")
@@ -86,14 +86,9 @@ class ShardWorker:
         """
         seconds: defaultdict[str, float] = defaultdict(float)
         counts = dict.fromkeys((c.value for c in self.job.classes), 0)
-        labels = self._labels(shard, counts, seconds)
-        digest, size = None, 0
+        layers = self._layers(shard, counts, seconds)
         with _timed(seconds, "write"):
-            if labels is None:
-                self._store.delete_shard(shard)
-            else:
-                path = self._store.write_shard(shard, labels)
-                digest, size = file_sha256(path), path.stat().st_size
+            (_, digest, size), *maps = self._write(shard, layers)
         record = CommitRecord(
             shard=shard.id,
             key=self.job.key,
@@ -104,13 +99,32 @@ class ShardWorker:
             attempt=attempt,
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
             seconds=dict(seconds),
+            maps={name: {"sha256": sha256, "size": size} for name, sha256, size in maps},
         )
-        commit.write(self._store, record)
+        commit.write(self.job.store, record)
         return record
 
-    def _labels(self, shard: Shard, counts: dict[int, int], seconds: dict[str, float]) -> NDArray[np.uint8] | None:
-        """Return the shard's labels (h, w) and add its pixels per class to `counts`; None where nothing is valid."""
-        labels: NDArray[np.uint8] | None = None
+    def _write(self, shard: Shard, layers: NDArray[np.uint8] | None) -> list[tuple[str, str | None, int]]:
+        """Write labels and maps; returns each array's name and its object's SHA-256 and size."""
+        for store in self._stores:
+            store.delete_shard(shard)
+        if layers is None:
+            return [(store.name, None, 0) for store in self._stores]
+        written: list[tuple[str, str | None, int]] = []
+        begin = 0
+        for store in self._stores:
+            end = begin + (store.planes or 1)
+            path = store.write_shard(shard, layers[begin] if store.planes is None else layers[begin:end])
+            written.append((store.name, file_sha256(path), path.stat().st_size))
+            begin = end
+        return written
+
+    def _layers(self, shard: Shard, counts: dict[int, int], seconds: dict[str, float]) -> NDArray[np.uint8] | None:
+        """Return the shard's labels and maps (planes, h, w), None where nothing is valid.
+
+        Its pixels per class are added to `counts`.
+        """
+        layers: NDArray[np.uint8] | None = None
         window: _Window | None = None
         for tile in sorted(self.job.plan.tiles(shard), key=lambda tile: tile.write_box.x0):
             if self._stop.is_set():
@@ -124,12 +138,12 @@ class ShardWorker:
                     raise CancelledError
                 part = self._tile(tile, window)
             if part is not None:
-                labels = np.full(shard.box.shape, NO_DATA, np.uint8) if labels is None else labels
-                labels[tile.write_box.slices(shard.box)] = part
-                found = np.bincount(part.ravel(), minlength=256)
+                layers = np.full((len(part), *shard.box.shape), NO_DATA, np.uint8) if layers is None else layers
+                layers[(..., *tile.write_box.slices(shard.box))] = part
+                found = np.bincount(part[0].ravel(), minlength=256)
                 for value in counts:
                     counts[value] += int(found[value])
-        return labels
+        return layers
 
     def _read(self, box: Box, before: _Window | None) -> _Window:
         """Return the pixels of `box`; rows that the tile above has read already are taken from `before`."""
@@ -148,15 +162,16 @@ class ShardWorker:
         return _Window(box, pixels, valid)
 
     def _tile(self, tile: Tile, window: _Window) -> NDArray[np.uint8] | None:
-        """Return the labels of a tile's write box, None where none of its pixels is valid."""
+        """Return labels and maps (planes, h, w) of a tile's write box, None where none of its pixels is valid."""
         valid = window.valid[tile.write_box.slices(window.box)]
         if self._validity is not None:
             valid = valid & self._validity.crop(tile.write_box)
         if not valid.any():
             return None
         pixels = cut(window.pixels, window.box, tile.read_box, self.job.plan.height, self.job.plan.width)
-        labels = self._engine.labels(pixels)[tile.write_box.slices(tile.read_box)]
-        return np.where(valid, labels, np.uint8(NO_DATA))
+        maps = self.job.maps
+        computed = self._engine.layers(pixels, maps) if maps else self._engine.labels(pixels)[None]
+        return np.where(valid, computed[(..., *tile.write_box.slices(tile.read_box))], np.uint8(NO_DATA))
 
 
 @dataclass(frozen=True)

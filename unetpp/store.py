@@ -5,6 +5,8 @@
             0/c/<row>/<col>      one object per shard, uint8, 255 = no data
             1/ ...               the pyramid, written by unetpp.finalize
 
+Beside it, where asked for, lie the maps of `unetpp.maps`: probabilities.ome.zarr and uncertainty.ome.zarr.
+
 One shard object has one writer, and it is deleted before it is written again: Zarr reads a partly written shard before
 it overwrites it, so a torn one could never be repaired, and two writers of one shard lose pixels silently.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +44,111 @@ _UNITS = {"um": "micrometer", "m": "meter", "deg": "degree"}
 _METADATA = ("zarr.json", f"{CLASSES}/zarr.json", f"{CLASSES}/0/zarr.json")
 
 
-class LabelStore:
-    """The label array of one image, laid out by a tile plan; opening it reads nothing until pixels are asked for."""
+class Levels:
+    """One array of an image at all its resolutions, laid out by a tile plan; opening it reads nothing yet.
 
-    def __init__(self, folder: Path, plan: TilePlan) -> None:
+    Args:
+        folder: the image's.
+        name: path of the levels below it.
+        planes: of an array (planes, height, width) whose shards hold all of them; None for (height, width).
+    """
+
+    def __init__(self, folder: Path, plan: TilePlan, name: str, planes: int | None = None) -> None:
         self.folder = Path(folder)
         self.plan = plan
+        self.name = name
+        self.planes = planes
+
+    @property
+    def level_count(self) -> int:
+        return len(level_shapes(self.plan))
+
+    @cached_property
+    def array(self) -> zarr.Array[Any]:
+        """Level 0 as a Zarr array; raises `StoreError` when its metadata is missing or damaged."""
+        return self.level(0)
+
+    def level(self, index: int) -> zarr.Array[Any]:
+        """Open one level that exists; raises `StoreError` when its metadata is missing or damaged."""
+        import zarr
+
+        path = self.folder / self.name / str(index)
+        try:
+            found = zarr.open_array(path, mode="r+")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} is not a readable array ({_first_line(error)}); run segment again") from error
+        if found.shape != self.shape(index):
+            raise StoreError(f"{path} has shape {found.shape}, the job's is {self.shape(index)}")
+        return _keep_empty_chunks(found)
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        sides = level_shapes(self.plan)[index]
+        return sides if self.planes is None else (self.planes, *sides)
+
+    def create_level(self, index: int) -> zarr.Array[Any]:
+        """Make one pyramid level ready for writing, replacing what is there; raises `OutputError`."""
+        path = self.folder / self.name / str(index)
+        with output_errors(path):
+            shutil.rmtree(path, ignore_errors=True)
+            created = create_array(path, self.plan, index, self.planes)
+            sync_tree(path)
+        return created
+
+    def object_name(self, level: int, row: int, col: int) -> str:
+        """Return the path, below the image's folder, of the object that holds a level's shard."""
+        corner = f"{row}/{col}" if self.planes is None else f"0/{row}/{col}"
+        return f"{self.name}/{level}/c/{corner}"
+
+    def shard_object(self, shard: Shard) -> Path:
+        """Return the file that holds (or will hold) a shard of level 0."""
+        return self.folder / self.object_name(0, shard.row, shard.col)
+
+    def delete_shard(self, shard: Shard) -> None:
+        """Delete a shard's object and what an interrupted write of it left behind; raises `OutputError`."""
+        delete_object(self.shard_object(shard))
+
+    def write_shard(self, shard: Shard, values: NDArray[np.uint8]) -> Path:
+        """Write a whole shard, on the disk when this returns; returns its object.
+
+        Args:
+            values: ([planes,] h, w) uint8 of the shard's box, 255 where there is no data.
+
+        Raises:
+            OutputError: the disk is full or cannot be written. The shard's object is then absent.
+        """
+        assert values.shape[-2:] == shard.box.shape and values.dtype == np.uint8
+        path = self.shard_object(shard)
+        self.delete_shard(shard)
+        first_of_row = not path.parent.is_dir()
+        with output_errors(path):
+            self.array[(..., *shard.box.slices())] = values
+            sync(path)
+            sync(path.parent)
+            if first_of_row:
+                for parent in path.parents[1 : len(Path(self.object_name(0, 0, 0)).parts) - len(Path(self.name).parts)]:
+                    sync(parent)
+        return path
+
+    def read(self, box: Box, level: int = 0, plane: int | None = None) -> NDArray[np.uint8]:
+        """Return the values ([planes,] h, w) uint8 of a box inside the level, or one plane's (h, w).
+
+        Raises:
+            StoreError: the stored bytes are damaged.
+        """
+        array = self.array if level == 0 else self.level(level)
+        part = (..., *box.slices()) if plane is None else (plane, *box.slices())
+        try:
+            return np.asarray(array[part], dtype=np.uint8)
+        except (ValueError, RuntimeError) as error:
+            where = self.folder / self.name
+            raise StoreError(f"{where} is damaged near {box}: {_first_line(error)}; run verify") from error
+
+
+class LabelStore(Levels):
+    """The label array of one image."""
+
+    def __init__(self, folder: Path, plan: TilePlan) -> None:
+        super().__init__(folder, plan, f"{LABELS}/{CLASSES}")
 
     @classmethod
     def create(
@@ -63,120 +164,67 @@ class LabelStore:
             OutputError: the folder cannot be written.
         """
         store = cls(folder, plan)
-        with output_errors(store.root):
-            store.refuse_foreign()
-            if not keep:
-                discard_folder(store.root)
-            fresh = store.folder / f".{LABELS}.new"
-            shutil.rmtree(fresh, ignore_errors=True)
-            _write_metadata(fresh, plan, grid.spacing, classes)
-            sync_tree(fresh)
-            if not store.root.exists():
-                fresh.replace(store.root)
-            else:
-                for name in _METADATA:
-                    (store.root / name).parent.mkdir(exist_ok=True)
-                    (fresh / name).replace(store.root / name)
-                shutil.rmtree(fresh)
-            sync(store.root)
+        create_group(
+            store.root, lambda fresh: _write_metadata(fresh, plan, grid.spacing, classes), _METADATA, keep=keep
+        )
         return store
 
     @property
     def root(self) -> Path:
         return self.folder / LABELS
 
-    @property
-    def level_count(self) -> int:
-        return len(level_shapes(self.plan))
 
-    @cached_property
-    def array(self) -> zarr.Array[Any]:
-        """Level 0 as a Zarr array; raises `StoreError` when its metadata is missing or damaged."""
-        return self.level(0)
+def create_group(root: Path, write: Callable[[Path], None], metadata: Sequence[str], *, keep: bool) -> None:
+    """Make a group of arrays at `root` ready; one that is there keeps its shards, but with `keep` False.
 
-    def level(self, index: int) -> zarr.Array[Any]:
-        """Open one level that exists; raises `StoreError` when its metadata is missing or damaged."""
-        import zarr
+    Args:
+        write: writes the empty group into a folder.
+        metadata: the files that it then has.
 
-        path = self.root / CLASSES / str(index)
-        try:
-            found = zarr.open_array(path, mode="r+")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{path} is not a readable label array ({_first_line(error)}); run segment again"
-            ) from error
-        if found.shape != level_shapes(self.plan)[index]:
-            raise StoreError(f"{path} has shape {found.shape}, the job's is {level_shapes(self.plan)[index]}")
-        return _keep_empty_chunks(found)
+    Raises:
+        StoreError: something else lies at `root`; it is left untouched.
+        OutputError: the folder cannot be written.
+    """
+    with output_errors(root):
+        refuse_foreign(root)
+        if not keep:
+            discard_folder(root)
+        fresh = root.parent / f".{root.name}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        write(fresh)
+        sync_tree(fresh)
+        if not root.exists():
+            fresh.replace(root)
+        else:
+            for name in metadata:
+                (root / name).parent.mkdir(exist_ok=True)
+                (fresh / name).replace(root / name)
+            shutil.rmtree(fresh)
+        sync(root)
 
-    def create_level(self, index: int) -> zarr.Array[Any]:
-        """Make one pyramid level ready for writing, replacing what is there; raises `OutputError`."""
-        path = self.root / CLASSES / str(index)
-        with output_errors(path):
-            shutil.rmtree(path, ignore_errors=True)
-            created = _create_array(path, self.plan, index)
-            sync_tree(path)
-        return created
 
-    def shard_object(self, shard: Shard) -> Path:
-        """Return the file that holds (or will hold) a shard of level 0."""
-        return self.root / CLASSES / "0" / "c" / str(shard.row) / str(shard.col)
+def refuse_foreign(root: Path) -> None:
+    """Raise `StoreError` where something lies at `root` that this version of unetpp did not write."""
+    if not root.exists():
+        return
+    try:
+        attributes = json.loads((root / "zarr.json").read_bytes())["attributes"]
+        ours = attributes["unetpp"]["format"] == OUTPUT_FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise StoreError(
+            f"{root} exists and is not a label store of this version of unetpp; move it away "
+            "or choose another output folder"
+        )
 
-    def delete_shard(self, shard: Shard) -> None:
-        """Delete a shard's object and what an interrupted write of it left behind; raises `OutputError`."""
-        path = self.shard_object(shard)
-        with output_errors(path):
-            path.unlink(missing_ok=True)
-            for litter in path.parent.glob(f"{path.name}.*.partial"):
-                litter.unlink(missing_ok=True)
 
-    def write_shard(self, shard: Shard, labels: NDArray[np.uint8]) -> Path:
-        """Write a whole shard, on the disk when this returns; returns its object.
-
-        Args:
-            labels: (h, w) uint8 class values of the shard's box, 255 where there is no data.
-
-        Raises:
-            OutputError: the disk is full or cannot be written. The shard's object is then absent.
-        """
-        assert labels.shape == shard.box.shape and labels.dtype == np.uint8
-        path = self.shard_object(shard)
-        self.delete_shard(shard)
-        first_of_row = not path.parent.is_dir()
-        with output_errors(path):
-            self.array[shard.box.slices()] = labels
-            sync(path)
-            sync(path.parent)
-            if first_of_row:
-                sync(path.parent.parent)
-                sync(path.parent.parent.parent)
-        return path
-
-    def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
-        """Return the labels (h, w) uint8 of a box inside the level.
-
-        Raises:
-            StoreError: the stored bytes are damaged.
-        """
-        array = self.array if level == 0 else self.level(level)
-        try:
-            return np.asarray(array[box.slices()], dtype=np.uint8)
-        except (ValueError, RuntimeError) as error:
-            raise StoreError(f"{self.root} is damaged near {box}: {_first_line(error)}; run verify") from error
-
-    def refuse_foreign(self) -> None:
-        if not self.root.exists():
-            return
-        try:
-            attributes = json.loads((self.root / "zarr.json").read_bytes())["attributes"]
-            ours = attributes["unetpp"]["format"] == OUTPUT_FORMAT
-        except (OSError, ValueError, KeyError, TypeError):
-            ours = False
-        if not ours:
-            raise StoreError(
-                f"{self.root} exists and is not a label store of this version of unetpp; move it away "
-                "or choose another output folder"
-            )
+def delete_object(path: Path) -> None:
+    """Delete a shard's object and what an interrupted write of it left behind; raises `OutputError`."""
+    with output_errors(path):
+        path.unlink(missing_ok=True)
+        for litter in path.parent.glob(f"{path.name}.*.partial"):
+            litter.unlink(missing_ok=True)
 
 
 def level_shapes(plan: TilePlan) -> tuple[tuple[int, int], ...]:
@@ -208,25 +256,27 @@ def _write_metadata(root: Path, plan: TilePlan, spacing: Spacing | None, classes
     group = zarr.open_group(root, mode="w", zarr_format=3)
     owner: dict[str, Any] = {"ome": {"version": "0.5", "labels": [CLASSES]}, "unetpp": {"format": OUTPUT_FORMAT}}
     group.attrs.put(owner)
-    image: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(plan, spacing)]}
+    image: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale(plan, spacing)]}
     group.create_group(CLASSES).attrs.put({"ome": {**image, "image-label": _image_label(classes)}})
-    _create_array(root / CLASSES / "0", plan, 0)
+    create_array(root / CLASSES / "0", plan, 0)
 
 
-def _create_array(path: Path, plan: TilePlan, index: int) -> zarr.Array[Any]:
+def create_array(path: Path, plan: TilePlan, index: int, planes: int | None = None) -> zarr.Array[Any]:
+    """Make an empty level at `path`; see `Levels`."""
     import zarr
     from zarr.codecs import ZstdCodec
 
     chunk, shard = chunk_side(plan), level_shard(plan, index)
+    front = () if planes is None else (planes,)
     created = zarr.create_array(
         path,
-        shape=level_shapes(plan)[index],
+        shape=(*front, *level_shapes(plan)[index]),
         dtype="uint8",
-        chunks=(chunk, chunk),
-        shards=(shard, shard),
+        chunks=(*(1 for _ in front), chunk, chunk),
+        shards=(*front, shard, shard),
         fill_value=NO_DATA,
         compressors=ZstdCodec(level=3, checksum=True),
-        dimension_names=("y", "x"),
+        dimension_names=(*("c" for _ in front), "y", "x"),
     )
     return _keep_empty_chunks(created)
 
@@ -236,19 +286,29 @@ def _keep_empty_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
     return array.with_config({"write_empty_chunks": True})
 
 
-def _multiscale(plan: TilePlan, spacing: Spacing | None) -> dict[str, Any]:
-    axes: list[dict[str, str]] = [{"name": name, "type": "space"} for name in ("y", "x")]
+def multiscale(
+    plan: TilePlan, spacing: Spacing | None, *, name: str = CLASSES, kind: str = "mode", channels: bool = False
+) -> dict[str, Any]:
+    """Return the OME-Zarr metadata of a pyramid.
+
+    Args:
+        kind: how a coarser pixel comes from finer ones.
+        channels: whether the array has planes.
+    """
+    axes: list[dict[str, str]] = [{"name": axis, "type": "space"} for axis in ("y", "x")]
     y, x = (1.0, 1.0) if spacing is None else (float(spacing.y), float(spacing.x))
     if spacing is not None:
         axes = [{**axis, "unit": _UNITS[spacing.unit]} for axis in axes]
+    one, zero = ([1.0], [0.0]) if channels else ([], [])
     datasets = []
     for index in range(len(level_shapes(plan))):
         factor = 2**index
         shift = (factor - 1) / 2
-        scale = {"type": "scale", "scale": [y * factor, x * factor]}
-        translation = {"type": "translation", "translation": [y * shift, x * shift]}
+        scale = {"type": "scale", "scale": [*one, y * factor, x * factor]}
+        translation = {"type": "translation", "translation": [*zero, y * shift, x * shift]}
         datasets.append({"path": str(index), "coordinateTransformations": [scale, translation]})
-    return {"name": CLASSES, "axes": axes, "datasets": datasets, "type": "mode"}
+    axes = [{"name": "c", "type": "channel"}, *axes] if channels else axes
+    return {"name": name, "axes": axes, "datasets": datasets, "type": kind}
 
 
 def _image_label(classes: Sequence[ClassInfo]) -> dict[str, Any]:

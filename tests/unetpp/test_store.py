@@ -172,7 +172,7 @@ def test_what_an_interrupted_creation_left_is_cleared(tmp_path: Path) -> None:
 def test_missing_metadata_is_an_error_not_an_empty_result(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     (store.root / "classes" / "0" / "zarr.json").unlink()
-    with pytest.raises(StoreError, match="not a readable label array"):
+    with pytest.raises(StoreError, match="not a readable array"):
         LabelStore(tmp_path, store.plan).read(Box(0, 0, 1, 1))
 
 

@@ -289,3 +289,31 @@ def _bytes(folder: Path) -> dict[Path, bytes]:
     """Every file but the runs' logs, of which each call adds one."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name != "logs")
     return {path: path.read_bytes() for path in files}
+
+
+def test_uncertainty_ranks_regions_and_images(tiny_package: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+    from PIL import Image
+    from skimage.data import immunohistochemistry
+
+    pixels = immunohistochemistry()
+    Image.fromarray(pixels[:200, :200]).save(tmp_path / "busy.png")
+    Image.fromarray(np.full((200, 200, 3), 250, np.uint8)).save(tmp_path / "plain.png")
+    names = [tmp_path / "busy.png", tmp_path / "plain.png"]
+    config = load_config(sets=[*FAST, "output.probabilities=true", "output.uncertainty=true"])
+    console = Console(file=io.StringIO())
+    out = tmp_path / "out"
+    summary = pipeline.segment(names, tiny_package, out, config=config, console=console)
+    assert summary.exit_code == 0
+    rows = {row["name"]: row for row in pyarrow.parquet.read_table(out / "summary.parquet").to_pylist()}
+    means = {name: row["uncertainty_mean"] for name, row in rows.items()}
+    assert sorted(row["uncertainty_rank"] for row in rows.values()) == [1, 2]
+    assert rows[max(means, key=lambda name: means[name])]["uncertainty_rank"] == 1
+    record = ImageRecord.read(out / "busy")
+    assert record is not None and record.figures["attention"]["mean"] == means["busy"]
+    assert {"probabilities", "uncertainty"} <= set(record.outputs)
+    page = (out / "busy/report.html").read_text()
+    assert "Most worth a look" in page and f"{means['busy']:.3f}" in page
+    assert Image.open(out / "busy/uncertain.jpg").size == (2 * 256 + 8, 256)
+    again = pipeline.segment(names, tiny_package, out, config=load_config(sets=FAST), console=console)
+    assert all(image.reused for image in again.images), "maps that are there already are no reason to segment anew"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.errors import BandsError, ShapeError
+from unetpp.maps import MapName
 from unetpp.package import ModelSpec
 
 Precision = Literal["fp32", "fp16", "bf16"]
-Output = Literal["logits", "labels"]
+Output = Literal["logits", "labels", "heads"]
 
 
 class Engine(Protocol):
@@ -43,6 +45,10 @@ class Engine(Protocol):
 
         Of equal logits the first class wins; a single logit means the second class where it is > 0.
         """
+        ...
+
+    def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
+        """Return (planes, H, W) uint8 labels and maps of one pass, see `unetpp.engine.maps.layers`."""
         ...
 
 

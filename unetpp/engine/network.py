@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from unetpp.engine.base import Output
+from unetpp.engine.maps import decide
 from unetpp.model import UNet, UNetPlusPlus, fold
 from unetpp.package import ModelSpec
 
 
 class TileNetwork(nn.Module):
     """Normalise, run the folded network, and decide: (H, W, C) raw -> (K, H, W) float32, or (H, W) uint8 labels.
+
+    With the output "heads" all heads' logits (L, K, H, W), deepest last.
 
     The layers run in the network's dtype; normalisation and the decision in float32.
     """
@@ -27,25 +30,14 @@ class TileNetwork(nn.Module):
     def forward(self, tile: Tensor) -> Tensor:
         x = (tile.to(torch.float32) - self.get_buffer("mean")) / self.get_buffer("std")
         x = x.permute(2, 0, 1)[None].to(next(self.network.parameters()).dtype)  # a view: channels_last in memory
+        if self.output == "heads":
+            return torch.cat(self.network.heads(x)).to(torch.float32)
         logits = self.network(x)[0].to(torch.float32)
-        return logits if self.output == "logits" else self._decide(logits)
-
-    def _decide(self, logits: Tensor) -> Tensor:
-        """Return the class values of the largest logits: a chain of comparisons, which engines fuse into one pass."""
-        if logits.shape[0] == 1:
-            logits = torch.cat([torch.zeros_like(logits), logits])
-        best, labels = logits[0], torch.full_like(logits[0], self.values[0])
-        for k in range(1, len(self.values)):
-            larger = logits[k] > best
-            labels = torch.where(larger, float(self.values[k]), labels)
-            best = torch.maximum(best, logits[k])
-        return labels.to(torch.uint8)
+        return logits if self.output == "logits" else decide(logits, self.values)
 
 
 def tile_networks(model: UNetPlusPlus | UNet, spec: ModelSpec) -> dict[Output, TileNetwork]:
-    """Return both functions over one folded copy of the model, without gradients."""
+    """Return all functions over one folded copy of the model, without gradients."""
     network = fold(model).requires_grad_(False)  # type: ignore[type-var]  # either network, never a mixture
-    return {
-        "logits": TileNetwork(network, spec, "logits").eval(),
-        "labels": TileNetwork(network, spec, "labels").eval(),
-    }
+    outputs: tuple[Output, ...] = ("logits", "labels", "heads")
+    return {output: TileNetwork(network, spec, output).eval() for output in outputs}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -21,6 +21,7 @@ from unetpp.engine.base import Output, Precision, check_tile, pad_tile
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import EngineError
+from unetpp.maps import MapName
 from unetpp.package import ModelSpec, Package
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
@@ -72,6 +73,7 @@ class OpenVinoEngine:
         self.threads = threads
         self.spec = package.spec
         self.multiple = package.spec.architecture.multiple
+        self._values = tuple(info.value for info in self.spec.classes)
         self._raw_in_graph = self.spec.dtype == "uint8"
         self._mean = np.asarray(self.spec.mean, np.float32)
         self._std = np.asarray(self.spec.std, np.float32)
@@ -90,6 +92,17 @@ class OpenVinoEngine:
 
     def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
         return self._run("labels", tile)
+
+    def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
+        """See `Engine`. Logits become bytes outside the graph, which would take bf16 for that too."""
+        import torch
+
+        from unetpp.engine.maps import layers
+
+        found = torch.from_numpy(self._run("heads" if "uncertainty" in maps else "logits", tile))
+        heads = found if found.ndim == 4 else found[None]
+        planes: NDArray[np.uint8] = layers(heads, self._values, maps).numpy()
+        return planes
 
     def _run(self, output: Output, tile: NDArray[Any]) -> NDArray[Any]:
         check_tile(tile, self.spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile
+from unetpp.engine.maps import layers
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.errors import EngineError
+from unetpp.maps import MapName
 from unetpp.package import Package
 
 
@@ -51,7 +54,14 @@ class TorchEngine:
     def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
         return self._run("labels", tile)
 
-    def _run(self, output: Output, tile: NDArray[Any]) -> NDArray[Any]:
+    def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
+        output: Output = "heads" if "uncertainty" in maps else "logits"
+        values = self._networks[output].values
+        return self._run(output, tile, lambda x: layers(x if x.ndim == 4 else x[None], values, maps))
+
+    def _run(
+        self, output: Output, tile: NDArray[Any], finish: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> NDArray[Any]:
         check_tile(tile, self.spec)
         height, width = tile.shape[:2]
         pixels = np.ascontiguousarray(pad_tile(tile, self.multiple))
@@ -60,9 +70,11 @@ class TorchEngine:
                 if torch.get_num_threads() != self.threads:
                     torch.set_num_threads(self.threads)
                 result = self._networks[output](torch.from_numpy(pixels))
+                result = finish(result) if finish else result
             else:
                 # These flags belong to the process, so that GPU calls of several threads take turns.
                 with self._flags, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-                    result = self._networks[output](torch.from_numpy(pixels).to(self.device)).cpu()
+                    result = self._networks[output](torch.from_numpy(pixels).to(self.device))
+                    result = (finish(result) if finish else result).cpu()
         array: NDArray[Any] = result[..., :height, :width].contiguous().numpy()
         return array

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unetpp.engine.base import Output, Precision, check_tile, pad_tile
+from unetpp.engine.base import Precision, check_tile, pad_tile
+from unetpp.engine.maps import layers
 from unetpp.errors import EngineError
+from unetpp.maps import MapName
 from unetpp.model import Deployed, deploy
 from unetpp.package import ModelSpec, Package
 from unetpp_kernels import device_implementation, forced
@@ -26,6 +29,10 @@ _GRAPHS: Final = 4
 """Captured shapes kept; each holds every layer's feature maps."""
 _MOST_ERROR: Final = 0.2
 """Relative error of logits on noise, far above what bf16 does and far below what a wrong kernel does."""
+
+
+_Function = Literal["logits", "labels"] | tuple[MapName, ...]
+"""What a captured graph computes; a tuple: labels and these maps."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class TritonEngine:
         self.spec = package.spec
         self.multiple = package.spec.architecture.multiple
         self._network = _deployed(package, _DTYPES[precision]).to(self.device)
-        self._graphs: OrderedDict[tuple[Output, tuple[int, ...]], _Captured] = OrderedDict()
+        self._graphs: OrderedDict[tuple[_Function, tuple[int, ...]], _Captured] = OrderedDict()
         self._turn = threading.Lock()
         try:
             self._check_against_torch(package)
@@ -80,7 +87,10 @@ class TritonEngine:
     def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
         return self._run("labels", tile)
 
-    def _run(self, output: Output, tile: NDArray[Any]) -> NDArray[Any]:
+    def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
+        return self._run(tuple(maps), tile)
+
+    def _run(self, output: _Function, tile: NDArray[Any]) -> NDArray[Any]:
         check_tile(tile, self.spec)
         height, width = tile.shape[:2]
         pixels = np.ascontiguousarray(pad_tile(tile, self.multiple)[None])
@@ -94,7 +104,7 @@ class TritonEngine:
         array: NDArray[Any] = result[0, ..., :height, :width].contiguous().numpy()
         return array
 
-    def _captured(self, output: Output, shape: tuple[int, ...]) -> _Captured:
+    def _captured(self, output: _Function, shape: tuple[int, ...]) -> _Captured:
         key = (output, shape)
         if key not in self._graphs:
             while len(self._graphs) >= _GRAPHS:
@@ -103,9 +113,9 @@ class TritonEngine:
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
-    def _capture(self, output: Output, shape: tuple[int, ...]) -> _Captured:
+    def _capture(self, output: _Function, shape: tuple[int, ...]) -> _Captured:
         dtype = torch.uint8 if self.spec.dtype == "uint8" else torch.float32
-        run = self._network.logits if output == "logits" else self._network.labels
+        run = self._function(output)
         pixels = torch.zeros(shape, dtype=dtype, device=self.device)
         # Kernels compile at their first launch, and capturing forbids that: so one run before, on a side stream.
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -117,6 +127,19 @@ class TritonEngine:
         with torch.cuda.graph(graph):
             result = run(pixels)
         return _Captured(graph, pixels, result)
+
+    def _function(self, output: _Function) -> Callable[[torch.Tensor], torch.Tensor]:
+        if isinstance(output, str):
+            return self._network.logits if output == "logits" else self._network.labels
+        logits = self._network.heads if "uncertainty" in output else self._network.logits
+        values = [info.value for info in self.spec.classes]
+
+        def run(pixels: torch.Tensor) -> torch.Tensor:
+            found = logits(pixels)
+            heads = torch.cat(found) if isinstance(found, tuple) else found
+            return layers(heads, values, output)[None]
+
+        return run
 
     def _check_against_torch(self, package: Package) -> None:
         """Run noise of the training images' mean and spread through the kernels and through plain torch in fp32."""

@@ -1,6 +1,7 @@
 """Turns a finished label array into what people use: pyramid, polygons, rasters, areas; knows no model and no queue.
 
     pyramid    coarser label levels                 labels.ome.zarr/classes/1 ...
+    probabilities, uncertainty                      the same of the maps, and where the image is worth a look
     cog        GeoTIFF                              classes.tif
     ome-tiff   pyramidal OME-TIFF                   classes.ome.tif
     objects    joined across shards, counted
@@ -25,13 +26,16 @@ from unetpp.finalize.areas import AreaUnit, ClassArea, Method, class_areas, meas
 from unetpp.finalize.markers import Marker, Markers, Product, changed
 from unetpp.finalize.rows import VECTOR_FILES
 from unetpp.lock import FolderLock
+from unetpp.maps import MAPS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from unetpp.finalize.polygons import PixelObject
+    from unetpp.finalize.probability import ObjectProbability
     from unetpp.io.resample import OutputGrid
     from unetpp.job import SegmentJob
+    from unetpp.maps import MapStore
 
 __all__ = [
     "FORMATS",
@@ -50,7 +54,7 @@ FORMAT = 2
 """Version of the rules that decide the products' bytes."""
 FORMATS = {"cog": "classes.tif", "ome-tiff": "classes.ome.tif", **VECTOR_FILES}
 """File of every format that can be asked for."""
-STEPS = ("pyramid", "cog", "ome-tiff", "objects", "instances", *VECTOR_FILES, "areas")
+STEPS = ("pyramid", *MAPS, "cog", "ome-tiff", "objects", "instances", *VECTOR_FILES, "areas")
 _FILES = {**FORMATS, "instances": "instances.parquet"}
 _OUTPUTS = {
     "cog": "geotiff",
@@ -77,6 +81,7 @@ class Figures:
         objects: 4-connected objects by class name; background classes have none.
         outputs: path below the image's folder by kind: labels, polygons, geopackage, geotiff and so on.
         instances: by class name, None where objects were not split.
+        attention: mean and regions of the uncertainty map, None without one; `unetpp.finalize.attention`.
         formats: that are done, in the order of `FORMATS`; a GeoJSON of a CRS without a place on the globe has no file.
     """
 
@@ -86,6 +91,7 @@ class Figures:
     outputs: dict[str, str]
     formats: tuple[str, ...] = ()
     instances: dict[str, int] | None = None
+    attention: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,7 +136,7 @@ def finalize(
 
 def _steps(job: SegmentJob, formats: Iterable[str] | None, *, instances: bool) -> list[str]:
     wanted = {"pyramid", "objects", "areas", *(default_formats(job.grid) if formats is None else formats)}
-    wanted |= {"instances"} if instances else set()
+    wanted |= {*job.maps, *(["instances"] if instances else [])}
     assert wanted <= set(STEPS), wanted
     return [step for step in STEPS if step in wanted]
 
@@ -146,6 +152,7 @@ def _finalize(job: SegmentJob, steps: Sequence[str], instances: bool, report: Re
             markers.revoke(step, _files(step))
         makers: dict[str, Callable[[SegmentJob, Markers, Callable[[float], None]], None]]
         makers = {"pyramid": _pyramid, "cog": _cog, "ome-tiff": _ome_tiff, "areas": _areas}
+        makers |= {store.kind: partial(_map, store) for store in job.map_stores}
         objects = [step for step in pending if step not in makers]
         if objects:
             makers["vectors"] = partial(_vectors, objects, instances)
@@ -196,6 +203,7 @@ def _token(job: SegmentJob) -> str:
     """Name the labels: the job's key and the hash of every committed shard."""
     from unetpp import commit
 
+    # The key names the maps, whose bytes follow from it as the labels' do.
     digest = hashlib.sha256(f"{FORMAT} {job.key}".encode())
     for shard in job.plan.shards():
         record = commit.committed_record(job.store, shard, job.key)
@@ -207,7 +215,8 @@ def _drop_uncommitted(job: SegmentJob) -> None:
     from unetpp.job import pending
 
     for shard in pending(job):
-        job.store.delete_shard(shard)
+        for store in (job.store, *job.map_stores):
+            store.delete_shard(shard)
 
 
 def _pyramid(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
@@ -215,6 +224,19 @@ def _pyramid(job: SegmentJob, markers: Markers, progress: Callable[[float], None
 
     objects = write_pyramid(job.store, markers.own(_JOURNAL), progress)
     markers.write("pyramid", [Product(*entry) for entry in objects])
+
+
+def _map(store: MapStore, job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
+    from unetpp.finalize.attention import find_attention
+    from unetpp.finalize.pyramid import halve_mean, write_pyramid
+
+    objects = write_pyramid(
+        store, markers.own(f"{store.kind}.jsonl"), lambda share: progress(share / 2), reduce=halve_mean
+    )
+    figures = None
+    if store.kind == "uncertainty":
+        figures = find_attention(store, job.grid, lambda share: progress((1 + share) / 2)).to_json()
+    markers.write(store.kind, [Product(*entry) for entry in objects], figures)
 
 
 def _cog(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
@@ -271,7 +293,7 @@ def _vectors(
         key=job.key,
         folder=markers.work,
         formats=formats,
-        shapes=Shapes(job.grid, _FILES["instances"]) if instances else None,
+        shapes=Shapes(job.grid, _FILES["instances"], _probability(job)) if instances else None,
     )
     for name in formats:
         markers.write(name, markers.keep({VECTOR_FILES[name]} & set(names)), {"instances": instances})
@@ -280,6 +302,13 @@ def _vectors(
         markers.write("instances", table, {str(value): count for value, count in counts.items()})
     if "objects" in steps:
         markers.write("objects", figures={str(value): count for value, count in objects.items()})
+
+
+def _probability(job: SegmentJob) -> ObjectProbability | None:
+    from unetpp.finalize.probability import ObjectProbability
+
+    stores = (store for store in job.map_stores if store.kind == "probabilities")
+    return next((ObjectProbability(store) for store in stores), None)
 
 
 def _counted(objects: Iterable[PixelObject], counts: dict[int, int]) -> Iterator[PixelObject]:
@@ -308,6 +337,8 @@ def _figures(job: SegmentJob, markers: Markers, instances: bool) -> Figures:
     written = {_OUTPUTS[step]: product.path for step, marker in formats.items() for product in marker.products}
     if split is not None:
         written["instances"] = _FILES["instances"]
+    written |= {store.kind: store.name for store in job.map_stores}
+    attention = markers.done("uncertainty") if "uncertainty" in job.maps else None
     foreground = [info for info in job.classes if not info.background]
     return Figures(
         areas={info.name: ClassArea(**areas.figures["classes"][str(info.value)]) for info in job.classes},
@@ -315,5 +346,6 @@ def _figures(job: SegmentJob, markers: Markers, instances: bool) -> Figures:
         objects={info.name: objects.figures[str(info.value)] for info in foreground},
         outputs={"labels": job.store.root.name, **written},
         formats=tuple(formats),
+        attention=None if attention is None else dict(attention.figures),
         instances=None if split is None else {info.name: split.figures[str(info.value)] for info in foreground},
     )

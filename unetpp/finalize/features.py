@@ -30,6 +30,7 @@ _TITLES = {
     "perimeter_um": "Perimeter µm",
     "centroid_x_px": "Centroid X px",
     "centroid_y_px": "Centroid Y px",
+    "probability_mean": "Mean probability",
 }
 """Names of the columns of shapes as QuPath's measurements."""
 

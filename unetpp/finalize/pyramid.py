@@ -1,8 +1,9 @@
-"""Fill the coarser levels of a label store; knows arrays of class values, nothing of what they mean or where they lie.
+"""Fill the coarser levels of labels and maps; knows arrays of bytes, nothing of what they mean or where they lie.
 
-A pixel of the next level takes the most frequent class of its 2 x 2 pixels. No data (255) has no vote, so a pixel is
-without data only where all four are. Ties go to the class met first in raster order, upper left pixel first: of two
-equally frequent classes each wins about half of the time, whereas a smallest-value rule would shrink every object.
+A pixel of the next level takes the most frequent class of its 2 x 2 pixels, or in maps their mean, halves rounded up.
+No data (255) has no vote, so a pixel is without data only where all four are. Ties go to the class met first in raster
+order, upper left pixel first: of two equally frequent classes each wins about half of the time, whereas a
+smallest-value rule would shrink every object.
 
 A level's shard is written like any other: deleted first, by one writer, on the disk before its line in the journal. A
 line names the shard, its size and SHA-256, so that a killed run goes on behind the last line.
@@ -22,19 +23,24 @@ import numpy.typing as npt
 
 from unetpp.durable import file_sha256, output_errors, sync, write_file
 from unetpp.geometry import Box
-from unetpp.store import CLASSES, LABELS, NO_DATA, LabelStore, level_shapes, level_shard
+from unetpp.store import NO_DATA, Levels, delete_object, level_shapes, level_shard
 
 Labels = npt.NDArray[np.uint8]
 _READ_SIDE = 1024
 
 
 def write_pyramid(
-    store: LabelStore, journal: Path, progress: Callable[[float], None] = lambda share: None
+    store: Levels,
+    journal: Path,
+    progress: Callable[[float], None] = lambda share: None,
+    *,
+    reduce: Callable[[Labels], Labels] | None = None,
 ) -> list[tuple[str, int, str]]:
     """Write all levels above 0; shards that the journal names are kept.
 
     Args:
         journal: file of the finished shards; it must be another one where the content of level 0 is another.
+        reduce: makes the next level from ([planes,] h, w), by default `halve`.
 
     Returns:
         Path below the store's folder, size and SHA-256 of each object. Shards without any data have no object.
@@ -49,8 +55,8 @@ def write_pyramid(
             if target.first and not done.started(target.level):
                 store.create_level(target.level)
                 done.start(target.level)
-            if not done.has(target):
-                done.add(target, _write_shard(store, target))
+            if not done.has(target.object):
+                done.add(target.object, _write_shard(store, target, reduce or halve))
             progress((count + 1) / len(targets))
         return done.objects()
 
@@ -73,64 +79,70 @@ def halve(labels: Labels) -> Labels:
     return best
 
 
+def halve_mean(values: Labels) -> Labels:
+    """Return (planes, ceil(h/2), ceil(w/2)) means of the pixels with data, halves rounded up."""
+    height, width = values.shape[-2:]
+    if height % 2 or width % 2:
+        values = np.pad(values, ((0, 0), (0, height % 2), (0, width % 2)), constant_values=NO_DATA)
+    parts = [values[:, y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    counts = sum((part != NO_DATA).astype(np.uint16) for part in parts)
+    sums = sum(np.where(part == NO_DATA, 0, part).astype(np.uint16) for part in parts)
+    means = (2 * sums + counts) // np.maximum(2 * counts, 1)
+    return np.where(counts > 0, means, NO_DATA).astype(np.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class _Target:
     level: int
-    row: int
-    col: int
     box: Box
     first: bool
-
-    @property
-    def object(self) -> str:
-        return f"{LABELS}/{CLASSES}/{self.level}/c/{self.row}/{self.col}"
+    object: str
 
 
-def _targets(store: LabelStore) -> Iterator[_Target]:
+def _targets(store: Levels) -> Iterator[_Target]:
     for level, (height, width) in list(enumerate(level_shapes(store.plan)))[1:]:
         side = level_shard(store.plan, level)
         for row in range(-(-height // side)):
             for col in range(-(-width // side)):
                 y, x = row * side, col * side
                 box = Box(y, x, y + side, x + side).clip(height, width)
-                yield _Target(level, row, col, box, first=row == col == 0)
+                yield _Target(level, box, row == col == 0, store.object_name(level, row, col))
 
 
-def _write_shard(store: LabelStore, target: _Target) -> Path | None:
-    labels = _reduced(store, target)
+def _write_shard(store: Levels, target: _Target, reduce: Callable[[Labels], Labels]) -> Path | None:
+    values = _reduced(store, target, reduce)
     path = store.folder / target.object
+    delete_object(path)
+    if values is None:
+        return None
     with output_errors(path):
-        path.unlink(missing_ok=True)
-        for litter in path.parent.glob(f"{path.name}.*.partial"):
-            litter.unlink()
-        if labels is None:
-            return None
-        store.level(target.level)[target.box.slices()] = labels
-        for written in (path, path.parent, path.parent.parent, path.parent.parent.parent):
+        store.level(target.level)[(..., *target.box.slices())] = values
+        for written in (path, *path.parents[: 3 if store.planes is None else 4]):
             sync(written)
     return path
 
 
-def _reduced(store: LabelStore, target: _Target) -> Labels | None:
-    """Return the labels of a shard from the level below, None where there is no data."""
+def _reduced(store: Levels, target: _Target, reduce: Callable[[Labels], Labels]) -> Labels | None:
+    """Return the values of a shard from the level below, None where there is no data."""
     box = target.box
     height, width = level_shapes(store.plan)[target.level - 1]
-    labels: Labels | None = None
+    values: Labels | None = None
     for y in range(box.y0, box.y1, _READ_SIDE // 2):
         for x in range(box.x0, box.x1, _READ_SIDE // 2):
             part = Box(y, x, y + _READ_SIDE // 2, x + _READ_SIDE // 2).intersect(box)
             source = Box(2 * part.y0, 2 * part.x0, 2 * part.y1, 2 * part.x1).clip(height, width)
             found = store.read(source, target.level - 1)
             if (found != NO_DATA).any():
-                labels = np.full(box.shape, NO_DATA, np.uint8) if labels is None else labels
-                labels[part.slices(box)] = halve(found)
-    return labels
+                whole = (*found.shape[:-2], *box.shape)
+                values = np.full(whole, NO_DATA, np.uint8) if values is None else values
+                values[(..., *part.slices(box))] = reduce(found)
+    return values
 
 
 class _Journal:
     """Lines of JSON, one per level started and per shard finished."""
 
-    def __init__(self, path: Path, store: LabelStore) -> None:
+    def __init__(self, path: Path, store: Levels) -> None:
         self._path, self._store = path, store
         self._started: set[int] = set()
         self._done: dict[str, dict[str, Any]] = {}
@@ -154,12 +166,12 @@ class _Journal:
     def start(self, level: int) -> None:
         self._append({"level": level})
 
-    def has(self, target: _Target) -> bool:
-        return target.object in self._done
+    def has(self, name: str) -> bool:
+        return name in self._done
 
-    def add(self, target: _Target, path: Path | None) -> None:
+    def add(self, name: str, path: Path | None) -> None:
         size, digest = (0, None) if path is None else (path.stat().st_size, file_sha256(path))
-        self._append({"object": target.object, "size": size, "sha256": digest})
+        self._append({"object": name, "size": size, "sha256": digest})
 
     def objects(self) -> list[tuple[str, int, str]]:
         return [(line["object"], line["size"], line["sha256"]) for line in self._done.values() if line["sha256"]]
@@ -194,7 +206,7 @@ class _Journal:
     def _holds(self, line: dict[str, Any]) -> bool:
         """Say whether what the line says is still there."""
         if "level" in line:
-            return (self._store.root / CLASSES / str(line["level"]) / "zarr.json").is_file()
+            return (self._store.folder / self._store.name / str(line["level"]) / "zarr.json").is_file()
         path = self._store.folder / str(line["object"])
         size: int = path.stat().st_size if path.is_file() else 0
         return size == int(line["size"])

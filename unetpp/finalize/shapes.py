@@ -22,6 +22,8 @@ from unetpp.finalize.outlines import Outlines
 from unetpp.finalize.rows import Row, Sink, coordinates
 
 if TYPE_CHECKING:
+    from unetpp.finalize.polygons import PixelObject
+    from unetpp.finalize.probability import ObjectProbability
     from unetpp.io.resample import OutputGrid
 
 Floats = npt.NDArray[np.float64]
@@ -34,11 +36,13 @@ class Shapes:
     """Measures objects of one output grid.
 
     Columns: perimeter_px, centroid_x_px, centroid_y_px in level-0 pixels of the image (centres of pixels at .5);
-    perimeter_um or perimeter_m where the size of a pixel is known; centroid_x, centroid_y in the CRS, if any.
+    perimeter_um or perimeter_m where the size of a pixel is known; centroid_x, centroid_y in the CRS, if any;
+    probability_mean of the object's class over its pixels, where there is a map of probabilities.
     """
 
     grid: OutputGrid
     name: str
+    probability: ObjectProbability | None = None
 
     @property
     def unit(self) -> str | None:
@@ -50,10 +54,11 @@ class Shapes:
     def columns(self) -> tuple[str, ...]:
         physical = () if self.unit is None else (f"perimeter_{self.unit}",)
         place = () if self.grid.crs is None or self.grid.transform is None else ("centroid_x", "centroid_y")
-        return ("perimeter_px", *physical, "centroid_x_px", "centroid_y_px", *place)
+        mean = () if self.probability is None else ("probability_mean",)
+        return ("perimeter_px", *physical, "centroid_x_px", "centroid_y_px", *place, *mean)
 
-    def measure(self, outlines: Outlines) -> list[dict[str, float]]:
-        """Return the columns of each object, to 12 digits."""
+    def measure(self, objects: Sequence[PixelObject], outlines: Outlines) -> list[dict[str, float]]:
+        """Return the columns of each object, to 12 digits; `outlines` are the objects'."""
         step = np.abs(outlines.steps())
         centre = centroids(outlines)
         x, y = centre.T
@@ -64,6 +69,8 @@ class Shapes:
         if "centroid_x" in self.columns:
             a, b, c, d, e, f = coordinates(self.grid)
             found += [a * x + b * y + c, d * x + e * y + f]
+        if self.probability is not None:
+            found.append(np.array([self.probability.mean(one) for one in objects]))
         rows = np.stack(found, axis=1).tolist()
         return [{n: float(f"{v:.12g}") for n, v in zip(self.columns, row, strict=True)} for row in rows]
 

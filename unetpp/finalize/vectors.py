@@ -71,7 +71,7 @@ def write_vectors(
         for batch, outlines in batches(objects):
             counts.update(found.label for found in batch)
             areas = how.objects(outlines, np.array([found.pixels for found in batch])).tolist()
-            measured = shapes.measure(outlines) if shapes is not None else [{}] * len(batch)
+            measured = shapes.measure(batch, outlines) if shapes is not None else [{}] * len(batch)
             rows = [
                 Row(_identity(key, found), names[found.label], found.pixels, float(f"{area:.12g}"), shape)
                 for found, area, shape in zip(batch, areas, measured, strict=True)

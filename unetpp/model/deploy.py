@@ -64,16 +64,17 @@ class Deployed(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         self.register_buffer("values", torch.tensor(values, dtype=torch.uint8))
-        head = cast(nn.Conv2d, folded.head_convs[str(last)])
-        assert head.bias is not None
-        weight, bias = packing.mix(head.weight.detach(), dtype), head.bias.detach().float()
-        if weight.shape[0] == 1:  # one logit: that of the second of two classes, whose first has logit 0
-            weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
-            self.single = True
-        else:
-            self.single = False
-        self.register_buffer("head", weight)
-        self.register_buffer("head_bias", bias)
+        self.levels = sorted(int(key) for key in folded.head_convs)
+        self.single = folded.config.classes == 1
+        for level in self.levels:
+            head = cast(nn.Conv2d, folded.head_convs[str(level)])
+            assert head.bias is not None
+            weight, bias = packing.mix(head.weight.detach(), dtype), head.bias.detach().float()
+            if self.single:  # one logit: that of the second of two classes, whose first has logit 0
+                weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
+            name = "" if level == last else str(level)
+            self.register_buffer(f"head{name}", weight)
+            self.register_buffer(f"head{name}_bias", bias)
         self.packed = packed
         self.requires_grad_(False)
         self.eval()
@@ -91,9 +92,18 @@ class Deployed(nn.Module):
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
         """Return (N, K, H, W) float32 logits."""
-        x = self._final().finish(self._half(pixels))
-        found = _OPERATORS.pointwise([x], self.get_buffer("head"), None, None, False, False, "bilinear")
-        found = found.to(torch.float32) + self.get_buffer("head_bias")[:, None, None]
+        return self._logits(self._final().finish(self._half(pixels)[0]), "head")
+
+    @torch.no_grad()
+    def heads(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of every head X^{0,1..L}, deepest last; each as `logits`."""
+        half, nodes = self._half(pixels)
+        before = [self._logits(nodes[0, level], f"head{level}") for level in self.levels[:-1]]
+        return (*before, self._logits(self._final().finish(half), "head"))
+
+    def _logits(self, node: Tensor, head: str) -> Tensor:
+        found = _OPERATORS.pointwise([node], self.get_buffer(head), None, None, False, False, "bilinear")
+        found = found.to(torch.float32) + self.get_buffer(f"{head}_bias")[:, None, None]
         return cast(Tensor, found[:, 1:] if self.single else found)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -103,7 +113,7 @@ class Deployed(nn.Module):
     def _bytes(self, pixels: Tensor, *, probabilities: bool) -> Tensor:
         node = self._final()
         taps, bias = node.last_filter()
-        x = self._half(pixels)
+        x, _ = self._half(pixels)
         x = node.finish(x) if taps is None else x
         buffers = [self.get_buffer(name) for name in ("head", "head_bias", "values")]
         return cast(Tensor, _OPERATORS.head(x, *buffers, taps, bias, True, probabilities, self.packed))
@@ -111,8 +121,8 @@ class Deployed(nn.Module):
     def _final(self) -> _DeployedNode:
         return cast(_DeployedNode, self.nodes[f"{self.final[0]}_{self.final[1]}"])
 
-    def _half(self, pixels: Tensor) -> Tensor:
-        """Return the last node before its last step, which the head may take over."""
+    def _half(self, pixels: Tensor) -> tuple[Tensor, dict[Name, Tensor]]:
+        """Return the last node before its last step, which the head may take over, and the nodes before it."""
         n, height, width, bands = pixels.shape
         if bands != self.bands or height % self.multiple or width % self.multiple or min(n, height, width) < 1:
             raise ShapeError(
@@ -129,7 +139,7 @@ class Deployed(nn.Module):
             else:
                 half = node.start_image(pixels, self.get_buffer("mean"), self.get_buffer("std"))
             if step.node == self.final:
-                return half
+                return half, x
             x[step.node] = node.finish(half)
         raise AssertionError("the order ends with the final node")
 

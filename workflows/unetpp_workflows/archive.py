@@ -1,9 +1,10 @@
 """One row per image of an output folder, as a table of all runs into it; knows records, segments nothing.
 
 Columns: name, uri, status, message, fingerprint, model, model_version, model_digest, spacing, height, width (of the
-result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, shadow_agreement,
-seconds_<stage>, limited_by, shards, committed, retries (shards that needed more than one attempt), labels_sha256,
-finished. A class, a unit or a stage that an image does not have is empty there.
+result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, uncertainty_mean,
+uncertainty_rank (1: of all images of the folder the one most worth a look), shadow_agreement, seconds_<stage>,
+limited_by, shards, committed, retries (shards that needed more than one attempt), labels_sha256, finished. A class, a
+unit or a stage that an image does not have is empty there.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ def print_rows(output: Path, console: Console) -> int:
     from unetpp_workflows.outputs import image_folders
 
     code = DONE
-    for folder in image_folders(output):
-        row = image_row(folder)
+    for row in ranked(image_row(folder) for folder in image_folders(output)):
         console.file.write(json.dumps(row, ensure_ascii=False) + "\n")
         code = PART_FAILED if row["status"] in ("failed", "partial", "damaged") else code
     return code
@@ -157,6 +157,8 @@ def _row(folder: Path, record: ImageRecord) -> Row:
                 row[f"{counted}_{info['name']}"] = info[counted]
     if record.shadow is not None:
         row["shadow_agreement"] = record.shadow["agreement"]
+    if (attention := record.figures.get("attention")) and attention["mean"] is not None:
+        row["uncertainty_mean"] = attention["mean"]
     row |= {
         "shards": record.shards.get("total"),
         "committed": record.shards.get("committed"),
@@ -175,13 +177,22 @@ def _spacing(record: ImageRecord) -> str | None:
     return str(Spacing(**spacing)) if spacing else None
 
 
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows with their uncertainty_rank, where they have an uncertainty; equal ones in order of name."""
+    found = list(rows)
+    measured = [row for row in found if "uncertainty_mean" in row]
+    for rank, row in enumerate(sorted(measured, key=lambda row: (-row["uncertainty_mean"], row["name"])), 1):
+        row["uncertainty_rank"] = rank
+    return found
+
+
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
 def _columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
     """Turn rows into columns of equal length: those of every image first, then by kind, classes and stages by name."""
-    found = list(rows)
+    found = ranked(rows)
     names = dict.fromkeys(_FIRST) | dict.fromkeys(sorted({name for row in found for name in row if name not in _LAST}))
     return {name: [row.get(name) for row in found] for name in (*names, *_LAST)}
 

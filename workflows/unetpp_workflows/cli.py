@@ -29,10 +29,12 @@ from unetpp_workflows.cli_options import (
     Output,
     Outputs,
     Precision,
+    Probabilities,
     Sets,
     Spacing,
     Tissue,
     Tracking,
+    Uncertainty,
     Workers,
     input_options,
     reported,
@@ -116,6 +118,8 @@ def segment(
     precision: Precision = None,
     formats: Formats = None,
     instances: Instances = None,
+    probabilities: Probabilities = None,
+    uncertainty: Uncertainty = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Only images that an earlier run left failed or partial.")
     ] = False,
@@ -144,6 +148,7 @@ def segment(
         unetpp segment archive.csv -m nuclei -o out --retry
         unetpp segment slide.svs -m nuclei -o out --formats geojson.gz,ome-tiff
         unetpp segment archive/ -m models:/nuclei@champion --shadow models:/nuclei@challenger -o out
+        unetpp segment slide.svs -m nuclei -o out --instances --probabilities --uncertainty
 
     Writes for each image: OME-Zarr labels with pyramid, polygons, areas, a GeoTIFF for scenes, a report page and
     a run record. A configuration file holds what the options hold and more:
@@ -172,6 +177,8 @@ def segment(
         "output.instances": instances,
         "shadow.model": shadow,
         "shadow.share": shadow_share,
+        "output.probabilities": probabilities,
+        "output.uncertainty": uncertainty,
     }
     resolved = load_config(config, options=options, sets=sets or ())
     console = standard_output()

@@ -50,6 +50,18 @@ Instances = Annotated[
     bool | None,
     typer.Option("--instances", help="Split touching objects; one polygon and one row of measurements for each."),
 ]
+Probabilities = Annotated[
+    bool | None,
+    typer.Option(
+        "--probabilities", help="Also write each class's probability (uint8, steps of 1/254); means of instances."
+    ),
+]
+Uncertainty = Annotated[
+    bool | None,
+    typer.Option(
+        "--uncertainty", help="Also map where the network's heads disagree, and list what is most worth a look."
+    ),
+]
 Tracking = Annotated[
     str | None,
     typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default: a file of this user."),

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from unetpp.errors import ConfigError, SpacingError
 from unetpp.geometry import Spacing
+from unetpp.maps import MAPS, MapName, ordered
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -93,14 +94,22 @@ Format = Literal["cog", "ome-tiff", "geojson", "geojson.gz", "gpkg", "geoparquet
 
 
 class OutputConfig(_Section):
-    """What is written of each image beside its labels; never changes a pixel, so that more can be asked for later.
+    """What is written of each image beside its labels.
 
-    Without `formats`, images with a CRS get cog, geojson and gpkg, others geojson. With `instances`, objects are split,
-    touching ones apart, measured, listed in a table, and written as the polygons.
+    Formats and instances never change a pixel, so that more can be asked for later. Without `formats`, images with a
+    CRS get cog, geojson and gpkg, others geojson. With `instances`, objects are split, touching ones apart, measured,
+    listed in a table, and written as the polygons. `probabilities` and `uncertainty` are maps of the same pass as the
+    labels: asked for later, that pass is made again.
     """
 
     formats: tuple[Format, ...] | None = None
     instances: bool = False
+    probabilities: bool = False
+    uncertainty: bool = False
+
+    @property
+    def maps(self) -> tuple[MapName, ...]:
+        return ordered(name for name in MAPS if getattr(self, name))
 
     @field_validator("formats", mode="before")
     @classmethod

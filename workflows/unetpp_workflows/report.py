@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from unetpp.durable import write_file
 from unetpp_workflows.record import ImageRecord
 
-REPORT, PICTURE, VALIDITY = "report.html", "picture.jpg", "validity.png"
+REPORT, PICTURE, VALIDITY, ATTENTION = "report.html", "picture.jpg", "validity.png", "uncertain.jpg"
+SHOWN_REGIONS = 6
 SIDE = 1536
 STEPS = ("prepare", "read", "compute", "write", "finalize", "score", "report", "tracking")
 _NO_DATA = 255
@@ -55,6 +56,7 @@ def write_report(folder: Path, record: ImageRecord) -> Path:
         validity=None if labels is None else _mask_png(labels == _NO_DATA, (0, 0, 0, 170)),
         reduction=1.0 if labels is None else max(1.0, record.plan["width"] / labels.shape[1]),
         tissue=_tissue(folder, record),
+        attention=_attention(folder, record),
         rows=[{**row, "iou": _number((record.iou or {}).get(row["name"]), "{:.3f}")} for row in rows],
         figures_note=_figures_note(record),
         tables=_tables(record),
@@ -175,6 +177,25 @@ def _data_uri(path: Path, media: str) -> str | None:
     if not path.is_file():
         return None
     return f"data:{media};base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _attention(folder: Path, record: ImageRecord) -> dict[str, Any] | None:
+    found = record.figures.get("attention")
+    if not found or found["mean"] is None:
+        return None
+    return {
+        "image": _data_uri(folder / ATTENTION, "image/jpeg"),
+        "mean": f"{found['mean']:.3f}",
+        "rows": [
+            (
+                f"{region['x']:.0f}, {region['y']:.0f}",
+                f"{region['width']:.0f} x {region['height']:.0f}",
+                f"{region['mean']:.3f}",
+            )
+            for region in found["regions"]
+        ],
+        "shown": min(SHOWN_REGIONS, len(found["regions"])),
+    }
 
 
 def _tissue(folder: Path, record: ImageRecord) -> dict[str, str] | None:

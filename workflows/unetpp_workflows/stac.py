@@ -37,6 +37,8 @@ _ASSETS = {
     "geoparquet": ("application/vnd.apache.parquet", ["data"]),
     "flatgeobuf": ("application/vnd.flatgeobuf", ["data"]),
     "instances": ("application/vnd.apache.parquet", ["data"]),
+    "probabilities": ("application/vnd.zarr; version=3", ["data"]),
+    "uncertainty": ("application/vnd.zarr; version=3", ["data"]),
     "report": ("text/html", ["overview"]),
 }
 """Media type and roles by kind of output; kinds that are not here are no assets."""

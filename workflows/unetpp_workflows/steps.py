@@ -17,6 +17,7 @@ from unetpp.geometry import Spacing
 from unetpp.package import WEIGHTS
 from unetpp.store import OUTPUT_FORMAT
 from unetpp_workflows.archive import labels_checksum
+from unetpp_workflows.attention import write_attention
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.inputs import Source, identity
 from unetpp_workflows.mlflow_store import shown, store_uri
@@ -98,7 +99,10 @@ def _has_formats(call: Call, record: ImageRecord) -> bool:
 
     formats = call.config.output.formats
     wanted = default_formats(OutputGrid.from_json(record.grid)) if formats is None else formats
-    return set(wanted) <= set(record.formats) and call.config.output.instances == ("instances" in record.outputs)
+    maps = set(call.config.output.maps) <= set(record.outputs)
+    return (
+        maps and set(wanted) <= set(record.formats) and call.config.output.instances == ("instances" in record.outputs)
+    )
 
 
 def prepare(call: Call, source: Source) -> SegmentJob:
@@ -130,6 +134,7 @@ def job_options(call: Call, source: Source) -> JobOptions:
         "threads": config.engine.threads,
         "core": config.tiling.core,
         "shard": config.tiling.shard,
+        "maps": config.output.maps,
         "model_ref": call.model.reference(),
     }
 
@@ -170,7 +175,7 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
         record = replace(record, formats=list(figures.formats))
         record = _scored(call, job, record)
     with call.timed(job.uri, "report"):
-        _write_picture(job)
+        _write_picture(job, record)
     record = replace(
         record,
         seconds={**state.seconds, **call.seconds[job.uri]},
@@ -266,7 +271,8 @@ def _figures(job: SegmentJob, figures: Figures) -> dict[str, Any]:
         if figures.instances is not None:
             entry["instances"] = figures.instances.get(info.name)
         classes.append(entry)
-    return {"valid_px": sum(entry["px"] for entry in classes), "method": figures.method, "classes": classes}
+    found = {"valid_px": sum(entry["px"] for entry in classes), "method": figures.method, "classes": classes}
+    return found if figures.attention is None else {**found, "attention": figures.attention}
 
 
 def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
@@ -296,10 +302,12 @@ def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
     return replace(record, tracking_uri=shown(store_uri(call.config.tracking.uri)), tracking_run=run)
 
 
-def _write_picture(job: SegmentJob) -> None:
+def _write_picture(job: SegmentJob, record: ImageRecord) -> None:
     from unetpp.io import open_raster
     from unetpp.io.base import thumbnail
 
     with open_raster(job.uri) as raster:
         window = thumbnail(raster, SIDE)
-    write_picture(job.out / PICTURE, window.pixels, window.valid)
+        write_picture(job.out / PICTURE, window.pixels, window.valid)
+        if "attention" in record.figures:
+            write_attention(job, raster, record.figures["attention"]["regions"])

@@ -86,11 +86,23 @@ def print_summary(summary: Summary, console: Console) -> None:
         for kind, text in ((image.status, image.message), ("warning", image.warning)):
             if text:
                 console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
+    if look := _most_uncertain(summary):
+        console.print(f"most worth a look: {look}", markup=False, highlight=False, soft_wrap=True)
     console.print(summary.sentence(), markup=False, highlight=False, soft_wrap=True)
     folders = sorted({str(image.folder.parent) for image in summary.images if image.folder and image.record})
     for folder in folders:
         where = f"records and reports: {folder}/<image>/record.json and report.html"
         console.print(where, markup=False, highlight=False, soft_wrap=True)
+
+
+def _most_uncertain(summary: Summary, count: int = 5) -> str:
+    """Name the images with the highest mean uncertainty, with it; empty where none was measured."""
+    found = []
+    for image in summary.images:
+        mean = (image.record.figures.get("attention") or {}).get("mean") if image.record else None
+        if mean is not None:
+            found.append((-mean, image.name))
+    return ", ".join(f"{name} {-mean:.3f}" for mean, name in sorted(found)[:count])
 
 
 def _figures(record: ImageRecord | None) -> tuple[str, str]:

@@ -103,9 +103,9 @@ def test_shards_in_the_journal_are_not_written_again(
     written: list[str] = []
     original = pyramid._write_shard
 
-    def spy(store: object, target: pyramid._Target) -> Path | None:
+    def spy(store: object, target: pyramid._Target, reduce: object) -> Path | None:
         written.append(target.object)
-        return original(store, target)  # type: ignore[arg-type]
+        return original(store, target, reduce)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pyramid, "_write_shard", spy)
     assert sorted(write_pyramid(job.store, journal)) == sorted(objects)
