@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from unetpp.geometry import Box
 from unetpp.losses import IGNORE
-
-FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
+from unetpp.profile import FULL_SCALE
 
 
 @dataclass(frozen=True)

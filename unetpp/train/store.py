@@ -32,7 +32,8 @@ from unetpp.errors import StoreError
 from unetpp.geometry import Box, Spacing
 from unetpp.losses import IGNORE
 from unetpp.package import ClassInfo
-from unetpp.train.source import FULL_SCALE, Blocks, Crop, SourceImage
+from unetpp.profile import FULL_SCALE
+from unetpp.train.source import Blocks, Crop, SourceImage
 
 FORMAT = 1
 ATTRIBUTES, DOCUMENT = "unetpp_training", "store.json"

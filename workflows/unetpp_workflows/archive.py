@@ -3,8 +3,10 @@
 Columns: name, uri, status, message, fingerprint, model, model_version, model_digest, spacing, height, width (of the
 result), valid_px, valid_share, area_<unit>_<class>, instances_<class>, objects_<class>, uncertainty_mean,
 uncertainty_rank (1: of all images of the folder the one most worth a look), shadow_agreement, seconds_<stage>,
-limited_by, shards, committed, retries (shards that needed more than one attempt), labels_sha256, finished. A class, a
-unit or a stage that an image does not have is empty there.
+limited_by, shards, committed, retries (shards that needed more than one attempt), labels_sha256, finished,
+profile_<number> (what the image looks like, see unetpp.profile), unusual (which of that is unlike the training images,
+or unlike the other images here that the same model segmented). A class, a unit or a stage that an image does not have
+is empty there.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from rich.console import Console
 
 from unetpp.durable import write_file
 from unetpp.errors import ConfigError, StoreError
+from unetpp_workflows.drift import PROFILE, unlike_archive, words
 from unetpp_workflows.record import ImageRecord
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ def write_summary(output: Path) -> None:
         folders = image_folders(output)
     except ConfigError:
         return  # nothing that could be opened: there is no image folder
-    columns = _columns(image_row(folder) for folder in folders)
+    columns = _columns(rows_of(folders))
     parquet = io.BytesIO()
     # Columns of text that are empty everywhere would have no type.
     typed = {
@@ -61,10 +64,18 @@ def print_rows(output: Path, console: Console) -> int:
     from unetpp_workflows.outputs import image_folders
 
     code = DONE
-    for row in ranked(image_row(folder) for folder in image_folders(output)):
+    for row in rows_of(image_folders(output)):
         console.file.write(json.dumps(row, ensure_ascii=False) + "\n")
         code = PART_FAILED if row["status"] in ("failed", "partial", "damaged") else code
     return code
+
+
+def rows_of(folders: Iterable[Path]) -> list[Row]:
+    """Return the rows of an archive's image folders, each with what only a look at all of them tells."""
+    rows = _ranked(image_row(folder) for folder in folders)
+    for row, found in zip(rows, unlike_archive(rows), strict=True):
+        row["unusual"] = "; ".join(filter(None, (row.get("unusual"), words(found)))) or None
+    return rows
 
 
 def image_row(folder: Path) -> Row:
@@ -166,6 +177,8 @@ def _row(folder: Path, record: ImageRecord) -> Row:
     }
     row |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
     row["limited_by"] = record.limited_by
+    row |= {f"{PROFILE}{name}": value for name, value in record.profile.items()}
+    row["unusual"] = words(record.unusual) or None
     return row | {"labels_sha256": record.shards.get("sha256"), "finished": record.finished or None}
 
 
@@ -177,7 +190,7 @@ def _spacing(record: ImageRecord) -> str | None:
     return str(Spacing(**spacing)) if spacing else None
 
 
-def ranked(rows: Iterable[Row]) -> list[Row]:
+def _ranked(rows: Iterable[Row]) -> list[Row]:
     """Return the rows with their uncertainty_rank, where they have an uncertainty; equal ones in order of name."""
     found = list(rows)
     measured = [row for row in found if "uncertainty_mean" in row]
@@ -190,16 +203,15 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
+def _columns(found: Sequence[Row]) -> dict[str, list[Any]]:
     """Turn rows into columns of equal length: those of every image first, then by kind, classes and stages by name."""
-    found = ranked(rows)
     names = dict.fromkeys(_FIRST) | dict.fromkeys(sorted({name for row in found for name in row if name not in _LAST}))
     return {name: [row.get(name) for row in found] for name in (*names, *_LAST)}
 
 
 _TEXT = (
     *("name", "uri", "status", "message", "fingerprint", "model", "model_version", "model_digest", "spacing"),
-    *("labels_sha256", "finished", "limited_by"),
+    *("labels_sha256", "finished", "limited_by", "unusual"),
 )
 _FIRST = (*_TEXT[:9], "height", "width", "valid_px", "valid_share")
-_LAST = ("limited_by", "shards", "committed", "retries", "labels_sha256", "finished")
+_LAST = ("unusual", "limited_by", "shards", "committed", "retries", "labels_sha256", "finished")

@@ -57,6 +57,7 @@ class ImageRecord:
         figures: valid_px, method (how areas were measured), and classes with name, value, color, background, px,
             area, unit ("mm2", "m2" or "px"), objects and, where asked for, instances (None for the background); empty
             when not done.
+        profile: what the image looks like, see `unetpp.profile`; unusual: which of that is unlike the training images.
         outputs: Name of each product -> path relative to the image's folder.
         formats: that are done, also those without a file (a GeoJSON where the CRS has no place on the globe).
     """
@@ -79,6 +80,8 @@ class ImageRecord:
     figures: dict[str, Any] = field(default_factory=dict)
     iou: dict[str, float] | None = None
     shadow: dict[str, Any] | None = None
+    profile: dict[str, float] = field(default_factory=dict)
+    unusual: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     limited_by: str | None = None
     outputs: dict[str, str] = field(default_factory=dict)

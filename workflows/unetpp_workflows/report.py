@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.durable import write_file
+from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord
 
 REPORT, PICTURE, VALIDITY, ATTENTION = "report.html", "picture.jpg", "validity.png", "uncertain.jpg"
@@ -51,6 +52,7 @@ def write_report(folder: Path, record: ImageRecord) -> Path:
     page = environment.get_template("report.html.j2").render(
         record=record,
         lead=_lead(record),
+        unusual=words(record.unusual),
         picture=_data_uri(folder / PICTURE, "image/jpeg"),
         layers=[] if labels is None else class_layers(labels, record.model.get("classes", [])),
         validity=None if labels is None else _mask_png(labels == _NO_DATA, (0, 0, 0, 170)),

@@ -19,6 +19,7 @@ from unetpp.store import OUTPUT_FORMAT
 from unetpp_workflows.archive import labels_checksum
 from unetpp_workflows.attention import write_attention
 from unetpp_workflows.config import RunConfig
+from unetpp_workflows.drift import job_profile, unlike_training
 from unetpp_workflows.inputs import Source, identity
 from unetpp_workflows.mlflow_store import shown, store_uri
 from unetpp_workflows.progress import Display
@@ -173,7 +174,7 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
             figures = finalize(job, formats=call.config.output.formats, instances=call.config.output.instances)
         record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
         record = replace(record, formats=list(figures.formats))
-        record = _scored(call, job, record)
+        record = _scored(call, job, _looked_at(call, job, record))
     with call.timed(job.uri, "report"):
         _write_picture(job, record)
     record = replace(
@@ -273,6 +274,15 @@ def _figures(job: SegmentJob, figures: Figures) -> dict[str, Any]:
         classes.append(entry)
     found = {"valid_px": sum(entry["px"] for entry in classes), "method": figures.method, "classes": classes}
     return found if figures.attention is None else {**found, "attention": figures.attention}
+
+
+def _looked_at(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
+    """Return the record with what the image looks like, and what of it is unlike the model's training images."""
+    spec = call.package.spec
+    with call.timed(job.uri, "finalize"):
+        profile = job_profile(job, spec.bands)
+    found = [item.to_json() for item in unlike_training(profile, spec.training)]
+    return replace(record, profile=profile, unusual=found)
 
 
 def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:

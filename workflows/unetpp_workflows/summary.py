@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord, Status
 from unetpp_workflows.report import area_text
 
@@ -57,14 +58,14 @@ class Summary:
         reused = sum(image.reused for image in self.images)
         if reused:
             parts.append(f"{reused} of them unchanged since an earlier run")
-        for status, words in (
+        for status, what in (
             ("empty", "nothing to segment in"),
             ("partial", "not complete"),
             ("failed", "failed"),
         ):
             names = [image.name for image in self.images if image.status == status]
             if names:
-                parts.append(f"{words}: {', '.join(names)}")
+                parts.append(f"{what}: {', '.join(names)}")
         return "; ".join(parts)
 
 
@@ -88,6 +89,10 @@ def print_summary(summary: Summary, console: Console) -> None:
                 console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
     if look := _most_uncertain(summary):
         console.print(f"most worth a look: {look}", markup=False, highlight=False, soft_wrap=True)
+    for image in summary.images:
+        if image.record is not None and image.record.unusual:
+            text = f"look twice: {image.name} is unlike the training images: {words(image.record.unusual)}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(summary.sentence(), markup=False, highlight=False, soft_wrap=True)
     folders = sorted({str(image.folder.parent) for image in summary.images if image.folder and image.record})
     for folder in folders:

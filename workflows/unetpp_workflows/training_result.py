@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from unetpp.durable import write_file
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.package import ModelSpec, Package, save_package
+from unetpp.profile import quantiles
+from unetpp.train.appearance import source_profiles
 from unetpp.train.content import image_digests
 from unetpp.train.levels import LevelScore, score_levels, smallest_good
 from unetpp.train.measure import measure
@@ -126,6 +128,7 @@ def _spec(
             "validation_fingerprint": data.validation.fingerprint,
             "training_content": sorted(image_digests(data.training)),
             "validation_content": sorted(image_digests(data.validation)),
+            "profile": quantiles(source_profiles(data.training, data.bands)),
             "command": command,
             "steps": recipe.train.steps,
             "best_step": result.best.step,

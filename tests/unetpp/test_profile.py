@@ -1,0 +1,95 @@
+"""What an image looks like in numbers: values worked out by hand, and what blur, noise and darkness do to them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from unetpp.geometry import Box
+from unetpp.profile import (
+    LEAST_IMAGES,
+    WINDOW,
+    centred,
+    profile_of,
+    quantiles,
+    spread,
+    unusual,
+    window_statistics,
+)
+
+RGB = ("red", "green", "blue")
+
+
+def everywhere(shape: tuple[int, ...]) -> np.ndarray:
+    return np.ones(shape[:2], bool)
+
+
+def textured(seed: int = 0, side: int = 128) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(side, side, 3)), (1.5, 1.5, 0))
+    return np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("dtype", "full"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+def test_brightness_and_contrast_are_parts_of_full_scale(dtype: type, full: int) -> None:
+    pixels = np.zeros((4, 4, 1), dtype)
+    pixels[:2] = full
+    found = window_statistics(pixels, everywhere((4, 4)), ["pan"])
+    assert found is not None and set(found) == {"mean_pan", "std_pan", "focus"}
+    assert found["mean_pan"] == pytest.approx(0.5) and found["std_pan"] == pytest.approx(0.5)
+
+
+def test_focus_of_a_checkerboard_is_known() -> None:
+    """Its Laplacian is 8 times the distance from the mean, everywhere: the quotient of variances is 64."""
+    board = (np.indices((16, 16)).sum(0) % 2 * 200).astype(np.uint8)[..., None]
+    found = window_statistics(board, everywhere((16, 16)), ["grey"])
+    assert found is not None and found["focus"] == pytest.approx(np.log10(64), abs=1e-3)
+
+
+def test_blur_lowers_focus_and_noise_raises_it() -> None:
+    sharp = textured()
+    blurred = ndimage.gaussian_filter(sharp.astype(float), (3, 3, 0)).astype(np.uint8)
+    noisy = np.clip(sharp + np.random.default_rng(1).normal(0, 30, sharp.shape), 0, 255).astype(np.uint8)
+    focus = [(window_statistics(p, everywhere(p.shape), RGB) or {})["focus"] for p in (blurred, sharp, noisy)]
+    assert focus[0] < focus[1] - 0.3 and focus[1] < focus[2] - 0.3
+
+
+def test_only_valid_pixels_count() -> None:
+    pixels = textured()
+    valid = everywhere(pixels.shape)
+    valid[:, 64:] = False
+    hidden = pixels.copy()
+    hidden[:, 64:] = np.random.default_rng(3).integers(0, 255, hidden[:, 64:].shape)
+    assert window_statistics(pixels, valid, RGB) == window_statistics(hidden, valid, RGB)
+    valid[:, 10:] = False
+    assert window_statistics(pixels, valid, RGB) is None
+    assert window_statistics(pixels[:2], everywhere((2, 128)), RGB) is None
+
+
+def test_a_flat_window_has_finite_numbers() -> None:
+    found = window_statistics(np.full((8, 8, 3), 7, np.uint8), everywhere((8, 8)), RGB)
+    assert found is not None and np.isfinite(list(found.values())).all() and found["focus"] == pytest.approx(0)
+
+
+def test_a_profile_is_the_median_of_its_windows() -> None:
+    assert profile_of([{"a": 1.0}, None, {"a": 5.0}, {"a": 2.0}]) == {"a": 2.0}
+    assert profile_of([None]) == {} == profile_of([])
+
+
+def test_windows_are_spread_and_fit() -> None:
+    assert spread(5) == [0, 1, 2, 3, 4] and spread(0) == []
+    assert spread(160) == [5 + 10 * k for k in range(16)]
+    assert centred(Box(0, 0, 1000, 100)) == Box(372, 0, 372 + WINDOW, 100)
+
+
+def test_what_is_unusual() -> None:
+    profiles = [{"mean_red": 0.4 + 0.01 * k, "focus": -1.0} for k in range(21)]
+    ranges = quantiles(profiles)
+    assert ranges["mean_red"] == pytest.approx([0.41, 0.59])
+    assert unusual({"mean_red": 0.33, "focus": -1.02}, ranges, "training") == []
+    dark, soft = unusual({"mean_red": 0.1, "focus": -1.2}, ranges, "training")
+    assert (soft.statistic, dark.statistic) == ("mean_red", "focus")  # furthest from usual first
+    assert (soft.low, soft.high) == pytest.approx((0.32, 0.68)) and soft.among == "training"
+    assert quantiles(profiles[: LEAST_IMAGES - 1]) == {}
+    assert unusual({"other": 1.0}, ranges, "training") == [] == unusual({"mean_red": 9.0}, {}, "training")
