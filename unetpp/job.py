@@ -188,6 +188,8 @@ def job_key(
     }
     if maps:  # labels alone keep the keys that they had before there were maps
         parts["maps"] = list(maps)
+    if plan.has_margins:  # rounds differently from a whole tile
+        parts["margins"] = 1
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

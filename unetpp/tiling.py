@@ -10,6 +10,7 @@ padding that it would meet on the whole image. Both cases give the whole-image r
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +22,10 @@ from unetpp.geometry import Box
 
 T = TypeVar("T", bound=np.generic)
 DEFAULT_CORE = 1024
+LEAST_ALIKE = 64
+"""An engine takes seconds to prepare itself for a kind of margins, which it saves in some thirty tiles."""
+Margins = tuple[int, int, int, int]
+"""Pixels at top, left, bottom and right of a read box that are context only."""
 _MIN_SHARDS = 16
 """Shards grow only while at least this many remain: enough to spread over workers and to show progress."""
 
@@ -133,6 +138,34 @@ class TilePlan:
             self._tile(y, x) for y in range(box.y0, box.y1, self.core) for x in range(box.x0, box.x1, self.core)
         )
 
+    def margins(self, tile: Tile) -> Margins:
+        """Return where the tile has the whole halo, which the engine may then leave out, else 0.
+
+        At the image's end a tile has none. Where fewer than 64 tiles of the plan have such margins they are 0 too.
+        """
+        y, x = tile.write_box.y0 // self.core, tile.write_box.x0 // self.core
+        rows, columns = self._halves(self.height, 0), self._halves(self.width, 1)
+        if rows.count(rows[y]) * columns.count(columns[x]) < LEAST_ALIKE:
+            return 0, 0, 0, 0
+        return rows[y][0], columns[x][0], rows[y][1], columns[x][1]
+
+    @property
+    def has_margins(self) -> bool:
+        """Say whether any tile has margins."""
+        rows, columns = Counter(self._halves(self.height, 0)), Counter(self._halves(self.width, 1))
+        kinds = ((row, column) for row in rows for column in columns if rows[row] * columns[column] >= LEAST_ALIKE)
+        return any(any(row) or any(column) for row, column in kinds)
+
+    def _halves(self, size: int, axis: int) -> list[tuple[int, int]]:
+        """Return the margins (before, after) of every tile along one axis."""
+        side = self.tile_shape[axis]
+        found = []
+        for write in range(0, size, self.core):
+            read = self._first_read(write, axis)
+            before, after = write - read, read + side - min(write + self.core, size)
+            found.append((self.halo if before >= self.halo else 0, self.halo if after >= self.halo else 0))
+        return found
+
     def shard_read_box(self, shard: Shard) -> Box:
         """Return the smallest box that holds the read boxes of all the shard's tiles."""
         tiles = self.tiles(shard)
@@ -152,10 +185,14 @@ class TilePlan:
 
     def _tile(self, y: int, x: int) -> Tile:
         rows, cols = self.tile_shape
-        y_read = max(0, min(y - self.halo, self.padded_height - rows))
-        x_read = max(0, min(x - self.halo, self.padded_width - cols))
+        y_read, x_read = self._first_read(y, 0), self._first_read(x, 1)
         write = Box(y, x, y + self.core, x + self.core).clip(self.height, self.width)
         return Tile(Box(y_read, x_read, y_read + rows, x_read + cols), write)
+
+    def _first_read(self, write: int, axis: int) -> int:
+        """Return where the read box begins of a tile whose write box begins at `write`."""
+        padded = (self.padded_height, self.padded_width)[axis]
+        return max(0, min(write - self.halo, padded - self.tile_shape[axis]))
 
 
 def make_plan(

@@ -22,6 +22,7 @@ from unetpp.finalize import finalize
 from unetpp.geometry import Box, Spacing
 from unetpp.io.resample import GridReader
 from unetpp.job import JOB
+from unetpp.model.inner import Margins
 from unetpp.package import load_package
 from unetpp.segment import SegmentJob, ShardWorker, pending, plan_job, prepare_job, progress
 
@@ -165,9 +166,9 @@ def count_tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     calls: list[tuple[int, ...]] = []
     labels = TorchEngine.labels
 
-    def counted(self: TorchEngine, tile: Pixels) -> Pixels:
+    def counted(self: TorchEngine, tile: Pixels, margins: Margins) -> Pixels:
         calls.append(tile.shape)
-        return labels(self, tile)
+        return labels(self, tile, margins)
 
     monkeypatch.setattr(TorchEngine, "labels", counted)
     return calls

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from unetpp import tiling
 from unetpp.errors import PlanError
 from unetpp.geometry import Box
 from unetpp.tiling import TilePlan, cut, make_plan
@@ -128,3 +131,26 @@ def test_impossible_sizes_are_refused_with_the_nearest(sizes: tuple[int, ...], h
 def test_unknown_shard_ids_are_refused(shard_id: str) -> None:
     with pytest.raises(PlanError, match="no shard"):
         make_plan(100, 100, halo=16, multiple=16, core=64).shard_by_id(shard_id)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(plans(), st.sampled_from([1, 4]))
+def test_margins_are_context_only_and_alike(plan: TilePlan, least: int) -> None:
+    kinds: Counter[tuple[int, ...]] = Counter()
+    with mock.patch.object(tiling, "LEAST_ALIKE", least):
+        for shard in plan.shards():
+            for tile in plan.tiles(shard):
+                top, left, bottom, right = margins = plan.margins(tile)
+                read = tile.read_box
+                inner = Box(read.y0 + top, read.x0 + left, read.y1 - bottom, read.x1 - right)
+                assert inner.intersect(tile.write_box) == tile.write_box
+                assert all(side in (0, plan.halo) for side in margins)
+                kinds[margins] += 1
+        assert all(number >= least for margins, number in kinds.items() if any(margins))
+        assert plan.has_margins == any(any(margins) for margins in kinds)
+
+
+def test_a_gigapixel_leaves_out_the_halo_of_all_but_its_edge() -> None:
+    plan = make_plan(31109, 32768, halo=64, multiple=16)
+    kinds = Counter(plan.margins(tile) for shard in plan.shards() for tile in plan.tiles(shard))
+    assert kinds == {(64, 64, 64, 64): 30 * 29, (0, 0, 0, 0): 32 * 31 - 30 * 29}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.errors import BandsError, ShapeError
 from unetpp.maps import MapName
+from unetpp.model.inner import NO_MARGINS, Margins
 from unetpp.package import ModelSpec
 
+T = TypeVar("T", bound=np.generic)
 Precision = Literal["fp32", "fp16", "bf16"]
 Output = Literal["logits", "labels", "heads"]
 
@@ -33,14 +35,15 @@ class Engine(Protocol):
     threads: int
     device: str
 
-    def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
+    def logits(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.float32]:
         """Return (K, H, W) logits for raw pixels (H, W, C) of the model's sample type, H and W >= 1.
 
-        Sides that are not multiples of the network's are padded and cropped as the network's own forward does.
+        Sides that are not multiples of the network's are padded and cropped as the network's own forward does. The
+        `margins` are left out of the result and, where the engine can, of the work; H and W are multiples then.
         """
         ...
 
-    def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
+    def labels(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
         """Return (H, W) class values (`ModelSpec.classes[k].value`) for raw pixels (H, W, C).
 
         Of equal logits the first class wins; a single logit means the second class where it is > 0.
@@ -67,3 +70,9 @@ def pad_tile(tile: NDArray[Any], multiple: int) -> NDArray[Any]:
     """Repeat the last row and column until both sides are multiples, as the network pads whole images."""
     bottom, right = -tile.shape[0] % multiple, -tile.shape[1] % multiple
     return np.pad(tile, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else tile
+
+
+def without_margins(array: NDArray[T], margins: Margins) -> NDArray[T]:
+    """Return (..., H, W) without its margins."""
+    top, left, bottom, right = margins
+    return array[..., top : -bottom or None, left : -right or None]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from unetpp.engine.base import Output
 from unetpp.engine.maps import decide
 from unetpp.model import UNet, UNetPlusPlus, fold
+from unetpp.model.inner import Inner, Margins
 from unetpp.package import ModelSpec
 
 
@@ -22,10 +25,16 @@ class TileNetwork(nn.Module):
     def __init__(self, network: UNetPlusPlus | UNet, spec: ModelSpec, output: Output) -> None:
         super().__init__()
         self.network = network
+        self.spec = spec
         self.output = output
         self.values = tuple(c.value for c in spec.classes)
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32))
+
+    def without(self, margins: Margins) -> TileNetwork:
+        """Return the same function without margins of its result, over the same weights."""
+        inner = cast("UNetPlusPlus", Inner(self.network, margins))  # as far as `forward` goes
+        return TileNetwork(inner, self.spec, self.output).eval()
 
     def forward(self, tile: Tensor) -> Tensor:
         x = (tile.to(torch.float32) - self.get_buffer("mean")) / self.get_buffer("std")

@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.engine.rewrite import split_concatenations
-from unetpp.errors import EngineError
+from unetpp.errors import EngineError, ShapeError
 from unetpp.maps import MapName
+from unetpp.model.inner import NO_MARGINS, Margins
 from unetpp.package import ModelSpec, Package
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 _COMPILED_SHAPES: Final = 2
 """Compiled graphs kept per concurrent call; each holds every layer's buffers."""
 
-_Key = tuple[Output, tuple[int, int]]
+_Key = tuple[Output, tuple[int, int], Margins]
 
 
 def import_openvino() -> Any:
@@ -82,16 +83,16 @@ class OpenVinoEngine:
 
         with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
             self._networks = tile_networks(package.load_model(), spec)
-        self._graphs: dict[Output, Any] = {}
+        self._graphs: dict[tuple[Output, Margins], Any] = {}
         self._exporting = threading.Lock()
         self._core = self._openvino.Core()
         self._pool = _RequestPool()
 
-    def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
-        return self._run("logits", tile)
+    def logits(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.float32]:
+        return self._run("logits", tile, margins)
 
-    def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
-        return self._run("labels", tile)
+    def labels(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
+        return self._run("labels", tile, margins)
 
     def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
         """See `Engine`. Logits become bytes outside the graph, which would take bf16 for that too."""
@@ -104,14 +105,16 @@ class OpenVinoEngine:
         planes: NDArray[np.uint8] = layers(heads, self._values, maps).numpy()
         return planes
 
-    def _run(self, output: Output, tile: NDArray[Any]) -> NDArray[Any]:
+    def _run(self, output: Output, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[Any]:
         check_tile(tile, self.spec)
         height, width = tile.shape[:2]
         pixels = pad_tile(tile, self.multiple)
+        if any(margins) and pixels is not tile:
+            raise ShapeError(f"tile {height} x {width} with margins: its sides must be multiples of {self.multiple}")
         if not self._raw_in_graph:
             # In bf16 the graph would round raw values first: 10050 and 10000 become one number.
             pixels = (pixels.astype(np.float32) - self._mean) / self._std
-        key: _Key = (output, (pixels.shape[0], pixels.shape[1]))
+        key: _Key = (output, (pixels.shape[0], pixels.shape[1]), margins)
         with self._request(key) as request:
             result = request.infer([np.ascontiguousarray(pixels)], share_inputs=True, share_outputs=True)[0]
             # The result is the request's own buffer, which its next call overwrites.
@@ -128,8 +131,8 @@ class OpenVinoEngine:
         finally:
             self._pool.give(key, request)
 
-    def _compile(self, output: Output, shape: tuple[int, int]) -> Any:
-        graph = self._graph(output).clone()
+    def _compile(self, output: Output, shape: tuple[int, int], margins: Margins) -> Any:
+        graph = self._graph(output, margins).clone()
         graph.reshape([*shape, len(self.spec.bands)])
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
@@ -147,18 +150,20 @@ class OpenVinoEngine:
             raise EngineError(f"OpenVINO computes in {used} here, not {self.precision}; choose another --precision")
         return compiled
 
-    def _graph(self, output: Output) -> Any:
+    def _graph(self, output: Output, margins: Margins) -> Any:
         """Return the exported function with open height and width; exports it on first use."""
         with self._exporting:
-            if output not in self._graphs:
-                self._graphs[output] = self._export(self._networks[output])
-            return self._graphs[output]
+            if (output, margins) not in self._graphs:
+                whole = self._networks[output]
+                network = whole if not any(margins) else whole.without(margins)
+                self._graphs[output, margins] = self._export(network, margins)
+            return self._graphs[output, margins]
 
-    def _export(self, network: TileNetwork) -> Any:
+    def _export(self, network: TileNetwork, margins: Margins) -> Any:
         """Trace the plain definition at a small size, then leave height and width open."""
         import torch
 
-        side, bands = 2 * self.multiple, len(self.spec.bands)
+        side, bands = 2 * self.multiple + 2 * max(margins), len(self.spec.bands)
         dtype = torch.uint8 if self._raw_in_graph else torch.float32
         example = torch.zeros(side, side + self.multiple, bands, dtype=dtype)
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():

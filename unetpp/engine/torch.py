@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unetpp.engine.base import Output, Precision, check_tile, pad_tile
+from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
 from unetpp.engine.maps import layers
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.errors import EngineError
 from unetpp.maps import MapName
+from unetpp.model.inner import NO_MARGINS, Margins
 from unetpp.package import Package
 
 
@@ -48,11 +49,11 @@ class TorchEngine:
             network.network.to(dtype)
         self._flags = threading.Lock()
 
-    def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
-        return self._run("logits", tile)
+    def logits(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.float32]:
+        return without_margins(self._run("logits", tile), margins)
 
-    def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
-        return self._run("labels", tile)
+    def labels(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
+        return without_margins(self._run("labels", tile), margins)
 
     def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
         output: Output = "heads" if "uncertainty" in maps else "logits"

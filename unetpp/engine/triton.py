@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unetpp.engine.base import Precision, check_tile, pad_tile
+from unetpp.engine.base import Precision, check_tile, pad_tile, without_margins
 from unetpp.engine.maps import layers
 from unetpp.errors import EngineError
 from unetpp.maps import MapName
 from unetpp.model import Deployed, deploy
+from unetpp.model.inner import NO_MARGINS, Margins
 from unetpp.package import ModelSpec, Package
 from unetpp_kernels import device_implementation, forced
 
@@ -81,11 +82,11 @@ class TritonEngine:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise EngineError(f"the fused kernels do not compile here: {reason}; use --engine torch") from error
 
-    def logits(self, tile: NDArray[Any]) -> NDArray[np.float32]:
-        return self._run("logits", tile)
+    def logits(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.float32]:
+        return without_margins(self._run("logits", tile), margins)
 
-    def labels(self, tile: NDArray[Any]) -> NDArray[np.uint8]:
-        return self._run("labels", tile)
+    def labels(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
+        return without_margins(self._run("labels", tile), margins)
 
     def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
         return self._run(tuple(maps), tile)

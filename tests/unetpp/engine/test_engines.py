@@ -125,9 +125,9 @@ def test_openvino_compiles_once_per_shape_and_concurrent_call(package: Package) 
     compiled: list[tuple[int, int]] = []
     compile_one = engine._compile
 
-    def counted(output: Any, shape: tuple[int, int]) -> Any:
+    def counted(output: Any, shape: tuple[int, int], margins: Any) -> Any:
         compiled.append(shape)
-        return compile_one(output, shape)
+        return compile_one(output, shape, margins)
 
     engine._compile = counted  # type: ignore[method-assign]
     for shape in ((64, 64), (64, 96), (64, 64), (64, 96)):

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from unetpp import tiling
 from unetpp.engine import Engine, choose_engine, cpu_has_bf16
+from unetpp.geometry import Box
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.package import Package
 from unetpp.tiling import TilePlan, cut
@@ -38,7 +40,7 @@ def picture(height: int, width: int, dtype: str = "uint8", top: int = 255, seed:
     return np.random.default_rng(seed).integers(0, top + 1, (height, width, 3)).astype(dtype)
 
 
-def tiled(plan: TilePlan, image: NDArray[Any], run: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+def tiled(plan: TilePlan, image: NDArray[Any], run: Callable[..., NDArray[Any]]) -> NDArray[Any]:
     """Return what `run` (logits or labels) gives tile by tile, each pixel from the tile that writes it."""
     height, width = image.shape[:2]
     result: NDArray[Any] | None = None
@@ -46,10 +48,14 @@ def tiled(plan: TilePlan, image: NDArray[Any], run: Callable[[NDArray[Any]], NDA
         origin = plan.shard_read_box(shard).clip(height, width)
         window = image[origin.slices()]
         for tile in plan.tiles(shard):
-            out = run(cut(window, origin, tile.read_box, height, width))
+            margins = plan.margins(tile)
+            out = run(cut(window, origin, tile.read_box, height, width), margins)
+            read = tile.read_box
+            inner = Box(read.y0 + margins[0], read.x0 + margins[1], read.y1 - margins[2], read.x1 - margins[3])
+            assert out.shape[-2:] == inner.shape
             if result is None:
                 result = np.zeros((*out.shape[:-2], height, width), out.dtype)
-            result[(..., *tile.write_box.slices())] = out[(..., *tile.write_box.slices(tile.read_box))]
+            result[(..., *tile.write_box.slices())] = out[(..., *tile.write_box.slices(inner))]
     assert result is not None
     return result
 
@@ -119,21 +125,34 @@ def test_openvino(openvino_engine: Engine, plain: Package, height: int, width: i
     assert_tiled_equals_whole(openvino_engine, plan, picture(height, width))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_every_kind_of_network(make_package: Callable[..., Package], name: str, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "engine", "alike"),
+    [
+        *((name, engine, 64) for name in NETWORKS for engine in ("torch", "openvino")),
+        ("depth 3", "openvino", 1),
+        ("depth 3", "torch", 1),
+        ("deconv", "openvino", 1),
+    ],
+)
+def test_every_kind_of_network(
+    make_package: Callable[..., Package], name: str, engine: str, alike: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiling, "LEAST_ALIKE", alike)  # 1: every tile leaves out what it can
     package = make_package(**NETWORKS[name])
     height, width = (173, 179) if name == "depth 3" else (113, 127)
     image = picture(height, width, package.spec.dtype, 255 if package.spec.dtype == "uint8" else 65_535)
     plan = plan_for(package, height, width, 40, 80)
-    assert plan.tile_shape != (plan.padded_height, plan.padded_width)
+    assert plan.tile_shape != (plan.padded_height, plan.padded_width) and plan.has_margins == (alike == 1)
     assert_tiled_equals_whole(choose_engine(package, name=engine, precision="fp32"), plan, image)
 
 
 @pytest.mark.parametrize("upsample", ["bilinear", "nearest"])
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_exactly_with_integer_weights(make_package: Callable[..., Package], engine: str, upsample: str) -> None:
+@pytest.mark.parametrize(("engine", "alike"), [("torch", 64), ("openvino", 64), ("openvino", 1)])
+def test_exactly_with_integer_weights(
+    make_package: Callable[..., Package], engine: str, upsample: str, alike: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All sums are exact in float32 (the float64 network agrees), so that any difference would be a wrong pixel."""
+    monkeypatch.setattr(tiling, "LEAST_ALIKE", alike)
     package = make_package(integer=True, norm="none", upsample=upsample)
     image = picture(89, 97, top=3)
     runner = choose_engine(package, name=engine, precision="fp32")
@@ -142,7 +161,7 @@ def test_exactly_with_integer_weights(make_package: Callable[..., Package], engi
     with torch.no_grad():
         np.testing.assert_array_equal(whole, package.load_model().double()(pixels)[0].numpy())
     assert len(np.unique(whole)) > 50
-    for core, shard in ((12, 36), (20, 20), (64, 64)):
+    for core, shard in ((12, 36), (20, 20), (64, 64)) if alike > 1 else ((20, 20),):
         plan = plan_for(package, 89, 97, core, shard)
         np.testing.assert_array_equal(tiled(plan, image, runner.logits), whole)
         np.testing.assert_array_equal(tiled(plan, image, runner.labels), runner.labels(image))

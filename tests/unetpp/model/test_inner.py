@@ -1,0 +1,70 @@
+"""A network without its margins: the middle of the whole result, for every kind of network and side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from unetpp.model import GridConfig, UNet, UNetPlusPlus, halo
+from unetpp.model.inner import Inner, Margins, context, useful_share
+
+CONFIGS = [
+    GridConfig(classes=3, filters=(4, 6, 8, 10)),
+    GridConfig(classes=3, filters=(4, 6, 8, 10), level=2),
+    GridConfig(classes=1, filters=(4, 6, 8), conv="dw_pw", upsample="nearest"),
+    GridConfig(classes=2, filters=(4, 6, 8), conv="standard", upsample="deconv", norm="none", deep_supervision=False),
+    GridConfig(classes=2, filters=(2, 2, 3, 3, 4)),
+]
+
+
+def _network(kind: Any, config: GridConfig) -> Any:
+    torch.manual_seed(2)
+    network = kind(config).double().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)  # biases that are not 0: padding then shows
+    return network
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [*((UNetPlusPlus, config) for config in CONFIGS), *((UNet, config) for config in CONFIGS if config.level is None)],
+)
+@pytest.mark.parametrize("sides", [(1, 1, 1, 1), (0, 1, 1, 1), (1, 0, 0, 1), (0, 0, 0, 0)])
+def test_the_middle_is_that_of_the_whole(config: GridConfig, kind: Any, sides: Margins) -> None:
+    network, margin = _network(kind, config), halo(config)
+    top, left, bottom, right = margins = tuple(margin * side for side in sides)  # type: ignore[misc]
+    height, width = top + bottom + 3 * config.multiple, left + right + 2 * config.multiple
+    image = torch.randn(1, 3, height, width, dtype=torch.float64)
+    with torch.inference_mode():
+        whole = network(image)[..., top : height - bottom, left : width - right]
+        inner = Inner(network, margins)(image)
+    assert inner.shape == whole.shape
+    # In fp64, where sums of another order differ by 1e-15: one wrong pixel would show.
+    assert (inner - whole).abs().max() <= 1e-12 * whole.abs().max()
+
+
+def test_less_context_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIGS[-1]
+    network, margin = _network(UNetPlusPlus, config), halo(config)
+    image = torch.randn(1, 3, 2 * margin + 64, 2 * margin + 64, dtype=torch.float64)
+    with torch.inference_mode():
+        whole = network(image)[..., margin:-margin, margin:-margin]
+        monkeypatch.setattr("unetpp.model.inner._REACH", 1)
+        cut = Inner(network, (margin,) * 4)(image)
+    assert (cut - whole).abs().max() > 1e-6 * whole.abs().max()
+
+
+def test_context_and_share_by_hand() -> None:
+    config = GridConfig(filters=(32, 64, 128, 256, 512))
+    assert [context(config, level) for level in range(4)] == [10, 12, 12, 10]
+    assert useful_share(config, 1280, 1280, (0, 0, 0, 0)) == 1
+    # One level: X^{0,0} on the whole tile, X^{0,1} on 4 px around, X^{1,0} on a quarter of the whole.
+    small = GridConfig(bands=1, classes=2, filters=(2, 3), conv="dw_pw")
+    first, last = 9 * 1 * 2 + 9 * 2 + 4, 9 * 5 + 5 * 2 + 9 * 2 + 4
+    below = 9 * 2 + 2 * 3 + 9 * 3 + 9
+    work = first * 48**2 + last * 24**2 + below * 24**2
+    assert context(small, 0) == 4
+    assert useful_share(small, 48, 48, (16,) * 4) == pytest.approx((first * 16**2 + last * 16**2 + below * 8**2) / work)
