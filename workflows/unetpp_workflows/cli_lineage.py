@@ -99,8 +99,8 @@ def _print_model(model: ModelLineage, console: Console, *, masks: bool) -> None:
         _line(console, f"{row['outcome']:<10}{row['moment']} by {row['by']}, run {row['run']}")
     if masks:
         _line(console, f"masks     {len(model.masks)}")
-        for found in model.masks[:_SHOWN]:
-            _line(console, f"  {found.finished}  {found.image} -> {found.output} ({found.status})")
+        for made in model.masks[:_SHOWN]:
+            _line(console, f"  {made.finished}  {made.image} -> {made.output} ({made.status})")
         if len(model.masks) > _SHOWN:
             _line(console, f"  and {len(model.masks) - _SHOWN} more; --json lists all")
 
