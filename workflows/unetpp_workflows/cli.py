@@ -24,6 +24,8 @@ from unetpp_workflows.cli_options import (
     Inputs,
     Instances,
     Mask,
+    MetricsFile,
+    MetricsPort,
     Model,
     Mpp,
     Output,
@@ -134,6 +136,8 @@ def segment(
         float | None, typer.Option("--shadow-share", help="Share of the images it takes, chosen by hash; default 0.1.")
     ] = None,
     tracking_uri: Tracking = None,
+    metrics_port: MetricsPort = None,
+    metrics_file: MetricsFile = None,
     config: Config = None,
     sets: Sets = None,
 ) -> None:

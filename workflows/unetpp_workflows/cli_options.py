@@ -62,6 +62,12 @@ Uncertainty = Annotated[
         "--uncertainty", help="Also map where the network's heads disagree, and list what is most worth a look."
     ),
 ]
+MetricsPort = Annotated[
+    int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics on this port of 127.0.0.1.")
+]
+MetricsFile = Annotated[
+    Path | None, typer.Option("--metrics-file", help="Keep Prometheus metrics in this file, for node_exporter.")
+]
 Tracking = Annotated[
     str | None,
     typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default: a file of this user."),

@@ -124,6 +124,14 @@ class ShadowConfig(_Section):
     share: float = Field(default=0.1, gt=0, le=1)
 
 
+class MetricsConfig(_Section):
+    """Where a run's Prometheus metrics go: a port of this machine (`host` 0.0.0.0: of all networks), a text file."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)
+    host: str = "127.0.0.1"
+    file: Path | None = None
+
+
 class RunConfig(_Section):
     """One `unetpp segment` call, without its inputs and its output folder."""
 
@@ -136,6 +144,7 @@ class RunConfig(_Section):
     truth: TruthConfig = TruthConfig()
     output: OutputConfig = OutputConfig()
     shadow: ShadowConfig = ShadowConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     def result_hash(self) -> str:
         """Return the SHA-256 (hex) of every setting that can change a result; a mask counts by its content."""

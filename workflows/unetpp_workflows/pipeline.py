@@ -9,6 +9,7 @@ recognised by its record alone.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from unetpp_workflows.inputs import Source, assign_folders, expand, identity, ow
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.machine import worker_count
 from unetpp_workflows.manifest import Entry
+from unetpp_workflows.metrics import RunMetrics, exported
 from unetpp_workflows.progress import Display
 from unetpp_workflows.selection import Selection
 from unetpp_workflows.steps import Call, complete, failed, prepare, reuse, shown_config
@@ -64,7 +66,7 @@ def segment(
     call = start_call(config or RunConfig(), model, Display(console), truths or {})
     output = Path(output)
     make_folder(output)
-    with Lease(output) as lease:
+    with Lease(output) as lease, exported(call.config.metrics, call.workers) as metrics:
         log = EventLog(output)
         sources, results = find_sources(inputs, output)
         sources = [source for source in sources if selection.takes(source)]
@@ -80,16 +82,18 @@ def segment(
                 log.write("image_prepared", image=source.name, uri=source.uri, shards=len(prepared.plan.shards()))
                 results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # keeps the place
         if jobs:
-            outcomes = _run_shards(call, list(jobs.values()), lease, log)
+            outcomes = _run_shards(call, list(jobs.values()), lease, log, metrics)
             for source, (uri, job), outcome in zip(
                 (source for source in sources if source.uri in jobs), jobs.items(), outcomes, strict=True
             ):
+                metrics.ended(outcome)
                 for shard, message in outcome.failed.items():
                     log.write("shard_failed", image=source.name, shard=shard, message=message)
                 results[uri] = _completed(call, source, job, outcome)
                 _log_result(log, results[uri])
         write_summary(output)
         summary = Summary(tuple(results.values()), time.perf_counter() - started)
+        metrics.finished(Counter(image.status for image in summary.images), summary.exit_code)
         log.write("run_finished", exit_code=summary.exit_code, seconds=round(summary.seconds, 3))
     return summary
 
@@ -161,12 +165,15 @@ def _completed(call: Call, source: Source, job: SegmentJob, outcome: Outcome) ->
         return failed(source, error)
 
 
-def _run_shards(call: Call, jobs: Sequence[SegmentJob], lease: Lease, log: EventLog) -> Sequence[Outcome]:
+def _run_shards(
+    call: Call, jobs: Sequence[SegmentJob], lease: Lease, log: EventLog, metrics: RunMetrics
+) -> Sequence[Outcome]:
     """Compute all pending shards of all images in one queue under one progress display."""
     from unetpp.job import pending
 
     total = sum(len(pending(job)) for job in jobs)
     options = call.config.executor
+    metrics.queued(total, jobs[0].engine.device)
     title = f"segmenting {len(jobs)} image{'s' if len(jobs) > 1 else ''}"
     with call.display.shards(total, title) as (meter, shown):
 
@@ -175,6 +182,7 @@ def _run_shards(call: Call, jobs: Sequence[SegmentJob], lease: Lease, log: Event
             facts = {"valid_px": record.valid_px, "attempt": record.attempt, "seconds": record.seconds}
             log.write("shard_committed", image=job.out.name, shard=record.shard, **facts)
             meter.add(record.valid_px, record.seconds)
+            metrics.committed(record)
             shown()
 
         if options.kind == "ray":

@@ -1,0 +1,137 @@
+"""Counts what a run does as Prometheus metrics, for a scraper or for node_exporter's text files; shows nothing itself.
+
+Times are exported as moments, not as ages: an age that nobody renews would look young for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, start_http_server
+
+from unetpp.durable import write_file
+from unetpp.errors import ConfigError
+from unetpp_workflows.config import MetricsConfig
+
+if TYPE_CHECKING:
+    from unetpp.commit import CommitRecord
+    from unetpp_workflows.executors.base import Outcome
+
+_FILE_EVERY_S = 5.0
+
+
+class RunMetrics:
+    """The metrics of one call; all begin with `unetpp_`.
+
+    Args:
+        workers: shards that compute at once, for the busy share.
+        file: text file that is kept up to date, or None.
+    """
+
+    def __init__(self, workers: int, file: Path | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self._workers, self._file = workers, file
+        self._began = self._queued = time.time()
+        self._written = 0.0
+        self._waiting = 0
+        self._compute = 0.0
+        self._done = self._counter("shards_done", "Shards committed by this run.")
+        self._retried = self._counter("shard_retries", "Tries of shards that failed before they were committed.")
+        self._failed = self._counter("shards_failed", "Shards given up after their last try.")
+        self._pixels = self._counter("pixels", "Valid output pixels committed.")
+        self._seconds = self._counter(
+            "stage_seconds", "Seconds in read, compute and write, summed over workers.", "stage"
+        )
+        self._images = self._counter("images", "Images that this run ended with, by status.", "status")
+        self._left = self._gauge("shards_waiting", "Shards that are not settled yet.")
+        self._oldest = self._gauge(
+            "queue_oldest_timestamp_seconds", "When the oldest waiting shard was queued; 0: none."
+        )
+        self._commit = self._gauge("last_commit_timestamp_seconds", "When a shard was last committed.")
+        self._gauge("run_start_timestamp_seconds", "When this run began.").set(self._began)
+        self._finished = self._gauge("run_finish_timestamp_seconds", "When this run ended; 0 while it runs.")
+        self._exit = self._gauge("run_exit_code", "How this run ended: 0 done, 1 a part failed; -1 while it runs.")
+        self._exit.set(-1)
+        self._busy = self._gauge("device_busy_ratio", "Share of the time that workers spent computing.", "device")
+        for stage in ("read", "compute", "write"):
+            self._seconds.labels(stage)
+
+    def queued(self, shards: int, device: str) -> None:
+        """Say how many shards are to be done, and on what: "cpu" or "cuda"."""
+        self._waiting, self._queued = shards, time.time()
+        self._busy.labels(device).set_function(self._busy_share)
+        self._settle(0)
+
+    def committed(self, record: CommitRecord) -> None:
+        """Count a shard that this run committed."""
+        self._done.inc()
+        self._retried.inc(record.attempt - 1)
+        self._pixels.inc(record.valid_px)
+        for stage, seconds in record.seconds.items():
+            self._seconds.labels(stage).inc(seconds)
+        self._compute += record.seconds.get("compute", 0.0)
+        self._commit.set_to_current_time()
+        self._settle(1)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Count the shards of one image that were given up."""
+        self._failed.inc(len(outcome.failed))
+        self._settle(len(outcome.failed))
+
+    def finished(self, images: Mapping[str, int], exit_code: int) -> None:
+        """Say how many images have each status, and how the run ended."""
+        for status, count in images.items():
+            self._images.labels(status).inc(count)
+        self._exit.set(exit_code)
+        self._finished.set_to_current_time()
+
+    def write(self) -> None:
+        """Replace the text file, where there is one. Raises `OutputError`."""
+        if self._file is not None:
+            self._written = time.monotonic()
+            write_file(self._file, generate_latest(self.registry))
+
+    def _settle(self, shards: int) -> None:
+        self._waiting -= shards
+        self._left.set(self._waiting)
+        self._oldest.set(self._queued if self._waiting else 0)
+        if time.monotonic() - self._written > _FILE_EVERY_S:
+            self.write()
+
+    def _busy_share(self) -> float:
+        return self._compute / max((time.time() - self._began) * self._workers, 1e-9)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(name, what, labels, namespace="unetpp", registry=self.registry)
+
+    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(name, what, labels, namespace="unetpp", registry=self.registry)
+
+
+@contextmanager
+def exported(config: MetricsConfig, workers: int) -> Iterator[RunMetrics]:
+    """Serve and write the metrics of the run in this block; the file stays when it ends.
+
+    Raises:
+        ConfigError: the port is taken.
+        OutputError: the file cannot be written.
+    """
+    metrics = RunMetrics(workers, config.file)
+    metrics.write()
+    with ExitStack() as stack:
+        if config.port is not None:
+            try:
+                server, thread = start_http_server(config.port, addr=config.host, registry=metrics.registry)
+            except OSError as error:
+                raise ConfigError(
+                    f"metrics cannot be served on {config.host}:{config.port} ({error.strerror}); choose another port"
+                ) from None
+            stack.callback(thread.join)
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+        stack.callback(metrics.write)
+        yield metrics
