@@ -6,9 +6,13 @@ from typing import Annotated
 
 import typer
 
+from unetpp_workflows.cli_exchange import models_export, models_import
 from unetpp_workflows.cli_options import Tracking, reported, standard_output
 
 models = typer.Typer(help="List, register and alias models in the MLflow registry.", no_args_is_help=True)
+
+models.command("export")(models_export)
+models.command("import")(models_import)
 
 
 @models.command("list")
