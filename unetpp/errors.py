@@ -37,6 +37,10 @@ class MaskError(UnetppError, ValueError):
     """The user's validity mask does not fit the image."""
 
 
+class RegionError(UnetppError, ValueError):
+    """A region that does not read, has no place in the image's CRS or misses the image."""
+
+
 class PlanError(UnetppError, ValueError):
     """Tile, halo or shard sizes that cannot tile the image exactly."""
 

@@ -26,11 +26,12 @@ from unetpp.geometry import Spacing
 from unetpp.io.resample import OutputGrid
 from unetpp.maps import MapName, MapStore, ordered
 from unetpp.package import ClassInfo
+from unetpp.region import Coverage, Region
 from unetpp.store import OUTPUT_FORMAT, LabelStore
 from unetpp.tiling import Shard, TilePlan
 from unetpp.tissue import ValidityMask
 
-JOB, VALIDITY = "job.json", "validity.png"
+JOB, VALIDITY, REGION = "job.json", "validity.png", "region.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class SegmentJob:
         mask: the user's own validity mask, or None.
         tissue: name of the tissue algorithm that made the validity mask, or None.
         validity: SHA-256 of the validity mask saved as validity.png, None where there is no mask.
+        region: what the user wrote of the part that is to be segmented, or None.
+        region_hash: SHA-256 of its polygons saved as region.json, None where there is none.
         maps: that are computed beside the labels.
         image: kind, format, height, width, bands, dtype and spacing of the input, for the record; never its metadata.
         fingerprint: of the input.
@@ -78,6 +81,8 @@ class SegmentJob:
     mask: str | None = None
     tissue: str | None = None
     validity: str | None = None
+    region: str | None = None
+    region_hash: str | None = None
     maps: tuple[MapName, ...] = ()
     image: dict[str, Any] = field(default_factory=dict)
 
@@ -105,11 +110,29 @@ class SegmentJob:
             raise StoreError(f"{path} is not the mask that the job was prepared with; run segment again")
         return ValidityMask(mask, self.plan.height, self.plan.width)
 
+    def coverage(self) -> Coverage:
+        """Read where the image is to be segmented. Raises `StoreError` when a file of it changed."""
+        return Coverage(self.validity_mask(), self._saved_region())
+
+    def _saved_region(self) -> Region | None:
+        if self.region_hash is None:
+            return None
+        path = self.out / REGION
+        try:
+            region = Region.from_json(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); run segment again") from error
+        if region.digest != self.region_hash:
+            raise StoreError(f"{path} is not the region that the job was prepared with; run segment again")
+        return region
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": OUTPUT_FORMAT,
             **{name: getattr(self, name) for name in ("uri", "model_ref", "fingerprint", "key", "mask", "tissue")},
             "validity": self.validity,
+            "region": self.region,
+            "region_hash": self.region_hash,
             "maps": list(self.maps),
             "image": self.image,
             "out": str(self.out),
@@ -173,6 +196,7 @@ def job_key(
     grid: OutputGrid,
     plan: TilePlan,
     validity: str | None,
+    region: str | None = None,
     maps: Sequence[MapName] = (),
 ) -> str:
     """Return the SHA-256 (hex) of all that decides the output's bytes."""
@@ -186,8 +210,8 @@ def job_key(
         "plan": plan.to_json(),
         "validity": validity,
     }
-    if maps:  # labels alone keep the keys that they had before there were maps
-        parts["maps"] = list(maps)
+    # Jobs without a region and maps keep the keys that they had before there were any.
+    parts |= {name: value for name, value in (("region", region), ("maps", list(maps))) if value}
     if plan.has_margins:  # rounds differently from a whole tile
         parts["margins"] = 1
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -7,6 +7,7 @@ ShardWorker  one shard: read, compute, write, commit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -23,10 +24,11 @@ from unetpp.geometry import Spacing
 from unetpp.io import open_raster
 from unetpp.io.base import Raster, fingerprint, thumbnail
 from unetpp.io.resample import OutputGrid, plan_grid
-from unetpp.job import JOB, VALIDITY, Progress, SegmentJob, job_key, mask_hash, pending, progress
+from unetpp.job import JOB, REGION, VALIDITY, Progress, SegmentJob, job_key, mask_hash, pending, progress
 from unetpp.lock import FolderLock
 from unetpp.maps import MAPS, MapName, map_folder, ordered
 from unetpp.package import ModelSpec, Package, load_package
+from unetpp.region import Coverage, load_region
 from unetpp.shard_worker import ShardWorker, engine_choice, shared_engine
 from unetpp.store import LabelStore, refuse_foreign
 from unetpp.tiling import DEFAULT_CORE, TilePlan, make_plan
@@ -42,6 +44,7 @@ class JobOptions(TypedDict, total=False):
 
     spacing: size of a pixel of the input, where its metadata has none or a wrong one.
     mask: image whose zero pixels are not to be segmented, stretched over the input.
+    region: the only part to be segmented, see `unetpp.region`; what mask or tissue leave out of it stays left out.
     tissue: "auto" finds tissue on slides; "none" segments the glass too. A mask of the user's wins.
     engine, precision: see `choose_engine`.
     threads: of one call of the engine; part of the key.
@@ -52,6 +55,7 @@ class JobOptions(TypedDict, total=False):
 
     spacing: Spacing | None
     mask: str | Path | None
+    region: str | None
     tissue: Literal["auto", "none"]
     engine: str
     precision: str
@@ -74,6 +78,7 @@ def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: 
 
     Raises:
         BandsError: the image's bands or sample type are not the model's.
+        RegionError: the region does not read or misses the image.
         ArchitectureError: uncertainty of a network with one head.
         SpacingError: the model needs a pixel size and none is known.
         PlanError: core and shard do not fit the model or each other.
@@ -81,7 +86,7 @@ def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: 
         OutputError: the folder cannot be written.
         Also what `open_raster`, `load_package`, `load_mask` and `choose_engine` raise.
     """
-    job, validity = plan_job(uri, out, package, **options)
+    job, coverage = plan_job(uri, out, package, **options)
     with output_errors(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
     with FolderLock(job.out, exclusive=True):
@@ -95,15 +100,17 @@ def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: 
         LabelStore.create(job.out, job.plan, job.grid, job.classes, keep=same)
         for store in job.map_stores:
             store.create(job.grid, keep=same)
-        if validity is not None:
-            write_file(job.out / VALIDITY, _png(validity.mask))
+        if coverage.mask is not None:
+            write_file(job.out / VALIDITY, _png(coverage.mask.mask))
+        if coverage.region is not None:
+            write_file(job.out / REGION, json.dumps(coverage.region.to_json()).encode())
         job.save()
     return job
 
 
 def plan_job(
     uri: str | Path, out: Path, package: Package | Path, **options: Unpack[JobOptions]
-) -> tuple[SegmentJob, ValidityMask | None]:
+) -> tuple[SegmentJob, Coverage]:
     """Plan a segmentation without writing anything; arguments and errors as `prepare_job`'s."""
     package = package if isinstance(package, Package) else load_package(package)
     spacing, mask = options.get("spacing"), options.get("mask")
@@ -113,6 +120,8 @@ def plan_job(
         grid = plan_grid(raster, model_spacing=package.spec.spacing, override=spacing)
         plan = _plan(grid, package.spec, options)
         validity, algorithm = _validity(raster, grid, mask, options.get("tissue", "auto"))
+        written = options.get("region")
+        region = None if written is None else load_region(written, grid)
         image = _describe(raster)
         identity = fingerprint(raster)
     engine = engine_choice(
@@ -131,6 +140,7 @@ def plan_job(
         grid=grid,
         plan=plan,
         validity=validity_hash,
+        region=region.digest if region else None,
         maps=maps,
     )
     job = SegmentJob(
@@ -148,10 +158,12 @@ def plan_job(
         mask=None if mask is None else str(mask),
         tissue=algorithm,
         validity=validity_hash,
+        region=written,
+        region_hash=region.digest if region else None,
         maps=maps,
         image=image,
     )
-    return job, validity
+    return job, Coverage(validity, region)
 
 
 def _with_maps(job: SegmentJob, maps: tuple[MapName, ...]) -> SegmentJob:
@@ -162,6 +174,7 @@ def _with_maps(job: SegmentJob, maps: tuple[MapName, ...]) -> SegmentJob:
         grid=job.grid,
         plan=job.plan,
         validity=job.validity,
+        region=job.region_hash,
         maps=maps,
     )
     return replace(job, maps=maps, key=key)
@@ -242,6 +255,7 @@ def _discard(store: LabelStore, *, known: bool) -> None:
     with output_errors(store.folder):
         (store.folder / JOB).unlink(missing_ok=True)
         (store.folder / VALIDITY).unlink(missing_ok=True)
+        (store.folder / REGION).unlink(missing_ok=True)
     discard_products(store.folder)
     discard_folder(commits)
     for kind in MAPS:

@@ -69,7 +69,7 @@ class ShardWorker:
             current = SegmentJob.load(job.out)
             if current is None or current.key != job.key:
                 raise StoreError(f"{job.out} now belongs to another job; give each run its own output folder")
-            self._validity = job.validity_mask()
+            self._coverage = job.coverage()
             self._reader = GridReader(stack.enter_context(open_raster(job.uri)), job.grid)
             self._open = stack.pop_all()
 
@@ -129,7 +129,7 @@ class ShardWorker:
         for tile in sorted(self.job.plan.tiles(shard), key=lambda tile: tile.write_box.x0):
             if self._stop.is_set():
                 raise CancelledError
-            if self._validity is not None and not self._validity.any(tile.write_box):
+            if not self._coverage.any(tile.write_box):
                 continue
             with _timed(seconds, "read"):
                 window = self._read(tile.read_box, window)
@@ -164,8 +164,7 @@ class ShardWorker:
     def _tile(self, tile: Tile, window: _Window) -> NDArray[np.uint8] | None:
         """Return labels and maps (planes, h, w) of a tile's write box, None where none of its pixels is valid."""
         valid = window.valid[tile.write_box.slices(window.box)]
-        if self._validity is not None:
-            valid = valid & self._validity.crop(tile.write_box)
+        valid = valid & self._coverage.crop(tile.write_box)
         if not valid.any():
             return None
         pixels = cut(window.pixels, window.box, tile.read_box, self.job.plan.height, self.job.plan.width)

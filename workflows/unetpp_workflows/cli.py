@@ -32,6 +32,7 @@ from unetpp_workflows.cli_options import (
     Outputs,
     Precision,
     Probabilities,
+    Region,
     Sets,
     Spacing,
     Tissue,
@@ -113,6 +114,7 @@ def segment(
     spacing: Spacing = None,
     mpp: Mpp = None,
     mask: Mask = None,
+    region: Region = None,
     tissue: Tissue = None,
     executor: Executor = None,
     workers: Workers = None,
@@ -148,6 +150,7 @@ def segment(
         unetpp segment slide.svs --model nuclei --output out
         unetpp segment 'archive/*.svs' -m models:/nuclei@champion -o out
         unetpp segment scene.tif -m landcover -o out --executor ray
+        unetpp segment scene.tif -m landcover -o out --region fields.gpkg
         unetpp segment archive/ --config run.toml -o out --set tiling.core=512
         unetpp segment archive.csv -m nuclei -o out --retry
         unetpp segment slide.svs -m nuclei -o out --formats geojson.gz,ome-tiff
@@ -172,7 +175,7 @@ def segment(
     from unetpp_workflows.summary import print_summary
 
     options = {
-        **input_options(model, spacing, mpp, mask, tissue, tracking_uri),
+        **input_options(model, spacing, mpp, mask, region, tissue, tracking_uri),
         "engine.name": engine,
         "engine.precision": precision,
         "executor.kind": executor,
@@ -205,6 +208,7 @@ def plan(
     spacing: Spacing = None,
     mpp: Mpp = None,
     mask: Mask = None,
+    region: Region = None,
     tissue: Tissue = None,
     tracking_uri: Tracking = None,
     config: Config = None,
@@ -219,7 +223,7 @@ def plan(
     from unetpp_workflows.config import load_config
     from unetpp_workflows.plan import print_plan
 
-    options = input_options(model, spacing, mpp, mask, tissue, tracking_uri)
+    options = input_options(model, spacing, mpp, mask, region, tissue, tracking_uri)
     resolved = load_config(config, options=options, sets=sets or ())
     raise typer.Exit(print_plan(inputs, resolved, output, standard_output()))
 

@@ -33,6 +33,14 @@ Spacing = Annotated[
 ]
 Mpp = Annotated[float | None, typer.Option("--mpp", help="The same in micrometres per pixel: --mpp 0.25.")]
 Mask = Annotated[Path | None, typer.Option("--mask", help="Image whose non-zero pixels are to be segmented.")]
+Region = Annotated[
+    str | None,
+    typer.Option(
+        "--region",
+        help="Only this part: x0,y0,x1,y1 in level-0 pixels, x0,y0,x1,y1@crs in the image's CRS (or @EPSG:4326: lon, "
+        "lat), or polygons: a GeoJSON, GeoPackage or FlatGeobuf file, in pixels with FILE@px.",
+    ),
+]
 Tissue = Annotated[str | None, typer.Option("--tissue", help="auto (slides: only tissue) or none.")]
 Executor = Annotated[str | None, typer.Option("--executor", help="local (threads) or ray.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Default: one per CPU core or GPU.")]
@@ -94,6 +102,7 @@ def input_options(
     spacing: str | None,
     mpp: float | None,
     mask: Path | None,
+    region: str | None,
     tissue: str | None,
     tracking_uri: str | None,
 ) -> dict[str, object]:
@@ -103,6 +112,7 @@ def input_options(
         "model": model,
         "input.spacing": f"{mpp}um" if mpp is not None else spacing,
         "input.mask": mask,
+        "input.region": region,
         "input.tissue": tissue,
         "tracking.uri": tracking_uri,
     }

@@ -17,9 +17,10 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from unetpp.errors import ConfigError, SpacingError
+from unetpp.errors import ConfigError, RegionError, SpacingError
 from unetpp.geometry import Spacing
 from unetpp.maps import MAPS, MapName, ordered
+from unetpp.region import parse_region
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -33,6 +34,7 @@ class InputConfig(_Section):
 
     spacing: str | None = None
     mask: Path | None = None
+    region: str | None = None
     tissue: Literal["auto", "none"] = "auto"
 
     @field_validator("spacing", mode="before")
@@ -42,6 +44,16 @@ class InputConfig(_Section):
             try:
                 Spacing.parse(str(value))
             except SpacingError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("region")
+    @classmethod
+    def _is_region(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_region(value)
+            except RegionError as error:
                 raise ValueError(str(error)) from None
         return value
 
@@ -147,8 +159,12 @@ class RunConfig(_Section):
     metrics: MetricsConfig = MetricsConfig()
 
     def result_hash(self) -> str:
-        """Return the SHA-256 (hex) of every setting that can change a result; a mask counts by its content."""
+        """Return the SHA-256 (hex) of every setting that can change a result; masks and polygons count by content."""
         values = self.model_dump(mode="json", include={"input", "tiling", "engine", "truth"})
+        if self.input.region is None:
+            del values["input"]["region"]
+        elif (file := parse_region(self.input.region).file) is not None:
+            values["input"]["region_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
         for section, key in (("input", "mask"), ("truth", "path")):
             path = Path(values[section][key]) if values[section][key] else None
             if path and path.is_file():

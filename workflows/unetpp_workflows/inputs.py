@@ -25,13 +25,14 @@ JOB = "job.json"
 class Source:
     """One image to segment and the folder, directly below the output folder, that takes its results.
 
-    `spacing` and `mask` are its own, from a manifest; they win over the call's.
+    `spacing`, `mask` and `region` are its own, from a manifest; they win over the call's.
     """
 
     uri: str
     folder: Path
     spacing: str | None = None
     mask: Path | None = None
+    region: str | None = None
 
     @property
     def name(self) -> str:
@@ -116,7 +117,7 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
             folder = hashed if clash or hashed.is_dir() else plain
         if folder.resolve().parent != output.resolve():
             raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
-        sources.append(Source(uri, folder, entry.spacing, Path(entry.mask) if entry.mask else None))
+        sources.append(Source(uri, folder, entry.spacing, Path(entry.mask) if entry.mask else None, entry.region))
     return sources
 
 

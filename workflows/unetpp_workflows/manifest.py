@@ -1,7 +1,7 @@
 """Reads lists of images: CSV and Parquet manifests and STAC items; knows their keys, opens no image.
 
-A table has a column uri (or image, path, href), and where wanted name, spacing and mask. Paths that are not absolute
-start from the manifest's folder. Other columns are the user's own.
+A table has a column uri (or image, path, href), and where wanted name, spacing, mask and region. Paths that are not
+absolute start from the manifest's folder. Other columns are the user's own.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unetpp.errors import DataError, SpacingError
+from unetpp.errors import DataError, RegionError, SpacingError
 from unetpp.geometry import Spacing
+from unetpp.region import parse_region
 from unetpp_workflows.tables import read_table
 
 SUFFIXES = (".csv", ".parquet", ".json", ".geojson")
@@ -29,12 +30,14 @@ class Entry:
         name: of its output folder, "" for the file's own.
         spacing: pixel size where the file states none or a wrong one, such as "0.25um"; None leaves the file's.
         mask: path of an image whose non-zero pixels are to be segmented, or None.
+        region: the only part to be segmented, see `unetpp.region`, or None.
     """
 
     uri: str
     name: str = ""
     spacing: str | None = None
     mask: str | None = None
+    region: str | None = None
 
 
 def is_manifest(item: str) -> bool:
@@ -71,10 +74,26 @@ def _table(path: Path) -> Iterator[Entry]:
                 Spacing.parse(spacing)
             except SpacingError as error:
                 raise DataError(f"{path}, row {number}: {error}") from None
-        mask = row.get("mask") or None
+        mask, region = row.get("mask") or None, row.get("region") or None
         yield Entry(
-            _placed(row[column], path), row.get("name", ""), spacing, _placed(mask, path) if mask is not None else None
+            _placed(row[column], path),
+            row.get("name", ""),
+            spacing,
+            _placed(mask, path) if mask is not None else None,
+            _region(region, path, number) if region is not None else None,
         )
+
+
+def _region(text: str, path: Path, number: int) -> str:
+    """Return a region whose file, if it is one, starts from the manifest's folder."""
+    for candidate in (text, _placed(text, path)):
+        try:
+            parse_region(candidate)
+        except RegionError as error:
+            problem = error
+        else:
+            return candidate
+    raise DataError(f"{path}, row {number}: {problem}")
 
 
 def _stac(path: Path) -> Iterator[Entry]:

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from unetpp.errors import UnetppError
+from unetpp.geometry import Box
+from unetpp.region import Region
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.pipeline import find_sources, start_call
@@ -78,9 +82,9 @@ def plan_image(call: Call, source: Source) -> ImagePlan:
     from unetpp.job import SegmentJob, progress
     from unetpp.segment import plan_job
 
-    job, validity = plan_job(source.uri, source.folder, call.package, **job_options(call, source))
-    if validity is not None:
-        valid = validity.mask
+    job, coverage = plan_job(source.uri, source.folder, call.package, **job_options(call, source))
+    if coverage.mask is not None:
+        valid = coverage.mask.mask
     else:
         with open_raster(source.uri) as raster:
             valid = thumbnail(raster, _THUMBNAIL_SIDE).valid
@@ -90,10 +94,19 @@ def plan_image(call: Call, source: Source) -> ImagePlan:
     return ImagePlan(
         name=source.name,
         job=job,
-        valid_share=float(valid.mean()),
+        valid_share=float((valid & _inside(coverage.region, job, valid.shape)).mean()),
         source_bytes=path.stat().st_size if path.is_file() else 0,
         committed=progress(job).committed if same else 0,
     )
+
+
+def _inside(region: Region | None, job: SegmentJob, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return which pixels of a thumbnail (h, w) of the output grid have their centre in the region."""
+    if region is None:
+        return np.ones(shape, bool)
+    scale = np.array([shape[1] / job.plan.width, shape[0] / job.plan.height])
+    small = Region(tuple(tuple(ring * scale for ring in polygon) for polygon in region.polygons))
+    return small.crop(Box(0, 0, shape[0], shape[1]))
 
 
 def _table(plans: list[ImagePlan]) -> Table:

@@ -53,7 +53,8 @@ class Call:
 
     def config_of(self, source: Source) -> RunConfig:
         """Return the configuration with what a manifest says of this image."""
-        own = {name: value for name, value in (("spacing", source.spacing), ("mask", source.mask)) if value is not None}
+        given = (("spacing", source.spacing), ("mask", source.mask), ("region", source.region))
+        own = {name: value for name, value in given if value is not None}
         if not own:
             return self.config
         return self.config.model_copy(update={"input": self.config.input.model_copy(update=own)})
@@ -129,6 +130,7 @@ def job_options(call: Call, source: Source) -> JobOptions:
     return {
         "spacing": config.input.parsed_spacing(),
         "mask": config.input.mask,
+        "region": config.input.region,
         "tissue": config.input.tissue,
         "engine": config.engine.name,
         "precision": config.engine.precision,
@@ -236,6 +238,7 @@ def _record(call: Call, source: Source, job: SegmentJob, state: Progress, failur
             "spacing_override": str(job.spacing_override) if job.spacing_override else None,
             "tissue": job.tissue,
             "mask": job.mask,
+            "region": job.region,
         },
         model={
             **job.model_ref,

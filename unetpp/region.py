@@ -1,0 +1,254 @@
+"""The part of an image that is to be segmented: rectangles and polygons on its output grid; knows no model, no pixels.
+
+A region is written as
+
+    x0,y0,x1,y1              level-0 pixels of the image, x to the right and y down
+    x0,y0,x1,y1@crs          coordinates of the image's own CRS
+    x0,y0,x1,y1@EPSG:4326    of any CRS, x before y (longitude before latitude)
+    FILE                     polygons of a vector file: GeoJSON, GeoPackage, FlatGeobuf, GeoParquet, shapefile
+    FILE@px                  the same in level-0 pixels whatever the file says
+
+A file's own CRS counts. Without one its coordinates are level-0 pixels, but a GeoJSON for an image with a CRS is in
+WGS 84, as RFC 7946 says; QuPath's GeoJSON of a slide is in level-0 pixels.
+
+A pixel is inside where its centre is in any of the polygons (even-odd rule of its rings, so that holes are holes), on
+an edge where the polygon lies to its right or below. Only boxes are ever drawn, from absolute coordinates: shards and
+tiles cannot change a pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetpp.errors import RegionError
+from unetpp.geometry import Box
+from unetpp.tissue import ValidityMask
+
+if TYPE_CHECKING:
+    from unetpp.io.resample import OutputGrid
+
+Ring = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+_WGS84 = "OGC:CRS84"
+_DIGITS = 6
+"""Vertices are rounded to 1e-6 px, so that projecting them on another machine gives the same region."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionText:
+    """A region as it was written, taken apart: four numbers or a file, and the name of a CRS, "" for none given."""
+
+    numbers: tuple[float, float, float, float] | None
+    file: Path | None
+    crs: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """Polygons on an output grid; each is its rings, (n, 2) x and y in output-grid pixels, the first not repeated."""
+
+    polygons: tuple[tuple[Ring, ...], ...]
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.float64]:
+        """(n, 4) x0, y0, x1, y1 of every polygon."""
+        return np.array([[*p[0].min(axis=0), *p[0].max(axis=0)] for p in self.polygons])
+
+    def crop(self, box: Box) -> Mask:
+        """Return (h, w) bool, True inside."""
+        out = np.zeros(box.shape, bool)
+        for index in self._near(box):
+            out |= _drawn(self.polygons[index], box)
+        return out
+
+    def any(self, box: Box) -> bool:
+        """Tell whether `crop(box)` has a True pixel."""
+        return bool(len(self._near(box))) and bool(self.crop(box).any())
+
+    def _near(self, box: Box) -> NDArray[np.intp]:
+        x0, y0, x1, y1 = self._bounds.T
+        return np.flatnonzero((x0 < box.x1) & (x1 > box.x0) & (y0 < box.y1) & (y1 > box.y0))
+
+    def to_json(self) -> list[list[list[list[float]]]]:
+        return [[ring.tolist() for ring in polygon] for polygon in self.polygons]
+
+    @classmethod
+    def from_json(cls, values: Any) -> Region:
+        """Build from `to_json`'s values; raises `ValueError` or `TypeError` for others."""
+        polygons = tuple(tuple(np.asarray(ring, float).reshape(-1, 2) for ring in polygon) for polygon in values)
+        if not polygons or not all(polygons):
+            raise ValueError("a region has no polygon")
+        return cls(polygons)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the polygons."""
+        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Where an image is to be segmented: where the mask and the region both say so; None of one is everywhere."""
+
+    mask: ValidityMask | None = None
+    region: Region | None = None
+
+    def crop(self, box: Box) -> Mask:
+        """Return (h, w) bool of a box of the output grid."""
+        out = np.ones(box.shape, bool)
+        for part in (self.mask, self.region):
+            if part is not None:
+                out &= part.crop(box)
+        return out
+
+    def any(self, box: Box) -> bool:
+        """Tell whether `crop(box)` has a True pixel."""
+        parts = [part for part in (self.mask, self.region) if part is not None]
+        return all(part.any(box) for part in parts) and (len(parts) < 2 or bool(self.crop(box).any()))
+
+
+def parse_region(text: str) -> RegionText:
+    """Take a region apart; raises `RegionError` where it is neither four numbers in order nor a file."""
+    place, _, crs = text.rpartition("@") if "@" in text else (text, "", "")
+    parts = place.split(",")
+    if len(parts) == 4:
+        try:
+            x0, y0, x1, y1 = (float(part) for part in parts)
+        except ValueError:
+            pass
+        else:
+            if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
+                raise RegionError(f"region {text!r} is empty; write it as x0,y0,x1,y1 with x0 < x1 and y0 < y1")
+            return RegionText((x0, y0, x1, y1), None, crs)
+    for name, rest in ((text, ""), (place, crs)):
+        if Path(name).expanduser().is_file():
+            return RegionText(None, Path(name).expanduser(), rest)
+    raise RegionError(f"region {text!r} is neither x0,y0,x1,y1 nor a file that exists; see `unetpp segment --help`")
+
+
+def load_region(text: str, grid: OutputGrid) -> Region:
+    """Return a region on an image's output grid.
+
+    Raises:
+        RegionError: it does not read, names a CRS that the image or nobody has, or meets no part of the image.
+    """
+    written = parse_region(text)
+    if written.numbers is not None:
+        x0, y0, x1, y1 = written.numbers
+        rings: Iterable[list[Ring]] = [[np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]]
+        crs = written.crs
+    else:
+        assert written.file is not None
+        rings, own = _read_file(written.file, scene=grid.crs is not None)
+        crs = written.crs or own
+    try:
+        polygons = tuple(tuple(_placed(ring, crs, grid, text) for ring in polygon) for polygon in rings)
+    except (ValueError, TypeError) as error:
+        raise RegionError(f"region {text!r} has coordinates that cannot be placed ({error})") from None
+    image = Box(0, 0, grid.height, grid.width)
+    region = Region(polygons)
+    if not polygons or not len(region._near(image)):
+        raise RegionError(f"region {text!r} meets no part of the image; check its coordinates and their CRS")
+    return region
+
+
+def _placed(ring: Ring, crs: str, grid: OutputGrid, text: str) -> Ring:
+    """Return a ring in output-grid pixels."""
+    if crs in ("", "px"):
+        return _rounded(ring / np.array([grid.step_x, grid.step_y]))
+    if grid.crs is None or grid.transform is None:
+        raise RegionError(f"region {text!r} is in a CRS, but the image has none; give level-0 pixels")
+    if crs != "crs":
+        ring = _projected(_dense(ring), crs, grid.crs, text)
+    a, b, c, d, e, f = grid.transform
+    found = (ring - np.array([c, f])) @ np.linalg.inv(np.array([[a, b], [d, e]])).T
+    if not np.isfinite(found).all():
+        raise RegionError(f"region {text!r} lies partly outside the domain of the image's CRS; make it smaller")
+    return _rounded(found)
+
+
+def _rounded(ring: Ring) -> Ring:
+    return np.asarray(np.round(ring, _DIGITS))
+
+
+def _projected(ring: Ring, crs: str, target: str, text: str) -> Ring:
+    from pyproj import CRS, Transformer
+    from pyproj.exceptions import CRSError
+
+    try:
+        source = CRS.from_user_input(crs)
+    except CRSError:
+        raise RegionError(f"region {text!r}: {crs!r} is no CRS; write px, crs or a code like EPSG:4326") from None
+    x, y = Transformer.from_crs(source, CRS.from_wkt(target), always_xy=True).transform(ring[:, 0], ring[:, 1])
+    return np.stack([x, y], axis=1)
+
+
+def _dense(ring: Ring, pieces: int = 16) -> Ring:
+    """Return the ring with its edges in pieces: what is straight in one CRS is bent in another."""
+    following = np.roll(ring, -1, axis=0)
+    share = np.arange(pieces)[None, :, None] / pieces
+    return np.asarray(ring[:, None] + (following - ring)[:, None] * share).reshape(-1, 2)
+
+
+def _read_file(path: Path, *, scene: bool) -> tuple[list[list[Ring]], str]:
+    """Return the polygons of a vector file, and their CRS: "" for pixels."""
+    import shapely
+    from pyogrio.errors import DataLayerError, DataSourceError
+    from pyogrio.raw import read
+
+    try:
+        facts, _, shapes, _ = read(path, columns=[])
+        found = shapely.from_wkb(shapes)
+    except (DataSourceError, DataLayerError, shapely.GEOSException, ValueError) as error:
+        raise RegionError(f"region {path} does not read as a vector file ({str(error).splitlines()[0]})") from None
+    polygons = [[_ring(part.exterior), *map(_ring, part.interiors)] for part in _polygons(found)]
+    if not polygons:
+        raise RegionError(f"region {path} holds no polygon; draw the parts that are to be segmented as polygons")
+    crs = str(facts["crs"] or "")
+    if facts.get("driver", "") == "GeoJSON" or path.suffix.lower() in (".geojson", ".json"):
+        crs = crs if _names_crs(path) else _WGS84 if scene else ""
+    return polygons, crs
+
+
+def _polygons(shapes: Sequence[Any]) -> Iterator[Any]:
+    for shape in shapes:
+        if shape is not None and shape.geom_type == "Polygon" and not shape.is_empty:
+            yield shape
+        elif shape is not None and hasattr(shape, "geoms"):
+            yield from _polygons(list(shape.geoms))
+
+
+def _ring(line: Any) -> Ring:
+    return np.asarray(line.coords, float)[:-1, :2]
+
+
+def _names_crs(path: Path) -> bool:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return isinstance(document, dict) and bool(document.get("crs"))
+
+
+def _drawn(polygon: Sequence[Ring], box: Box) -> Mask:
+    """Return (h, w) which pixels of a box have their centre inside one polygon."""
+    toggles = np.zeros((box.height, box.width + 1), bool)
+    for ring in polygon:
+        start, end = ring, np.roll(ring, -1, axis=0)
+        low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+        first = np.clip(np.ceil(low - 0.5), box.y0, box.y1).astype(np.int64)
+        count = np.maximum(np.clip(np.ceil(high - 0.5), box.y0, box.y1).astype(np.int64) - first, 0)
+        edge = np.repeat(np.arange(len(ring)), count)
+        row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+        slope = (end[edge, 0] - start[edge, 0]) / (end[edge, 1] - start[edge, 1])
+        x = start[edge, 0] + (row + 0.5 - start[edge, 1]) * slope
+        column = np.clip(np.ceil(x - 0.5), box.x0, box.x1).astype(np.int64)
+        np.logical_xor.at(toggles, (row - box.y0, column - box.x0), True)
+    return np.logical_xor.accumulate(toggles, axis=1)[:, :-1]
