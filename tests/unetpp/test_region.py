@@ -1,4 +1,4 @@
-"""Regions: drawn as rasterio draws them whatever the box, read from numbers and files in any CRS, combined with masks."""
+"""Regions: drawn as GDAL draws them whatever the box, read from numbers and files in any CRS, combined with masks."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_only_the_region_is_computed_and_equals_the_whole(
     whole = run(prepare_job(image, tmp_path / "whole", tiny_package, **OPTIONS))
     calls: list[int] = []
     labels = TorchEngine.labels
-    monkeypatch.setattr(TorchEngine, "labels", lambda self, tile: calls.append(1) or labels(self, tile))
+    monkeypatch.setattr(TorchEngine, "labels", lambda self, *tile: calls.append(1) or labels(self, *tile))
     job = prepare_job(image, tmp_path / "part", tiny_package, region="100,40,210,130", **OPTIONS)
     found = run(job)
     expected = np.full_like(whole, 255)

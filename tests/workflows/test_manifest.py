@@ -42,6 +42,17 @@ def test_tables_name_images(tmp_path: Path, suffix: str) -> None:
     assert (second.name, second.spacing, second.mask) == ("two", None, None)
 
 
+def test_a_region_is_numbers_or_a_file_beside_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "field.geojson").write_text("{}")
+    table = tmp_path / "list.csv"
+    table.write_text('uri,region\na.tif,"1,2,3,4"\nb.tif,field.geojson\nc.tif,\n')
+    assert [entry.region for entry in read_manifest(table)] == ["1,2,3,4", str(tmp_path / "field.geojson"), None]
+    assert next(source.region for source in assign_folders(read_manifest(table), tmp_path / "out")) == "1,2,3,4"
+    table.write_text("uri,region\na.tif,elsewhere.gpkg\n")
+    with pytest.raises(DataError, match=r"row 1: region .*elsewhere\.gpkg"):
+        read_manifest(table)
+
+
 def test_names_cannot_leave_the_output_folder(tmp_path: Path) -> None:
     entries = [Entry("x.tif", name) for name in ("../../etc", "/abs/path", "..", "a/b", "mlflow")]
     entries = [Entry(f"{index}.tif", entry.name) for index, entry in enumerate(entries)]
