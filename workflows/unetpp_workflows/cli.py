@@ -271,7 +271,9 @@ def verify(
 @app.command()
 @reported()
 def report(output: Outputs) -> None:
-    """Draw the report pages of an output folder again, from what lies there.
+    """Draw the page of an output folder, OUTPUT/report.html, and its images' pages again, from what lies there.
+
+    Thumbnails with their segmentation, the most uncertain first, areas, objects, failures, throughput over time.
 
     [bold]Example[/]
 

@@ -119,7 +119,7 @@ def _class_plot(evaluation: Evaluation, confusions: dict[str, NDArray[np.int64]]
                 figures["iou_low"][info["name"]],
                 figures["iou_high"][info["name"]],
                 by_group[:, index].tolist(),
-                _visible(info["color"]),
+                info["color"],
             )
             for index, info in enumerate(evaluation.classes)
         ],
@@ -142,7 +142,7 @@ def _value(row: Row) -> float:
 def _precision_plot(evaluation: Evaluation) -> str:
     found = PrecisionRecall.from_state(np.array(evaluation.totals["curves"], np.int64))
     lines = [
-        Line(list(zip(recall.tolist(), precision.tolist(), strict=True)), _visible(info["color"]), info["name"])
+        Line(list(zip(recall.tolist(), precision.tolist(), strict=True)), info["color"], info["name"])
         for info, recall, precision in zip(evaluation.classes, found.recall, found.precision, strict=True)
     ]
     return curves(lines, x="recall", y="precision", title="Precision against recall of every class")
@@ -191,9 +191,3 @@ def _table(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("software", ", ".join(f"{name} {version}" for name, version in evaluation.software.items())),
         ("key", evaluation.key[:16]),
     ]
-
-
-def _visible(color: Sequence[int]) -> tuple[int, int, int]:
-    """Return a class's colour; black and white, which a page's background may be, become grey."""
-    r, g, b = (int(part) for part in color[:3])
-    return (128, 128, 128) if max(r, g, b) < 40 or min(r, g, b) > 225 else (r, g, b)

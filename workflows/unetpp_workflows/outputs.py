@@ -102,10 +102,17 @@ def print_verification(output: Path, console: Console, *, repair: bool = False) 
 
 
 def redraw_reports(output: Path, console: Console) -> int:
-    """Write every image's report page again; returns the exit code."""
+    """Write every image's report page again, and that of the whole output folder; returns the exit code."""
+    from unetpp_workflows.archive_page import write_archive_page
     from unetpp_workflows.report import write_report
 
-    return _each(output, console, lambda folder, record: str(write_report(folder, record)))
+    code = _each(output, console, lambda folder, record: str(write_report(folder, record)))
+    folders = image_folders(output)
+    if folders != [output]:
+        console.print(
+            f"all images: {write_archive_page(output, folders)}", markup=False, highlight=False, soft_wrap=True
+        )
+    return code
 
 
 def _each(output: Path, console: Console, step: Callable[[Path, ImageRecord], str]) -> int:

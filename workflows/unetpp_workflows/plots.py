@@ -164,7 +164,11 @@ def _pieces(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, flo
 
 
 def _css(color: Color | None) -> str:
-    return "currentColor" if color is None else f"rgb({', '.join(str(int(part)) for part in color)})"
+    """Return a colour for SVG; black and white, which the page's background may be, become grey."""
+    if color is None:
+        return "currentColor"
+    parts = (128, 128, 128) if max(color) < 40 or min(color) > 225 else color
+    return f"rgb({', '.join(str(int(part)) for part in parts)})"
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,79 @@
+"""The page of an output folder: every image, what failed, object sizes and throughput, self-contained."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from unetpp_workflows.archive_page import Sizes, object_sizes, read_runs
+from unetpp_workflows.cli import app
+from unetpp_workflows.events import LOGS
+from unetpp_workflows.outputs import image_folders
+
+
+def run(*command: object) -> tuple[int, str]:
+    found = CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
+    return found.exit_code, found.output
+
+
+@pytest.fixture
+def output(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> Path:
+    """Two images of two blots, 100 and 600 px, and one that does not decode."""
+    blots("a.png")
+    blots("b&<b>.png")
+    bad = blots("torn.png")
+    bad.write_bytes(bad.read_bytes()[:150])
+    code, _ = run("segment", tmp_path / "in", "-m", ink_package, "-o", tmp_path / "out", "--instances",
+                  "--set", "tracking.enabled=false")  # fmt: skip
+    assert code == 1
+    return tmp_path / "out"
+
+
+def test_the_page_shows_all_images_and_what_failed(output: Path) -> None:
+    run("report", output)
+    page = (output / "report.html").read_text()
+    links = re.findall(r'href="([^"]+)"', page)
+    assert len(links) == 3 and all((output / link.replace("&amp;", "&")).is_file() for link in links)
+    assert not re.search(r"""src=["'](?!data:)""", page) and "<b>.png" not in page
+    assert page.count('src="data:image/jpeg;base64,') == 2
+    assert "2 done" in page and "1 failed" in page and re.search(r"<th scope=\"row\">torn</th><td>failed</td>", page)
+    assert re.search(r"ink</span></td><td class=\"n\">4</td>", page)  # objects of both images
+    assert "1,400 px" in page  # ink of both images
+    assert "Throughput of the last run" in page and "a part failed" in page
+    # Four classes of plots: shares, object sizes, throughput, stages.
+    assert page.count("<svg") == 4 and "nan" not in re.sub(r"base64,[^\"]+", "", page)
+
+
+def test_a_page_of_one_image_is_not_overwritten(output: Path) -> None:
+    assert run("report", output / "a")[0] == 0
+    assert "<title>a · done" in (output / "a/report.html").read_text() and not (output / "report.html").exists()
+
+
+def test_sizes_are_those_of_the_tables(output: Path) -> None:
+    found = object_sizes(image_folders(output))
+    assert list(found) == ["ink"] and found["ink"].count == 4 and found["ink"].unit == "px"
+    assert found["ink"].bins == {26: 2, 36: 2}  # 4 log2 of 100 and of 600
+    many = Sizes("px", (0, 0, 0))
+    areas = np.random.default_rng(0).lognormal(5, 1, 10_000)
+    many.add(areas[:300])
+    many.add(areas[300:])
+    assert many.median() == pytest.approx(np.median(areas), rel=0.1) and sum(many.bins.values()) == many.count
+
+
+def test_runs_are_read_from_logs_that_were_cut_short(output: Path) -> None:
+    (run_,) = read_runs(output)
+    assert run_.exit_code == 1 and sum(px for _, px in run_.shards) == 2 * 96 * 128
+    log = next((output / LOGS).glob("*.jsonl"))
+    lines = log.read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["event"] != "run_finished"]
+    log.write_text("\n".join([*kept, lines[-1][:20]]))
+    (cut,) = read_runs(output)
+    assert cut.exit_code is None and cut.shards == run_.shards
+    run("report", output)
+    assert "did not end" in (output / "report.html").read_text()
