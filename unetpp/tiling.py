@@ -149,12 +149,20 @@ class TilePlan:
             return 0, 0, 0, 0
         return rows[y][0], columns[x][0], rows[y][1], columns[x][1]
 
+    def margin_kinds(self) -> dict[Margins, int]:
+        """Return how many tiles have which margins."""
+        rows, columns = Counter(self._halves(self.height, 0)), Counter(self._halves(self.width, 1))
+        kinds: Counter[Margins] = Counter()
+        for (top, bottom), down in rows.items():
+            for (left, right), across in columns.items():
+                alike = down * across >= LEAST_ALIKE
+                kinds[(top, left, bottom, right) if alike else (0, 0, 0, 0)] += down * across
+        return dict(kinds)
+
     @property
     def has_margins(self) -> bool:
         """Say whether any tile has margins."""
-        rows, columns = Counter(self._halves(self.height, 0)), Counter(self._halves(self.width, 1))
-        kinds = ((row, column) for row in rows for column in columns if rows[row] * columns[column] >= LEAST_ALIKE)
-        return any(any(row) or any(column) for row, column in kinds)
+        return any(any(margins) for margins in self.margin_kinds())
 
     def _halves(self, size: int, axis: int) -> list[tuple[int, int]]:
         """Return the margins (before, after) of every tile along one axis."""

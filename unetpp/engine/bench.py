@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from unetpp.engine import Engine, choose_engine
 from unetpp.errors import EngineError
 from unetpp.geometry import Box
+from unetpp.model.inner import NO_MARGINS, Margins, useful_share
 from unetpp.package import Package
 
 CORES = (256, 512, 1024, 1536)
@@ -24,13 +25,14 @@ CORES = (256, 512, 1024, 1536)
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """One tile size, run by `workers` threads at once for about the asked time.
+    """One interior tile size, run by `workers` threads at once for about the asked time.
 
     Attributes:
         tile: side of the square that the network computes, in pixels.
         core: side of the part that is written.
-        useful_share: written / computed pixels of an interior tile.
+        useful_share: multiply-adds that serve written pixels / all of them; of a whole tile, written / computed pixels.
         computed_mpx_s, written_mpx_s: million pixels per second over all workers, in wall-clock time.
+            Computed are all pixels of the tile, though deeper levels alone may see its margins.
         cpu_mpx_s: million computed pixels per second of processor time, which other programs on the machine disturb
             less.
         tiles: network calls that finished.
@@ -51,6 +53,7 @@ class BenchRow:
     device: str
     workers: int
     threads: int
+    whole: bool = False
 
 
 def bench(
@@ -62,6 +65,7 @@ def bench(
     workers: int = 1,
     threads: int = 1,
     seconds: float = 5.0,
+    whole: bool = False,
 ) -> list[BenchRow]:
     """Run the engine on noise at each tile side and return one row per side.
 
@@ -72,6 +76,7 @@ def bench(
             1536 px plus the halo.
         workers: threads that call the engine at once, as the local executor does.
         seconds: time per row, after each worker's first call; each worker finishes at least one more.
+        whole: compute every level over the whole tile, instead of with no more halo than it needs.
 
     Raises:
         EngineError: a tile side that leaves no core, or an engine that is not available.
@@ -85,7 +90,7 @@ def bench(
     rows = []
     for side in sides:
         runner = choose_engine(package, name=engine, precision=precision, threads=threads)
-        rows.append(_measure(runner, package, side, halo, workers, seconds))
+        rows.append(_measure(runner, package, side, halo, workers, seconds, whole=whole))
     return rows
 
 
@@ -104,9 +109,12 @@ class _Share:
     seconds: float = 0.0
 
 
-def _measure(engine: Engine, package: Package, side: int, halo: int, workers: int, seconds: float) -> BenchRow:
+def _measure(
+    engine: Engine, package: Package, side: int, halo: int, workers: int, seconds: float, *, whole: bool
+) -> BenchRow:
     before = _reset_peak()
-    shares, processor = _run(engine, package, side, halo, workers, seconds)
+    margins = NO_MARGINS if whole or engine.name != "openvino" else (halo, halo, halo, halo)
+    shares, processor = _run(engine, package, side, halo, margins, workers, seconds)
     peak = _peak_mb()
     computed = sum(s.calls * side * side / s.seconds for s in shares)
     calls = sum(s.calls for s in shares)
@@ -114,7 +122,9 @@ def _measure(engine: Engine, package: Package, side: int, halo: int, workers: in
     return BenchRow(
         tile=side,
         core=core,
-        useful_share=core * core / (side * side),
+        useful_share=useful_share(package.spec.architecture, side, side, margins)
+        if any(margins)
+        else core * core / (side * side),
         computed_mpx_s=computed / 1e6,
         written_mpx_s=sum(s.written / s.seconds for s in shares) / 1e6,
         cpu_mpx_s=calls * side * side / processor / 1e6,
@@ -125,20 +135,22 @@ def _measure(engine: Engine, package: Package, side: int, halo: int, workers: in
         device=engine.device,
         workers=workers,
         threads=engine.threads,
+        whole=not any(margins),
     )
 
 
 def _run(
-    engine: Engine, package: Package, side: int, halo: int, workers: int, seconds: float
+    engine: Engine, package: Package, side: int, halo: int, margins: Margins, workers: int, seconds: float
 ) -> tuple[list[_Share], float]:
     """Call the engine from `workers` threads; return their shares and the processor time in seconds."""
     spec = package.spec
     noise = np.random.default_rng(0).normal(spec.mean, spec.std, (side, side, len(spec.bands)))
     pixels = np.clip(noise, 0, 255 if spec.dtype == "uint8" else 65_535).astype(spec.dtype)
-    core = Box(halo, halo, side - halo, side - halo).slices()
+    everything = (slice(None), slice(None))
+    core = everything if any(margins) else Box(halo, halo, side - halo, side - halo).slices()
     start = threading.Barrier(workers + 1)
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_work, engine, pixels, core, seconds, start) for _ in range(workers)]
+        futures = [pool.submit(_work, engine, pixels, margins, core, seconds, start) for _ in range(workers)]
         with contextlib.suppress(threading.BrokenBarrierError):  # a worker failed; its error is raised below
             start.wait()
         began = time.process_time()
@@ -151,10 +163,15 @@ def _run(
 
 
 def _work(
-    engine: Engine, pixels: NDArray[Any], core: tuple[slice, slice], seconds: float, start: threading.Barrier
+    engine: Engine,
+    pixels: NDArray[Any],
+    margins: Margins,
+    core: tuple[slice, slice],
+    seconds: float,
+    start: threading.Barrier,
 ) -> _Share:
     try:
-        engine.labels(pixels)  # compiles, and touches every buffer
+        engine.labels(pixels, margins)  # compiles, and touches every buffer
     except BaseException:
         start.abort()
         raise
@@ -162,7 +179,7 @@ def _work(
     share = _Share()
     began = time.perf_counter()
     while share.calls == 0 or share.seconds < seconds:
-        share.written += engine.labels(pixels)[core].size
+        share.written += engine.labels(pixels, margins)[core].size
         share.calls += 1
         share.seconds = time.perf_counter() - began
     return share

@@ -97,6 +97,11 @@ def useful_share(config: GridConfig, height: int, width: int, margins: Margins) 
     return wanted / done
 
 
+def multiply_adds(config: GridConfig) -> float:
+    """Return the multiply-adds of the whole grid for one input pixel."""
+    return sum(_multiply_adds(config, i, j) / float(4**i) for i, j in (step.node for step in grid_order(config)))
+
+
 def _multiply_adds(config: GridConfig, i: int, j: int) -> float:
     """Return the multiply-adds of node X^{i,j} for one of its pixels; the half-resolution input counts a quarter."""
     out = config.filters[i]

@@ -214,7 +214,9 @@ def plan(
     config: Config = None,
     sets: Sets = None,
 ) -> None:
-    """Say what a segmentation would do: pixels, shards, tiles, bytes and what is already done. Computes nothing.
+    """Say what a segmentation would do: pixels, shards, tiles, bytes, time, memory, and what is done. Computes nothing.
+
+    Time and memory come from `unetpp doctor --bench`, run once on this machine; without it they are unknown.
 
     [bold]Example[/]
 
@@ -290,7 +292,7 @@ def doctor(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder whose disk is looked at.")] = Path(),
     tracking_uri: Tracking = None,
     bench: Annotated[
-        bool, typer.Option("--bench", help="Also measure the engines on this machine (a minute).")
+        bool, typer.Option("--bench", help="Also measure the engine here, for `unetpp plan` (a minute).")
     ] = False,
 ) -> None:
     """Say what this machine and installation can do: versions, processor, GPU, engines, formats, disk, registry.

@@ -74,6 +74,7 @@ def print_bench(console: Console) -> None:
     """Measure the engine of this machine on a bundled model and print the rows; `ModelNotFoundError` without one."""
     from unetpp.engine.bench import bench, best_row
     from unetpp.package import bundled_names, bundled_package, load_package
+    from unetpp_workflows import estimates
     from unetpp_workflows.machine import worker_count
 
     names = bundled_names()
@@ -98,6 +99,7 @@ def print_bench(console: Console) -> None:
         )
     console.print(table)
     console.print(f"model {package.spec.name}; measured now on this machine; most pixels written per second in bold")
+    console.print(f"kept for `unetpp plan` in {estimates.save(package.spec.architecture, rows)}", soft_wrap=True)
 
 
 def _versions() -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 
@@ -22,6 +23,15 @@ def worker_count(threads: int, *, gpus: bool = True) -> int:
     import torch
 
     return (torch.cuda.device_count() if gpus else 0) or max(1, cpu_count() // threads)
+
+
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name as Linux writes it, else its architecture."""
+    try:
+        lines = info.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def cpu_flags(info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

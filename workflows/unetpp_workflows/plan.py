@@ -16,9 +16,11 @@ from rich.table import Table
 
 from unetpp.errors import UnetppError
 from unetpp.geometry import Box
+from unetpp.model import GridConfig
 from unetpp.region import Region
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.config import RunConfig
+from unetpp_workflows.estimates import Estimate, Measured, computed_pixels, estimate, load
 from unetpp_workflows.pipeline import find_sources, start_call
 from unetpp_workflows.progress import Display
 from unetpp_workflows.steps import Call, job_options
@@ -38,6 +40,8 @@ class ImagePlan:
         valid_share: Of the pixels, estimated on a thumbnail.
         source_bytes: Size of the input file, 0 where it is no single file.
         committed: Shards that are finished already in the output folder.
+        architecture: Of the network.
+        estimate: Of the whole image's computing, None where this machine was not measured.
     """
 
     name: str
@@ -45,6 +49,8 @@ class ImagePlan:
     valid_share: float
     source_bytes: int
     committed: int
+    architecture: GridConfig
+    estimate: Estimate | None = None
 
     @property
     def pixels(self) -> int:
@@ -54,16 +60,21 @@ class ImagePlan:
     def shards(self) -> int:
         return len(self.job.plan.shards())
 
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self.estimate is None else self.estimate.seconds * (1 - self.committed / self.shards)
+
 
 def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, console: Console) -> int:
     """Print the plan of every image and their sum; returns the exit code: 1 where an image cannot be planned."""
     call = start_call(config, None, Display(console), {})
     sources, unnamed = find_sources(inputs, output or Path("segmented"))
+    measured = load()
     problems = [str(result.message) for result in unnamed.values()]
     plans = []
     for source in sources:
         try:
-            plans.append(plan_image(call, source))
+            plans.append(plan_image(call, source, measured))
         except (UnetppError, OSError) as error:
             problems.append(" ".join(str(error).split()))
     if plans:
@@ -72,10 +83,11 @@ def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, co
         console.print(f"failed: {problem}", markup=False, highlight=False, soft_wrap=True)
     if plans:
         console.print(_totals(plans), highlight=False, soft_wrap=True)
+        console.print(_cost(plans, measured), highlight=False, soft_wrap=True)
     return PART_FAILED if problems else DONE
 
 
-def plan_image(call: Call, source: Source) -> ImagePlan:
+def plan_image(call: Call, source: Source, measured: Measured | None = None) -> ImagePlan:
     """Plan one image; raises what is wrong with it."""
     from unetpp.io import open_raster
     from unetpp.io.base import thumbnail
@@ -91,12 +103,16 @@ def plan_image(call: Call, source: Source) -> ImagePlan:
     before = SegmentJob.load(source.folder)
     same = before is not None and before.key == job.key
     path = Path(source.uri)
+    architecture = call.package.spec.architecture
+    share = float((valid & _inside(coverage.region, job, valid.shape)).mean())
     return ImagePlan(
         name=source.name,
         job=job,
-        valid_share=float((valid & _inside(coverage.region, job, valid.shape)).mean()),
+        valid_share=share,
         source_bytes=path.stat().st_size if path.is_file() else 0,
         committed=progress(job).committed if same else 0,
+        architecture=architecture,
+        estimate=estimate(measured, job, architecture, share) if measured else None,
     )
 
 
@@ -112,7 +128,7 @@ def _inside(region: Region | None, job: SegmentJob, shape: tuple[int, ...]) -> N
 def _table(plans: list[ImagePlan]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("image", overflow="fold")
-    for column in ("pixels", "at", "valid", "done/shards", "tile", "useful"):
+    for column in ("pixels", "at", "valid", "done/shards", "tile", "useful", "time left"):
         table.add_column(column, justify="right", no_wrap=True)
     for plan in plans:
         tiling = plan.job.plan
@@ -123,7 +139,8 @@ def _table(plans: list[ImagePlan]) -> Table:
             f"{plan.valid_share:.0%}",
             f"{plan.committed}/{plan.shards}",
             "x".join(str(side) for side in reversed(tiling.tile_shape)),
-            f"{tiling.useful_share:.0%}",
+            f"{plan.pixels / computed_pixels(plan.job, plan.architecture):.0%}",
+            _duration(plan.seconds_left),
         )
     return table
 
@@ -137,3 +154,26 @@ def _totals(plans: list[ImagePlan]) -> str:
         f"which {done:,} are done; {decimal(sum(plan.source_bytes for plan in plans))} in, {decimal(pixels)} of labels "
         f"before compression; engine {', '.join(engines)}"
     )
+
+
+def _cost(plans: list[ImagePlan], measured: Measured | None) -> str:
+    """Say how long the rest will compute here and how much memory that takes."""
+    advice = "unknown; run `unetpp doctor --bench` once on this machine"
+    estimates = [plan.estimate for plan in plans if plan.estimate is not None]
+    if measured is None or len(estimates) < len(plans):
+        return f"estimated time and memory: {advice}"
+    left = sum(plan.seconds_left or 0.0 for plan in plans)
+    memory = max((found.memory_mb for found in estimates if found.memory_mb is not None), default=None)
+    shown = "unknown" if memory is None else f"about {memory / 1000:.1f} GB"
+    workers = measured.rows[0]["workers"]
+    return (
+        f"estimated from the bench of {measured.date}: {_duration(left)} of computing with {workers} workers on this "
+        f"machine, {shown} of memory; finishing (polygons, pyramid) comes on top"
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

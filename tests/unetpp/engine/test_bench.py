@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,13 @@ def package(make_package: Callable[..., Package]) -> Package:
 
 @pytest.mark.parametrize(("engine", "workers"), [("openvino", 2), ("torch", 1)])
 def test_rows_count_computed_and_written_pixels(package: Package, engine: str, workers: int) -> None:
-    small, large = bench(
-        package, engine=engine, precision="fp32", tiles=[64, 120], workers=workers, threads=1, seconds=0.01
-    )
+    options: dict[str, Any] = {"engine": engine, "precision": "fp32", "workers": workers, "seconds": 0.01}
+    small, large = bench(package, tiles=[64, 120], whole=True, **options)
     assert (small.tile, small.core, large.tile, large.core) == (64, 8, 120, 64)
     assert small.useful_share == 64 / 4096
+    (cut,) = bench(package, tiles=[120], **options)
+    assert cut.whole == (engine == "torch") and (cut.useful_share > large.useful_share) == (engine == "openvino")
+    assert cut.written_mpx_s == pytest.approx(cut.computed_mpx_s * large.useful_share)
     for row in (small, large):
         assert row.written_mpx_s == pytest.approx(row.computed_mpx_s * row.useful_share)
         assert row.tiles >= workers and row.cpu_mpx_s > 0
@@ -46,7 +49,7 @@ def test_sides_without_a_core_are_refused(package: Package, side: int) -> None:
 
 
 def test_an_engine_that_fails_is_named(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: object, tile: object) -> None:
+    def fail(self: object, *_: object) -> None:
         raise MemoryError("no memory")
 
     monkeypatch.setattr("unetpp.engine.torch.TorchEngine.labels", fail)

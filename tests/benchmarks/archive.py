@@ -1,0 +1,148 @@
+"""Measures `unetpp segment` end to end on slides of 0.1 and 1 gigapixel made of real tissue; writes archive.json.
+
+    UNETPP_DATA=DATA python tests/benchmarks/archive.py
+
+Beside the whole command stands, from the same run, what the engine alone writes per second: the mean of a measurement
+before and one after, on interior tiles of the size that segment uses. Memory is the proportional set size (PSS) of the
+process and all below it, looked at every half second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tifffile
+from speed import provenance
+
+from unetpp.engine.bench import bench
+from unetpp.package import bundled_package, load_package
+
+SOURCE = "giardia_HE_left_1.02GP.tif"
+FIRST_TILE = (36, 17)
+"""Row and column of the source's tile where the tissue that is repeated begins."""
+PERIOD = 8
+"""Rows and columns of tiles that are repeated: 4096 x 4096 pixels."""
+SIZES = {"0.1 GP": (10240, 10240), "1.02 GP": (31232, 32768)}
+MODEL = "nuclei"
+RESULT = Path(__file__).with_name("archive.json")
+
+
+def make_slide(source: Path, path: Path, height: int, width: int) -> None:
+    """Write a tiled JPEG of height x width pixels from the source's own tiles, repeated, without coding them again."""
+    with tifffile.TiffFile(source) as file:
+        page: Any = file.pages[0]
+        side, columns = page.tilewidth, -(-page.imagewidth // page.tilewidth)
+        block = [
+            [_tile(file, page, (FIRST_TILE[0] + y) * columns + FIRST_TILE[1] + x) for x in range(PERIOD)]
+            for y in range(PERIOD)
+        ]
+        assert page.jpegtables is None, "tiles of a page with tables cannot be copied alone"
+
+        def tiles() -> Iterator[bytes]:
+            for row in islice(cycle(block), -(-height // side)):
+                yield from islice(cycle(row), -(-width // side))
+
+        options = {"tile": (side, side), "compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
+        tifffile.imwrite(path, tiles(), shape=(height, width, 3), dtype="uint8", bigtiff=True, metadata=None, **options)
+
+
+def _tile(file: Any, page: Any, index: int) -> bytes:
+    file.filehandle.seek(page.dataoffsets[index])
+    data: bytes = file.filehandle.read(page.databytecounts[index])
+    return data
+
+
+def run(slide: Path, output: Path, workers: int) -> dict[str, Any]:
+    """Segment one slide; return seconds, peak PSS in MB and what the record says."""
+    command = [sys.executable, "-m", "unetpp_workflows", "segment", str(slide), "-m", MODEL, "-o", str(output)]
+    settings = ["--workers", str(workers), "--tissue", "none", "--set", "tracking.enabled=false"]
+    began, processor, peak, loads = time.perf_counter(), 0.0, 0.0, []
+    with subprocess.Popen(
+        [*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            try:
+                times = watched.cpu_times()
+                processor = times.user + times.system
+                members = [watched, *watched.children(recursive=True)]
+                peak = max(peak, sum(member.memory_full_info().pss for member in members) / 1e6)
+            except psutil.Error:
+                pass  # it ended between two looks
+            loads.append(os.getloadavg()[0])
+            time.sleep(0.5)
+        text = process.communicate()[0]
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        sys.exit(text)
+    record = json.loads((output / slide.stem / "record.json").read_text())
+    line = next(line for line in text.splitlines() if " shards in " in line)
+    shards = float(line.split(" shards in ")[1].split(" s")[0])
+    pixels = record["shards"]["valid_px"] / 1e6
+    return {
+        "mpx": round(pixels, 1),
+        "seconds": round(seconds, 1),
+        "shard_seconds": shards,
+        "processor_seconds": round(processor, 1),
+        "written_mpx_s": round(pixels / seconds, 3),
+        "shards_written_mpx_s": round(pixels / shards, 3),
+        "written_mpx_per_processor_s": round(pixels / processor, 3),
+        "peak_pss_mb": round(peak),
+        "limited_by": record["limited_by"],
+        "stages": {name: round(value, 1) for name, value in record["seconds"].items()},
+        "engine": f"{record['engine']['name']} {record['engine']['precision']}",
+        "tile": record["plan"]["tile_shape"][0],
+        "objects": record["figures"]["classes"][1]["objects"],
+        "load": round(sum(loads) / len(loads), 2),
+    }
+
+
+def engine_rate(tile: int, workers: int) -> dict[str, float]:
+    [row] = bench(load_package(bundled_package(MODEL)), tiles=[tile], workers=workers, seconds=15)
+    written = row.written_mpx_s / row.computed_mpx_s
+    return {"written_mpx_s": row.written_mpx_s, "written_mpx_per_processor_s": row.cpu_mpx_s * written}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, help="folder for slides and results, a temporary one by default")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    arguments = parser.parse_args()
+    source = Path(os.environ.get("UNETPP_DATA", "")) / "slides" / SOURCE
+    if not source.is_file():
+        sys.exit("set UNETPP_DATA to the folder of sample images")
+    facts = provenance("tests/benchmarks/archive.py", ("torch", "openvino", "zarr", "tifffile", "simplejpeg"))
+    workers = len(os.sched_getaffinity(0))
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="unetpp-archive-", dir=arguments.work) as folder:
+        for name in arguments.sizes:
+            slide = Path(folder) / f"{name.replace(' ', '')}.tif"
+            make_slide(source, slide, *SIZES[name])
+            before = engine_rate(1152, workers)
+            row = run(slide, Path(folder) / "out", workers)
+            after = engine_rate(1152, workers)
+            assert row["tile"] == 1152, "measure the engine at the tile that segment uses"
+            row["engine_alone"] = {key: round((before[key] + after[key]) / 2, 3) for key in before}
+            row["share"] = round(row["written_mpx_s"] / row["engine_alone"]["written_mpx_s"], 3)
+            row["processor_share"] = round(
+                row["written_mpx_per_processor_s"] / row["engine_alone"]["written_mpx_per_processor_s"], 3
+            )
+            rows[name] = row
+            print(name, json.dumps(row), flush=True)
+    result = {**facts, "workers": workers, "model": MODEL, "rows": rows}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Keeps what this machine's engine was measured to do, and estimates from it what a plan will take; measures nothing.
+
+An estimate scales the measured row by multiply-adds: time with those of all tiles that have valid pixels, memory with
+those of one tile. Reading and writing run beside computing and are taken to be hidden by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetpp.durable import write_file
+from unetpp.model import GridConfig
+from unetpp.model.inner import multiply_adds, useful_share
+from unetpp_workflows.machine import cpu_count, cpu_name
+from unetpp_workflows.mlflow_store import home
+
+if TYPE_CHECKING:
+    from unetpp.engine.bench import BenchRow
+    from unetpp.job import SegmentJob
+
+_BASE_MB = 600
+"""Resident before the first tile: the interpreter, torch, OpenVINO, zarr (measured)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The rows of a bench of one model on this machine, and when they were measured."""
+
+    date: str
+    architecture: GridConfig
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of computing, and peak memory in MB where it was measured."""
+
+    seconds: float
+    memory_mb: float | None
+
+
+def save(architecture: GridConfig, rows: Sequence[BenchRow]) -> Path:
+    """Keep a bench for `load`; returns its file. Raises `OutputError`."""
+    path = _path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": _machine(),
+        "architecture": dataclasses.asdict(architecture),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    write_file(path, (json.dumps(values, indent=1) + "\n").encode())
+    return path
+
+
+def load() -> Measured | None:
+    """Return this machine's bench; None where there is none, or only one of another machine or version."""
+    try:
+        values = json.loads(_path().read_bytes())
+        if values["machine"] != _machine():
+            return None
+        return Measured(values["date"], GridConfig.from_dict(values["architecture"]), tuple(values["rows"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def estimate(measured: Measured, job: SegmentJob, architecture: GridConfig, valid_share: float) -> Estimate | None:
+    """Estimate the computing of a whole image; None where the job's engine and precision were not measured.
+
+    Args:
+        valid_share: of the image's pixels; tiles are taken to be computed in proportion.
+    """
+    engine, plan = job.engine, job.plan
+    alike = [row for row in measured.rows if (row["engine"], row["precision"]) == (engine.name, engine.precision)]
+    if not alike:
+        return None
+    area = plan.tile_shape[0] * plan.tile_shape[1]
+    row = min(alike, key=lambda row: abs(row["tile"] ** 2 - area))
+    each = multiply_adds(measured.architecture)
+    rate = row["written_mpx_s"] * 1e6 * each / row["useful_share"]  # multiply-adds per second, useful or not
+    factor = multiply_adds(architecture) / each
+    memory = None if row["peak_mb"] is None else _BASE_MB + row["peak_mb"] * factor * area / row["tile"] ** 2
+    work = computed_pixels(job, architecture) * multiply_adds(architecture)
+    return Estimate(work * valid_share / rate, memory)
+
+
+def computed_pixels(job: SegmentJob, architecture: GridConfig) -> float:
+    """Return the image's multiply-adds in those that a pixel needs without any halo."""
+    height, width = job.plan.tile_shape
+    if job.engine.name != "openvino":  # the others compute whole tiles
+        return float(job.plan.tile_count * height * width)
+    total = 0.0
+    for margins, number in job.plan.margin_kinds().items():
+        top, left, bottom, right = margins
+        inner = (height - top - bottom) * (width - left - right)
+        total += number * inner / useful_share(architecture, height, width, margins)
+    return total
+
+
+def _path() -> Path:
+    return home() / "bench.json"
+
+
+def _machine() -> dict[str, Any]:
+    from importlib import metadata
+
+    versions = {name: metadata.version(name) for name in ("torch", "openvino") if _installed(name)}
+    return {"cpu": cpu_name(), "cores": cpu_count(), **versions}
+
+
+def _installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
