@@ -19,7 +19,8 @@ def open_raster(uri: str | Path) -> Raster:
 
     A folder is Zarr. A file that OpenSlide knows by its vendor is a slide. A TIFF with a georeference, or a world file
     beside it, is a scene; a tiled 8-bit RGB TIFF without one is a slide (OpenSlide's "generic-tiff"); all else plain.
-    Slides never go to a TIFF reader by page: to GDAL their label photo is an overview.
+    Slides never go to a TIFF reader by page: to GDAL their label photo is an overview. A .mosaic.toml is the images it
+    lists, read as one (`unetpp.io.mosaic`).
 
     Raises `ImageNotFoundError`, `ImageFormatError`, `CorruptImageError` or `ImageTooLargeError`, each one line.
     """
@@ -67,9 +68,12 @@ def _open_folder(path: Path) -> Raster:
 def _open_file(path: Path, magic: bytes) -> Raster:
     import openslide
 
+    from unetpp.io.mosaic import MosaicRaster, is_mosaic
     from unetpp.io.openslide import SlideRaster
     from unetpp.io.plain import PhotoRaster, TiffRaster
 
+    if is_mosaic(path):
+        return MosaicRaster(path)
     vendor = openslide.OpenSlide.detect_format(path)
     if vendor is not None and vendor != "generic-tiff":
         return SlideRaster(path)

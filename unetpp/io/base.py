@@ -167,7 +167,8 @@ def fingerprint(source: Raster | str | Path) -> str:
     Of a file it covers size, modification time (ns), the first and last 64 KiB (a TIFF's directories are at either end)
     and what the reader understood: sizes, bands, type, spacing, CRS, transform. Of a slide in several files it covers
     name, size and time of each. Of a Zarr folder: every metadata document, and name, size and time of the first 4096
-    objects of the folder in sorted order; a change past those that keeps the metadata goes unseen.
+    objects of the folder in sorted order; a change past those that keeps the metadata goes unseen. Of a mosaic also its
+    parts' fingerprints.
     """
     from unetpp.io import open_raster
 
@@ -197,6 +198,7 @@ def _facts(raster: Raster) -> dict[str, Any]:
         "spacing": str(raster.spacing),
         "crs": raster.crs,
         "transform": raster.transform,
+        **({"parts": [fingerprint(uri) for uri in parts]} if (parts := getattr(raster, "part_uris", ())) else {}),
     }
 
 

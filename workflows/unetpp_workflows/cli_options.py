@@ -18,7 +18,9 @@ _USAGE_ERRORS = (ConfigError, ModelNotFoundError, ModelPackageError)
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="INPUT...", help="Images, folders, quoted globs, or lists: CSV, Parquet, STAC items."),
+    typer.Argument(
+        metavar="INPUT...", help="Images, folders, quoted globs, mosaics (.mosaic.toml), or lists: CSV, Parquet, STAC."
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -17,6 +17,7 @@ SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .zarr .png .jpg .jpeg .vrt .jp2".split()  # noqa: SIM905
 )
 """Files that a folder contributes; a file named by itself is always tried, whatever its suffix."""
+MOSAIC = ".mosaic.toml"
 RESERVED = frozenset({"mlflow", "logs"})
 JOB = "job.json"
 
@@ -83,7 +84,7 @@ def _images_below(folder: Path) -> list[Path]:
             # Results and an MLflow store may lie among the images, with pictures in them.
             if not (child / JOB).exists() and not (child / "mlflow.db").exists():
                 images += _images_below(child)
-        elif child.suffix.lower() in SUFFIXES:
+        elif child.suffix.lower() in SUFFIXES or child.name.lower().endswith(MOSAIC):
             images.append(child)
     return images
 
@@ -141,7 +142,7 @@ def safe_name(uri: str, *, is_name: bool = False) -> str:
         return re.sub(r"[^\w.-]+", "_", uri).strip("._")[:80] or "image"
     path = uri.split("://", 1)[-1].split("?", 1)[0].rstrip("/\\")
     last = re.split(r"[/\\]", path)[-1]
-    stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$", "", last, flags=re.IGNORECASE)
+    stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$|\.mosaic\.toml$", "", last, flags=re.IGNORECASE)
     stem = Path(stem).stem if stem == last else stem
     return re.sub(r"[^\w.-]+", "_", stem).strip("._")[:80] or "image"
 
