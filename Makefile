@@ -17,7 +17,7 @@ help:
 	@echo "make kernels-update  the same, and write gate.json"
 	@echo "make speed       measure engines and segmentation, update the README (quiet machine, 10 minutes)"
 	@echo "make cpu-bench   compare CPU engines with other libraries, update the README (quiet machine, UNETPP_DATA, 10 minutes)"
-	@echo "make bench-train measure a training step beside other libraries, update the README (quiet machine, 15 minutes)"
+	@echo "make bench-train measure training beside other libraries and with two workers, update the README (quiet machine, 25 minutes)"
 	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
 	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
@@ -63,6 +63,7 @@ speed: $(STAMP)
 
 bench-train: $(STAMP) $(BENCH_STAMP)
 	@PYTHONPATH=.:kernels:tests/benchmarks $(BENCH) tests/benchmarks/train.py
+	@$(PY) tests/benchmarks/scaling.py
 	@$(PY) tests/readme.py
 
 read-bench: $(STAMP)
@@ -71,6 +72,7 @@ read-bench: $(STAMP)
 
 papers: $(STAMP)
 	@PYTHONPATH=.:kernels $(PY) tests/benchmarks/papers.py
+	@$(PY) tests/readme.py
 
 gpu-bench: $(STAMP)
 	@PYTHONPATH=.:kernels $(PY) tests/benchmarks/gpu.py

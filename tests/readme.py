@@ -181,6 +181,50 @@ def train() -> str:
         f"{settings['rounds']} rounds, a process each; {facts['device']}, {facts['cores']} cores, load "
         f"{facts['load_before']} before; {versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`; "
         "all rounds in [train.json](tests/benchmarks/train.json).",
+        *_scaling(),
+    ]
+    return "\n".join(lines)
+
+
+def _scaling() -> list[str]:
+    path = ROOT / "tests/benchmarks/scaling.json"
+    if not path.is_file():
+        return []
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    settings = facts["settings"]
+    return [
+        "",
+        f"One worker of `unetpp train` needs {facts['seconds']['1']:.1f} s for an epoch of {settings['steps']} steps "
+        f"(global batch {settings['batch']} of {settings['patch']}² px, with its validation), two need "
+        f"{facts['seconds']['2']:.1f} s: {facts['speed_up']:.2f} times as fast, with the same gradients. One thread "
+        f"per worker, medians of {settings['rounds']} rounds; {facts['cpu']}, {facts['cores']} cores, load "
+        f"{facts['load_before']} before; torch {facts['versions']['torch']}, ray {facts['versions']['ray']}; commit "
+        f"{facts['commit']}, {facts['date']}; [scaling.json](tests/benchmarks/scaling.json).",
+    ]
+
+
+def papers() -> str:
+    path = ROOT / "tests/benchmarks/papers.json"
+    if not path.is_file():
+        return "Not measured."
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "| set | network | M parameters | G multiply-adds per window | seeds x steps | IoU % | 95% interval over "
+        "images | mean of windows' IoU % | training min | inference s | target |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in facts["table"]:
+        spread = f" ± {row['sd']:.2f}" if row["sd"] is not None else ""
+        lines.append(
+            f"| {row['set']} | `{row['network']}` | {row['parameters'] / 1e6:.2f} | {row['macs'] / 1e9:.2f} | "
+            f"{row['seeds']} x {row['steps']} | {row['iou']:.2f}{spread} | {row['low']:.2f} to {row['high']:.2f} | "
+            f"{row['window_iou']:.2f} | {row['train_seconds'] / 60:.0f} | {row['seconds']:.0f} | {row['target']} |"
+        )
+    lines += [
+        "",
+        "Test images, windows of 96 px at steps of 32; IoU pooled over windows, mean ± standard deviation over seeds; "
+        f"the target is the paper's. {facts['device']}; torch {facts['torch']}; commit {facts['commit']}, "
+        f"{facts['date']}; `{facts['command']}`; every run in [papers.json](tests/benchmarks/papers.json).",
     ]
     return "\n".join(lines)
 
@@ -227,7 +271,8 @@ def _first_clause(path: Path) -> str:
 
 
 def render(text: str) -> str:
-    parts = {"models": models, "speed": speed, "cpu": cpu, "train": train, "gpu": gpu, "read": read, "tree": tree}
+    parts = {"models": models, "speed": speed, "cpu": cpu, "train": train, "gpu": gpu, "read": read}
+    parts |= {"papers": papers, "tree": tree}
     for name, part in parts.items():
         content = part()
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"

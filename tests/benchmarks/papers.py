@@ -89,6 +89,15 @@ def build(switches: dict[str, Any]) -> UNet | UNetPlusPlus:
     return (UNet if switches.get("kind") == "unet" else UNetPlusPlus)(GridConfig(**values))
 
 
+def multiply_adds(network: UNet | UNetPlusPlus) -> int:
+    """Return the multiply-adds of one window, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, WINDOW, WINDOW))
+    return counter.get_total_flops() // 2
+
+
 def windows(labels: NDArray[Any]) -> list[tuple[slice, slice]]:
     """Return the windows of an image; one smaller than a window is one window of its own size."""
     starts = [range(0, max(1, size - WINDOW + 1), STRIDE) for size in labels.shape[-2:]]
@@ -145,7 +154,8 @@ def run(
     judged = judge(network, data["test"], mean.astype(np.float32), std.astype(np.float32), device)
     print(f"{name} seed {seed}: IoU {judged['iou']:.2f}, mean of windows {judged['window_iou']:.2f}", flush=True)
     return {
-        "seed": seed, "steps": asked.steps, "parameters": sum(p.numel() for p in network.parameters()),
+        "seed": seed, "steps": asked.steps, "macs": multiply_adds(build(switches)),
+        "parameters": sum(p.numel() for p in network.parameters()),
         "train_seconds": round(sum(e.seconds for e in result.history), 1), "device": device, **judged,
     }  # fmt: skip
 
@@ -179,17 +189,54 @@ def main() -> None:
                 if found is not None:
                     results["runs"][key] = found
                     results |= provenance()
+                    results["table"] = table(results["runs"])
                     asked.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def table(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per set, network and number of steps: means over seeds."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for key, found in runs.items():
+        name, network, _, steps = key.split("/")
+        groups.setdefault((name, network, int(steps)), []).append(found)
+    rows = []
+    for (name, network, steps), found in groups.items():
+        low, high = interval(np.array([run["counts"] for run in found]))
+        mean = {
+            part: statistics.mean(run[part] for run in found)
+            for part in ("iou", "window_iou", "train_seconds", "seconds")
+        }
+        rows.append(
+            {"set": name, "network": network, "steps": steps, "seeds": len(found), **mean, "low": low, "high": high,
+             "sd": statistics.stdev(run["iou"] for run in found) if len(found) > 1 else None,
+             "parameters": found[0]["parameters"], "macs": found[0]["macs"], "target": TARGETS[name]}
+        )  # fmt: skip
+    return rows
+
+
+def interval(counts: NDArray[Any]) -> tuple[float, float]:
+    """Return the 95% interval of the pooled IoU, in percent, by bootstrap over images.
+
+    Args:
+        counts: (seeds, images, 2): intersection and union.
+    """
+    drawn = np.random.default_rng(0).integers(0, counts.shape[1], (2000, counts.shape[1]))
+    sums = counts[:, drawn].sum(2)  # (seeds, draws, 2)
+    iou = (100 * sums[..., 0] / np.maximum(sums[..., 1], 1)).mean(0)
+    low, high = np.quantile(iou, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def provenance() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, cwd=HERE
     )
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"{cpu}, {os.cpu_count()} cores"
     return {
         "date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(), "command": "make papers",
-        "torch": str(torch.__version__), "gpu": gpu, "targets": TARGETS,
+        "torch": str(torch.__version__), "device": device, "targets": TARGETS,
     }  # fmt: skip
 
 
