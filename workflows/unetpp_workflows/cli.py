@@ -261,12 +261,17 @@ def verify(
 ) -> None:
     """Hash every finished shard and product again and name what is damaged or missing.
 
+    OUTPUT may also be a training store of `unetpp prepare`: then all its patches are hashed.
+
     [bold]Example[/]
 
         unetpp verify out && echo all good
     """
     from unetpp_workflows.outputs import print_verification
+    from unetpp_workflows.prepare.verify import is_store, print_store_verification
 
+    if is_store(output):
+        raise typer.Exit(print_store_verification(output, standard_output()))
     raise typer.Exit(print_verification(output, standard_output(), repair=repair))
 
 
