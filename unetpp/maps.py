@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.package import ClassInfo
-from unetpp.store import NO_DATA, OUTPUT_FORMAT, Levels, create_array, create_group, multiscale
+from unetpp.store import (
+    NO_DATA,
+    OUTPUT_FORMAT,
+    Levels,
+    create_array,
+    create_group,
+    multiscale,
+    place_array,
+    place_metadata,
+)
 from unetpp.tiling import TilePlan
 
 if TYPE_CHECKING:
@@ -46,7 +55,9 @@ class MapStore(Levels):
 
     def create(self, grid: OutputGrid, *, keep: bool = True) -> None:
         """Make the map ready for writing; arguments and errors as `LabelStore.create`'s."""
-        create_group(self.root, lambda fresh: self._write_metadata(fresh, grid), _METADATA, keep=keep)
+        create_group(
+            self.root, lambda fresh: self._write_metadata(fresh, grid), (*_METADATA, *place_metadata(grid)), keep=keep
+        )
 
     def _write_metadata(self, root: Path, grid: OutputGrid) -> None:
         import zarr
@@ -63,7 +74,7 @@ class MapStore(Levels):
         quantization = {"scale": 1 / STEPS, "offset": 0.0, "no_data": NO_DATA}
         own: dict[str, Any] = {"format": OUTPUT_FORMAT, "map": self.kind, "quantization": quantization}
         zarr.open_group(root, mode="w", zarr_format=3).attrs.put({"ome": ome, "unetpp": own})
-        create_array(root / "0", self.plan, 0, self.planes)
+        place_array(root, create_array(root / "0", self.plan, 0, self.planes), grid)
 
 
 def map_folder(kind: MapName) -> str:

@@ -5,6 +5,10 @@
             0/c/<row>/<col>      one object per shard, uint8, 255 = no data
             1/ ...               the pyramid, written by unetpp.finalize
 
+Scenes also carry their place by the CF conventions, as xarray with rioxarray reads it: a scalar `spatial_ref` beside
+the levels, named by level 0, with the CRS as WKT and GDAL's GeoTransform. Open a group with decode_coords="all" and
+`drop_variables` of the coarser levels: xarray knows one size per dimension.
+
 Beside it, where asked for, lie the maps of `unetpp.maps`: probabilities.ome.zarr and uncertainty.ome.zarr.
 
 One shard object has one writer, and it is deleted before it is written again: Zarr reads a partly written shard before
@@ -42,6 +46,7 @@ _TOP_SIDE = 512
 _CHUNK_SIDE = 512
 _UNITS = {"um": "micrometer", "m": "meter", "deg": "degree"}
 _METADATA = ("zarr.json", f"{CLASSES}/zarr.json", f"{CLASSES}/0/zarr.json")
+SPATIAL_REF = "spatial_ref"
 
 
 class Levels:
@@ -164,9 +169,7 @@ class LabelStore(Levels):
             OutputError: the folder cannot be written.
         """
         store = cls(folder, plan)
-        create_group(
-            store.root, lambda fresh: _write_metadata(fresh, plan, grid.spacing, classes), _METADATA, keep=keep
-        )
+        create_group(store.root, lambda fresh: _write_metadata(fresh, plan, grid, classes), _metadata(grid), keep=keep)
         return store
 
     @property
@@ -250,15 +253,37 @@ def chunk_side(plan: TilePlan) -> int:
     return min(divisors, key=lambda d: max(d / _CHUNK_SIDE, _CHUNK_SIDE / d))
 
 
-def _write_metadata(root: Path, plan: TilePlan, spacing: Spacing | None, classes: Sequence[ClassInfo]) -> None:
+def _write_metadata(root: Path, plan: TilePlan, grid: OutputGrid, classes: Sequence[ClassInfo]) -> None:
     import zarr
 
     group = zarr.open_group(root, mode="w", zarr_format=3)
     owner: dict[str, Any] = {"ome": {"version": "0.5", "labels": [CLASSES]}, "unetpp": {"format": OUTPUT_FORMAT}}
     group.attrs.put(owner)
-    image: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale(plan, spacing)]}
+    image: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale(plan, grid.spacing)]}
     group.create_group(CLASSES).attrs.put({"ome": {**image, "image-label": _image_label(classes)}})
-    create_array(root / CLASSES / "0", plan, 0)
+    place_array(root / CLASSES, create_array(root / CLASSES / "0", plan, 0), grid)
+
+
+def _metadata(grid: OutputGrid) -> tuple[str, ...]:
+    return (*_METADATA, *(f"{CLASSES}/{name}" for name in place_metadata(grid)))
+
+
+def place_metadata(grid: OutputGrid) -> tuple[str, ...]:
+    """Return the files that `place_array` adds to a group."""
+    return () if grid.crs is None or grid.transform is None else (f"{SPATIAL_REF}/zarr.json",)
+
+
+def place_array(group: Path, array: zarr.Array[Any], grid: OutputGrid) -> None:
+    """Say where a scene's array lies on Earth, by CF-1.11 section 5.6 and GDAL's GeoTransform; others have no place."""
+    import zarr
+
+    if grid.crs is None or grid.transform is None:
+        return
+    a, b, c, d, e, f = grid.transform
+    reference = zarr.create_array(group / SPATIAL_REF, shape=(), dtype="uint8", fill_value=0)
+    corner = " ".join(repr(float(value)) for value in (c, a, b, f, d, e))
+    reference.attrs.put({"crs_wkt": grid.crs, "spatial_ref": grid.crs, "GeoTransform": corner})
+    array.attrs.put({"grid_mapping": SPATIAL_REF})
 
 
 def create_array(path: Path, plan: TilePlan, index: int, planes: int | None = None) -> zarr.Array[Any]:

@@ -30,6 +30,8 @@ CLASSES = (
 @dataclass(frozen=True)
 class Grid:
     spacing: Spacing | None = None
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
 
 
 def make_store(folder: Path, *, height: int = 150, width: int = 210, spacing: Spacing | None = None) -> LabelStore:
@@ -252,3 +254,28 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_done(tiny_disk: Path) -> None
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
     assert not store.shard_object(plan.shards()[1]).exists()
     assert np.array_equal(store.read(written[0].box), noise[written[0].box.slices()])
+
+
+def test_xarray_and_rioxarray_find_where_a_scene_lies(tmp_path: Path) -> None:
+    import rasterio
+    import rioxarray  # noqa: F401
+    import xarray
+
+    from unetpp.maps import MapStore
+
+    wkt, place = rasterio.CRS.from_epsg(32633).to_wkt(), (0.3, 0.0, 5e5 + 0.1, 0.0, -0.3, 5e6 + 1 / 3)
+    grid = Grid(Spacing(0.3, 0.3, "m"), wkt, place)
+    plan = make_plan(600, 700, halo=16, multiple=16, core=64, shard=128)
+    labels = LabelStore.create(tmp_path, plan, grid, CLASSES)  # type: ignore[arg-type]
+    labels.create_level(1)
+    map_store = MapStore(tmp_path, plan, "uncertainty", CLASSES)
+    map_store.create(grid)  # type: ignore[arg-type]
+    for folder in (labels.root / "classes", map_store.root):
+        options = {"consolidated": False, "drop_variables": ["1"], "mask_and_scale": False, "decode_coords": "all"}
+        found = xarray.open_zarr(folder, **options)["0"]
+        assert found.rio.crs.to_epsg() == 32633
+        assert tuple(found.rio.transform())[:6] == place
+        assert found.rio.bounds() == pytest.approx((5e5 + 0.1, 5e6 + 1 / 3 - 180, 5e5 + 210.1, 5e6 + 1 / 3))
+    (tmp_path / "slide").mkdir()
+    nowhere = make_store(tmp_path / "slide", spacing=Spacing(0.5, 0.5, "um"))
+    assert not (nowhere.root / "classes/spatial_ref").exists()
