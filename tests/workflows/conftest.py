@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -157,3 +158,21 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNETPP_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without anything in it, which takes seconds to make."""
+    from unetpp_workflows.mlflow_store import init_store
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    init_store(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def ready_home(own_home: Path, empty_store: Path) -> Path:
+    """A home folder whose store has been used before; what happens at first use is tested elsewhere."""
+    own_home.mkdir()
+    shutil.copyfile(empty_store, own_home / "mlflow.db")
+    return own_home

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -27,8 +28,8 @@ PIXELS = 48 * 64
 
 
 @pytest.fixture(autouse=True)
-def no_bench(known_speed: None) -> None:
-    """Speed has a test of its own."""
+def no_bench(known_speed: dict[str, Any], ready_home: Path) -> None:
+    """Speed has a test of its own, and so has a store's first use."""
 
 
 @pytest.fixture

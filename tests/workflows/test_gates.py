@@ -93,11 +93,17 @@ def test_the_first_must_beat_a_constant_answer_and_has_nothing_to_compare_with(
 
 
 def test_floors_of_classes_and_groups(candidate: Callable[..., Candidate]) -> None:
-    gates = Gates.model_validate({"floors": {"classes": {"ink": 0.6, "blood": 0.1}, "group": 0.3}})
+    gates = Gates.model_validate(
+        {"floors": {"classes": {"ink": 0.6, "blood": 0.1}, "strata": {"b": 0.9, "z": 0.1}, "group": 0.3}}
+    )
     found = judge(gates, candidate(60), None)
     ink = of(found, "IoU of ink")
     assert not ink.passed and ink.by == pytest.approx(round(600 / 1170, 4) - 0.6)
     assert of(found, "IoU of blood").measured == "is no class of the model"
+    # Without a table of kinds, every image of the store is a stratum of its own; b has 100 px of ink and 20 of smudge.
+    (kind,) = [result for result in found if result.gate == "IoU of b"]
+    assert not kind.passed and kind.by == pytest.approx(100 / 120 - 0.9)
+    assert of(found, "IoU of z").measured.startswith("not measured; there is a, b, c")
     worst = of(found, "worst group (f)")
     assert not worst.passed and worst.measured == "0.25" and worst.by == pytest.approx(-0.05)
 

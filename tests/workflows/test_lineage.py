@@ -31,7 +31,7 @@ def told(*command: object) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trained(ink_variant: Callable[..., Path], tmp_path: Path) -> str:
+def trained(ink_variant: Callable[..., Path], tmp_path: Path, ready_home: Path) -> str:
     """Register a model with the run that trained it, and another version; return that run."""
     folder = ink_variant(tmp_path / "model", 112, CARD, training=FACTS, metrics={"iou": 1})
     data = [("ink", "ab" * 32, "training"), ("ink", "cd" * 32, "validation")]

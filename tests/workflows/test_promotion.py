@@ -29,8 +29,8 @@ GATES = Gates.model_validate({"calibration": {"ece": 1}})
 
 
 @pytest.fixture(autouse=True)
-def no_bench(known_speed: dict[str, Any]) -> None:
-    """Speed has a test of its own."""
+def no_bench(known_speed: dict[str, Any], ready_home: Path) -> None:
+    """Speed has a test of its own, and so has a store's first use."""
 
 
 @pytest.fixture
@@ -132,6 +132,9 @@ def test_a_version_with_an_alias_is_not_deleted(store: Path, registered: Callabl
     with pytest.raises(ModelNotFoundError, match="no version 3"):
         rollback("ink", to="3")
     assert [d.outcome for d in history("ink")] == ["deleted"]
+    by_hand = run("models", "alias", "ink", "2", "champion")
+    assert by_hand.exit_code == 0 and "by hand and without gates; before: version 1" in by_hand.output
+    assert aliases() == {"champion": "2", "previous": "1"} and history("ink")[0].outcome == "set by hand"
 
 
 DIE = """

@@ -26,7 +26,7 @@ with RegistryLock(init_store(uri), uri, "ink", seconds=seconds):
 
 
 @pytest.fixture
-def client(own_home: Path) -> Any:
+def client(ready_home: Path) -> Any:
     return init_store(store_uri())
 
 

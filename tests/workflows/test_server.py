@@ -107,7 +107,8 @@ print(register_package(sys.argv[1], "raced"))
 """
 
 
-@pytest.mark.parametrize("kind", ["database", pytest.param("server", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["database", "server"])
 def test_first_use_by_many_machines_at_once(
     kind: str,
     postgres: Database,

@@ -23,7 +23,7 @@ from unetpp_workflows.shadow import chosen
 
 
 @pytest.fixture
-def versions(ink_variant: Callable[..., Path], tmp_path: Path) -> None:
+def versions(ink_variant: Callable[..., Path], tmp_path: Path, ready_home: Path) -> None:
     """`ink` 1 is champion and misses smudges, 2 is challenger and finds them."""
     for threshold, alias in ((60, "champion"), (112, "challenger")):
         folder = ink_variant(tmp_path / f"p{threshold}", threshold, CARD, training=FACTS, metrics={"iou": 1})

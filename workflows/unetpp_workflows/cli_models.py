@@ -70,11 +70,21 @@ def models_alias(
     alias: Annotated[str, typer.Argument(help="Alias, like champion.")],
     tracking_uri: Tracking = None,
 ) -> None:
-    """Point an alias at a version: `unetpp models alias nuclei 3 champion`."""
-    from unetpp_workflows.registry import set_alias
+    """Point an alias at a version: `unetpp models alias nuclei 3 candidate`.
 
-    set_alias(name, alias, version, tracking_uri=tracking_uri)
-    typer.echo(f"models:/{name}@{alias} is now version {version}")
+    The alias champion is moved as `unetpp rollback --to` does: the old one becomes @previous, and it is recorded.
+    """
+    if alias == "champion":
+        from unetpp_workflows.cli_promotion import print_decision
+        from unetpp_workflows.promotion import rollback
+
+        decision = rollback(name, to=version, outcome="set by hand", tracking_uri=tracking_uri)
+        print_decision(decision, standard_output())
+    else:
+        from unetpp_workflows.registry import set_alias
+
+        set_alias(name, alias, version, tracking_uri=tracking_uri)
+        typer.echo(f"models:/{name}@{alias} is now version {version}")
 
 
 @models.command("delete")

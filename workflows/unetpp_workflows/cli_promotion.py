@@ -47,11 +47,12 @@ def promote(
 
         off = []                                      # "speed", "memory", ...
         non_inferiority = { margin = 0.01, confidence = 0.95 }
-        floors = {}                                   # { classes = { nucleus = 0.7 }, group = 0.3 }
+        floors = {}      # { classes = { nucleus = 0.7 }, strata = { HE = 0.6 }, group = 0.3 }
         calibration = { ece = 0.1 }
         speed = { share = 0.8 }                       # least = 1.0 (Mpx/s)
         memory = { share = 1.25 }                     # most_mb = 2000
         leak = { training = 0, validation = 0 }
+        shadow = { agreement = 0.9, images = 0 }      # asked where the challenger ran as a shadow
     """
     from unetpp_workflows.gates import load_gates
     from unetpp_workflows.promotion import promote as run
@@ -115,6 +116,7 @@ def print_decision(decision: Decision, console: Console) -> None:
         "would promote": f"dry run: {model} would become @champion; now: {before}",
         "would refuse": f"dry run: {model} would not be promoted; champion: {before}",
         "rolled back": f"{model} is @champion again; before: {before}",
+        "set by hand": f"{model} is now @champion, by hand and without gates; before: {before}",
         "deleted": f"{model} is deleted",
     }
     console.print(sentences[decision.outcome], markup=False, highlight=False, soft_wrap=True)

@@ -89,6 +89,14 @@ class Evaluation:
         """Return the confusion (K, K) of every group."""
         return {name: np.array(counts["confusion"], np.int64) for name, counts in self.groups.items()}
 
+    def strata(self) -> dict[str, NDArray[np.int64]]:
+        """Return the confusion (K, K) of every stratum, the kinds of images that figures are given by."""
+        found: dict[str, NDArray[np.int64]] = {}
+        for row in self.images:
+            matrix = np.array(row["confusion"], np.int64)
+            found[row["stratum"]] = found[row["stratum"]] + matrix if row["stratum"] in found else matrix
+        return found
+
 
 @dataclass(frozen=True)
 class EvaluationData:

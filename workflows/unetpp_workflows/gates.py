@@ -8,6 +8,7 @@ A gates file is TOML; what it leaves out has the defaults below:
     confidence = 0.95
     [floors]
     classes = { nucleus = 0.7 }            # IoU that each of these classes must have
+    strata = { "H&E" = 0.6 }               # IoU that each of these kinds of images must have
     group = 0.3                            # IoU that every group of images must have
     [calibration]
     ece = 0.1
@@ -60,9 +61,10 @@ class NonInferiorityGate(_Section):
 
 
 class FloorsGate(_Section):
-    """Least IoU per class, pooled, and of every group (of the foreground, or the mean over more classes)."""
+    """Least IoU per class, pooled; of each stratum, and of every group, of the foreground or the mean over classes."""
 
     classes: dict[str, float] = Field(default_factory=dict)
+    strata: dict[str, float] = Field(default_factory=dict)
     group: float | None = Field(default=None, ge=0, le=1)
 
 
@@ -242,6 +244,15 @@ def _floors(gate: FloorsGate, challenger: Candidate) -> list[GateResult]:
             results.append(GateResult(f"IoU of {name}", False, what, f"at least {floor:g}"))
         else:
             results.append(_least(f"IoU of {name}", value, floor))
+    strata = challenger.evaluation.strata()
+    for name, floor in gate.strata.items():
+        if name in strata and math.isfinite(score := mean_iou(strata[name])):
+            results.append(_least(f"IoU of {name}", score, floor))
+        else:
+            there = ", ".join(strata)
+            results.append(
+                GateResult(f"IoU of {name}", False, f"not measured; there is {there}", f"at least {floor:g}")
+            )
     if gate.group is not None:
         by_group = {name: mean_iou(matrix) for name, matrix in challenger.evaluation.confusions().items()}
         worst = min(

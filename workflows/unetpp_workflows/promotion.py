@@ -36,7 +36,15 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 JSON, PAGE = "decision.json", "decision.html"
 OUTCOME_TAG, VERSION_TAG = "unetpp.decision.outcome", "unetpp.decision"
 Outcome = Literal[
-    "promoted", "refused", "unchanged", "would promote", "would refuse", "rolled back", "deleted", "failed"
+    "promoted",
+    "refused",
+    "unchanged",
+    "would promote",
+    "would refuse",
+    "rolled back",
+    "set by hand",
+    "deleted",
+    "failed",
 ]
 
 
@@ -151,8 +159,14 @@ def promote(
         return _recorded(client, uri, decision, found, lambda: _move(client, uri, name, version, champion, lock))
 
 
-def rollback(name: str, *, to: str | None = None, tracking_uri: str | None = None) -> Decision:
+def rollback(
+    name: str, *, to: str | None = None, outcome: Outcome = "rolled back", tracking_uri: str | None = None
+) -> Decision:
     """Make `previous`, or the version `to`, the champion again; what was champion becomes `previous`.
+
+    Args:
+        to: version; by default the one with the alias `previous`.
+        outcome: what the record says: "set by hand" for a person who passes the gates by.
 
     Raises:
         ModelNotFoundError: there is no such version, or no `previous`.
@@ -169,7 +183,7 @@ def rollback(name: str, *, to: str | None = None, tracking_uri: str | None = Non
                 f"model {name!r} has no alias {PREVIOUS!r} to go back to; name a version with --to"
             )
         target = version_of(client, uri, name, target)
-        decision = Decision(name=name, version=target, champion=champion, outcome="rolled back")
+        decision = Decision(name=name, version=target, champion=champion, outcome=outcome)
         if target == champion:
             return dataclasses.replace(decision, outcome="unchanged")
         return _recorded(client, uri, decision, {}, lambda: _move(client, uri, name, target, champion, lock))
