@@ -6,13 +6,14 @@ BENCH := .venv-peers/bin/python
 BENCH_STAMP := .venv-peers/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup demo test check slow kernels kernels-update speed peers cpu-bench bench-train read-bench papers gpu-bench wheel-test clean
+.PHONY: help setup demo test check slow cluster-test kernels kernels-update speed peers cpu-bench bench-train read-bench papers gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       format, lint, types and import contracts"
 	@echo "make slow        long checks: memory against image size"
+	@echo "make cluster-test  Slurm, Ray on two hosts, MLflow on PostgreSQL and S3, for real (root; 15 minutes)"
 	@echo "make kernels     compile every fused kernel for every GPU, check it against gate.json (20 minutes on two cores)"
 	@echo "make kernels-update  the same, and write gate.json"
 	@echo "make speed       measure engines and segmentation, update the README (quiet machine, 10 minutes)"
@@ -50,6 +51,9 @@ check: $(STAMP)
 
 slow: $(STAMP)
 	@$(PY) -m pytest -m slow --timeout 3600
+
+cluster-test: $(STAMP)
+	@$(PY) -m pytest tests/cluster --timeout 3600
 
 kernels: $(STAMP)
 	@$(PY) tests/kernels/gate.py

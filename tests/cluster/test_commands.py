@@ -71,5 +71,12 @@ def test_a_wrong_option_is_found() -> None:
 def test_no_file_that_runs_us_is_overlooked() -> None:
     found = {str(file.relative_to(CLUSTER)) for file, _ in OURS}
     jobs = {f"kuberay/jobs/{name}.yaml" for name in ("prepare", "train", "segment", "promote")}
-    slurm = {f"slurm/{name}.sbatch" for name in ("train", "segment")}
-    assert found >= jobs | slurm | {"docker/compose.yaml", "ray/submit.sh", "kuberay/queue/segment.yaml", "README.md"}
+    slurm = {f"slurm/{name}.sbatch" for name in ("train", "segment", "segment-array", "finish")}
+    nights = {f"kuberay/nightly/{name}.yaml" for name in ("cronjob", "raycronjob")}
+    nights |= {"cron/crontab", "cron/unetpp-nightly.service", "slurm/nightly.sbatch"}
+    assert found >= jobs | slurm | nights | {
+        "docker/compose.yaml",
+        "ray/submit.sh",
+        "kuberay/queue/segment.yaml",
+        "README.md",
+    }

@@ -125,6 +125,24 @@ def test_ray_up_takes_the_file(name: str) -> None:
     assert all("RAY_AUTH_MODE=token" in line for line in starts if " start " in line)
 
 
+def test_the_night_is_one_that_unetpp_takes() -> None:
+    from unetpp_workflows.nightly import load_nightly
+
+    config = load_nightly(CLUSTER / "nightly.toml")
+    assert config.model == "nuclei" and config.promotion is not None
+    assert config.segment.executor.kind == "ray" and config.segment.executor.address == "auto"
+
+
+def test_nights_never_overlap_and_leaving_is_no_failure() -> None:
+    from unetpp_workflows.nightly import BUSY
+
+    (cron,) = yaml.safe_load_all((CLUSTER / "kuberay" / "nightly" / "cronjob.yaml").read_text())
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid" and cron["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
+    service = (CLUSTER / "cron" / "unetpp-nightly.service").read_text()
+    assert f"SuccessExitStatus={BUSY}" in service
+    assert "--dependency=singleton" in (CLUSTER / "slurm" / "nightly.sbatch").read_text()
+
+
 def test_compose_services_are_closed_and_say_when_they_are_ready() -> None:
     services = COMPOSE["services"]
     assert set(services) == {"postgres", "objects", "bucket", "mlflow", "ray-head", "ray-worker", "segment"}

@@ -99,6 +99,8 @@ def test_every_ray_cluster_asks_for_the_token() -> None:
 def test_jobs_find_the_standing_cluster() -> None:
     names = {item["metadata"]["name"] for item in render(KUBERAY / "base") if item["kind"] == "RayCluster"}
     jobs = [item["spec"] for file in FILES for item in load(file) if item["kind"] == "RayJob"]
+    jobs += [item["spec"]["jobTemplate"] for file in FILES for item in load(file) if item["kind"] == "RayCronJob"]
+    assert len(jobs) == 6
     for job in jobs:
         assert "rayClusterSpec" in job or job["clusterSelector"] == {"ray.io/cluster": "unetpp"}
     assert names == {"unetpp"}

@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
+from unetpp.errors import ConfigError
 from unetpp_workflows.cli_evaluate import evaluate
 from unetpp_workflows.cli_gc import gc
 from unetpp_workflows.cli_lineage import lineage
 from unetpp_workflows.cli_models import models
+from unetpp_workflows.cli_nightly import nightly
 from unetpp_workflows.cli_options import (
     DONE,
     PART_FAILED,
@@ -77,6 +79,7 @@ app.command()(promote)
 app.command()(rollback)
 app.command()(lineage)
 app.command()(gc)
+app.command()(nightly)
 
 
 def main() -> None:
@@ -137,6 +140,9 @@ def segment(
     shadow_share: Annotated[
         float | None, typer.Option("--shadow-share", help="Share of the images it takes, chosen by hash; default 0.1.")
     ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", help="K/N: only the K-th of N parts of the shards; 0/N prepares.")
+    ] = None,
     tracking_uri: Tracking = None,
     metrics_port: MetricsPort = None,
     metrics_file: MetricsFile = None,
@@ -152,6 +158,7 @@ def segment(
         unetpp segment scene.tif -m landcover -o out --executor ray
         unetpp segment scene.tif -m landcover -o out --region fields.gpkg
         unetpp segment archive/ --config run.toml -o out --set tiling.core=512
+        unetpp segment archive/ -m nuclei -o out --part 3/8     # one of 8 machines; see cluster/README.md
         unetpp segment archive.csv -m nuclei -o out --retry
         unetpp segment slide.svs -m nuclei -o out --formats geojson.gz,ome-tiff
         unetpp segment archive/ -m models:/nuclei@champion --shadow models:/nuclei@challenger -o out
@@ -189,6 +196,12 @@ def segment(
     }
     resolved = load_config(config, options=options, sets=sets or ())
     console = standard_output()
+    if part is not None:
+        from unetpp_workflows.parts import Part, segment_part
+
+        if retry or since or force:
+            raise ConfigError("--part goes with none of --retry, --since and --force: every part has to mean the same")
+        raise typer.Exit(segment_part(inputs, output, Part.parse(part), config=resolved, console=console))
     selection = Selection(retry=retry, since=parse_moment(since) if since else None, force=force)
     if resolved.shadow.model:
         check_shadow(resolved)

@@ -8,7 +8,7 @@ from pathlib import Path
 from unetpp.durable import output_errors
 from unetpp.litter import litter
 from unetpp.lock import FolderLock
-from unetpp_workflows.lease import LEASE, Lease
+from unetpp_workflows.lease import Lease
 from unetpp_workflows.outputs import image_folders
 
 Found = list[tuple[Path, int]]
@@ -18,7 +18,7 @@ Found = list[tuple[Path, int]]
 def find(output: Path) -> Found:
     """Return what `collect` would delete; a lease that is alive is no leftover. Raises `ConfigError`."""
     paths = [path for folder in image_folders(output) for path in litter(folder)]
-    paths += [path for path in _own(output) if path.name != LEASE or Lease.expired(output)]
+    paths += [*_own(output), *Lease.expired(output)]
     return sorted((path, _size(path)) for path in paths)
 
 
@@ -31,10 +31,12 @@ def collect(output: Path) -> Found:
         OutputError: something cannot be deleted.
     """
     folders = image_folders(output)
-    leases = [(path, _size(path)) for path in _own(output) if path.name == LEASE]
-    # Entering takes an expired lease over, leaving deletes it.
+    leases = [(path, _size(path)) for path in Lease.expired(output)]
+    # Entering takes an expired lease over, leaving deletes it; those of parts are deleted here.
     with Lease(output):
-        found = [(path, _size(path)) for path in _own(output) if path.name != LEASE]
+        for path in Lease.expired(output):
+            _delete(path)
+        found = [(path, _size(path)) for path in _own(output)]
         for folder in folders:
             with FolderLock(folder, exclusive=True, wait_s=0):
                 mine = [(path, _size(path)) for path in litter(folder)]
@@ -42,14 +44,13 @@ def collect(output: Path) -> Found:
                     _delete(path)
             found += mine
         for path in _own(output):
-            if path.name != LEASE:
-                _delete(path)
+            _delete(path)
     return sorted([*leases, *found])
 
 
 def _own(output: Path) -> list[Path]:
-    """Return what lies beside the image folders: the lease, and what `write_file` and `discard_folder` left."""
-    names = (".*.tmp", ".*.discarded", LEASE)
+    """Return what lies beside the image folders and `write_file` and `discard_folder` left."""
+    names = (".*.tmp", ".*.discarded")
     return sorted({path for name in names for path in output.glob(name)})
 
 

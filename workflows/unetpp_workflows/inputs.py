@@ -18,7 +18,7 @@ SUFFIXES = frozenset(
 )
 """Files that a folder contributes; a file named by itself is always tried, whatever its suffix."""
 MOSAIC = ".mosaic.toml"
-RESERVED = frozenset({"mlflow", "logs"})
+RESERVED = frozenset({"mlflow", "logs", "nightly"})
 JOB = "job.json"
 
 

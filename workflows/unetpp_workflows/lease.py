@@ -25,6 +25,7 @@ from unetpp.errors import StoreError
 from unetpp.lock import FolderLock
 
 LEASE = ".lease.json"
+LEASES = ".lease*.json"
 SECONDS = 60.0
 
 
@@ -33,6 +34,7 @@ class Lease:
 
     Args:
         output: the folder, which exists.
+        part: "K-of-N": hold only the K-th of N parts; other parts of N may then be held by others, the whole not.
         seconds: how long other machines wait for a sign of life before they take the folder over.
 
     Raises:
@@ -40,8 +42,9 @@ class Lease:
         OutputError: the folder cannot be written.
     """
 
-    def __init__(self, output: Path, *, seconds: float = SECONDS) -> None:
-        self._file = output / LEASE
+    def __init__(self, output: Path, *, part: str | None = None, seconds: float = SECONDS) -> None:
+        self._file = output / (f".lease-{part}.json" if part else LEASE)
+        self._part = part
         self._seconds = seconds
         self._facts = {
             "id": uuid.uuid4().hex,
@@ -56,8 +59,10 @@ class Lease:
 
     def __enter__(self) -> Self:
         with FolderLock(self._file.parent, exclusive=True):
-            holder = _read(self._file)
-            if holder is not None and not _is_gone(holder):
+            for file in self._rivals():
+                holder = _read(file)
+                if holder is None or _is_gone(holder):
+                    continue
                 left = max(0.0, holder["expires"] - time.time())
                 raise StoreError(
                     f"{self._file.parent} is being written by process {holder['pid']} on {holder['host']} since "
@@ -85,10 +90,18 @@ class Lease:
             )
 
     @staticmethod
-    def expired(output: Path) -> bool:
-        """Say whether the folder has a lease file that holds it no more."""
-        holder = _read(output / LEASE)
-        return (output / LEASE).exists() and (holder is None or _is_gone(holder))
+    def expired(output: Path) -> list[Path]:
+        """Return the lease files of a folder that hold nothing any more."""
+        holders = {file: _read(file) for file in sorted(output.glob(LEASES))}
+        return [file for file, holder in holders.items() if holder is None or _is_gone(holder)]
+
+    def _rivals(self) -> list[Path]:
+        """Return the files that must not be alive while this one is."""
+        files = sorted(self._file.parent.glob(LEASES))
+        if self._part is None:
+            return files
+        count = self._part.partition("-of-")[2]
+        return [file for file in files if file == self._file or not file.stem.endswith(f"-of-{count}")]
 
     def _renew(self) -> None:
         while not self._stop.wait(self._seconds / 4):

@@ -34,7 +34,7 @@ from unetpp_workflows.summary import ImageResult, Summary
 if TYPE_CHECKING:
     from unetpp.commit import CommitRecord
     from unetpp.job import SegmentJob
-    from unetpp_workflows.executors.base import Outcome
+    from unetpp_workflows.executors.base import Only, Outcome
     from unetpp_workflows.truth import Truth
 
 
@@ -73,16 +73,16 @@ def segment(
         log.write("run_started", images=len(sources), model=call.model.reference(), config=shown_config(call.config))
         jobs: dict[str, SegmentJob] = {}
         for source in sources:
-            prepared = _prepared(call, source, force=selection.force)
-            if isinstance(prepared, ImageResult):
-                results[source.uri] = prepared
-                _log_result(log, prepared)
+            ready = prepared(call, source, force=selection.force)
+            if isinstance(ready, ImageResult):
+                results[source.uri] = ready
+                log_result(log, ready)
             else:
-                jobs[source.uri] = prepared
-                log.write("image_prepared", image=source.name, uri=source.uri, shards=len(prepared.plan.shards()))
+                jobs[source.uri] = ready
+                log.write("image_prepared", image=source.name, uri=source.uri, shards=len(ready.plan.shards()))
                 results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # keeps the place
         if jobs:
-            outcomes = _run_shards(call, list(jobs.values()), lease, log, metrics)
+            outcomes = run_shards(call, list(jobs.values()), lease, log, metrics)
             for source, (uri, job), outcome in zip(
                 (source for source in sources if source.uri in jobs), jobs.items(), outcomes, strict=True
             ):
@@ -90,7 +90,7 @@ def segment(
                 for shard, message in outcome.failed.items():
                     log.write("shard_failed", image=source.name, shard=shard, message=message)
                 results[uri] = _completed(call, source, job, outcome)
-                _log_result(log, results[uri])
+                log_result(log, results[uri])
         write_summary(output)
         summary = Summary(tuple(results.values()), time.perf_counter() - started)
         metrics.finished(Counter(image.status for image in summary.images), summary.exit_code)
@@ -143,12 +143,14 @@ def find_sources(inputs: Iterable[str | Path], output: Path) -> tuple[list[Sourc
     return assign_folders(entries.values(), output), results
 
 
-def _log_result(log: EventLog, result: ImageResult) -> None:
+def log_result(log: EventLog, result: ImageResult) -> None:
+    """Write down how an image ended."""
     facts = {"status": result.status, "reused": result.reused, "seconds": round(result.seconds, 3)}
     log.write("image_finished", image=result.name, uri=result.uri, message=result.message, **facts)
 
 
-def _prepared(call: Call, source: Source, *, force: bool) -> SegmentJob | ImageResult:
+def prepared(call: Call, source: Source, *, force: bool) -> SegmentJob | ImageResult:
+    """Return an image's job, ready to be computed, or its result where nothing is to do or it cannot be prepared."""
     try:
         if force and owner(source.folder) is not None:
             discard_folder(source.folder)
@@ -165,13 +167,18 @@ def _completed(call: Call, source: Source, job: SegmentJob, outcome: Outcome) ->
         return failed(source, error)
 
 
-def _run_shards(
-    call: Call, jobs: Sequence[SegmentJob], lease: Lease, log: EventLog, metrics: RunMetrics
+def run_shards(
+    call: Call,
+    jobs: Sequence[SegmentJob],
+    lease: Lease,
+    log: EventLog,
+    metrics: RunMetrics,
+    only: Only | None = None,
 ) -> Sequence[Outcome]:
-    """Compute all pending shards of all images in one queue under one progress display."""
+    """Compute all pending shards of all images, or only some, in one queue under one progress display."""
     from unetpp.job import pending
 
-    total = sum(len(pending(job)) for job in jobs)
+    total = sum(only is None or only(job, shard) for job in jobs for shard in pending(job))
     options = call.config.executor
     metrics.queued(total, jobs[0].engine.device)
     title = f"segmenting {len(jobs)} image{'s' if len(jobs) > 1 else ''}"
@@ -189,8 +196,13 @@ def _run_shards(
             from unetpp_workflows.executors.ray import run_ray
 
             return run_ray(
-                jobs, workers=call.workers, address=options.address, attempts=options.attempts, on_commit=on_commit
+                jobs,
+                workers=call.workers,
+                address=options.address,
+                attempts=options.attempts,
+                on_commit=on_commit,
+                only=only,
             )
         from unetpp_workflows.executors.local import run_local
 
-        return run_local(jobs, workers=call.workers, attempts=options.attempts, on_commit=on_commit)
+        return run_local(jobs, workers=call.workers, attempts=options.attempts, on_commit=on_commit, only=only)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -122,6 +123,14 @@ def prepare(call: Call, source: Source) -> SegmentJob:
     (source.folder / RECORD).unlink(missing_ok=True)  # from here on the folder is this job's, and not finished
     write_json(source.folder / CONFIG, {"config": shown_config(config), "hash": config.result_hash()})
     return job
+
+
+def stored_config_hash(folder: Path) -> str | None:
+    """Return the hash of the configuration that an image's folder was prepared with, None where it says none."""
+    try:
+        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def job_options(call: Call, source: Source) -> JobOptions:

@@ -15,11 +15,14 @@ from unetpp.errors import OutputError, UnetppError
 if TYPE_CHECKING:
     from unetpp.commit import CommitRecord
     from unetpp.segment import SegmentJob, ShardWorker
+    from unetpp.tiling import Shard
 
 ATTEMPTS = 3
 SHARDS_PER_SLOT = 2
 """One computes while the other is read or written."""
 OnCommit = Callable[["SegmentJob", "CommitRecord"], None]
+Only = Callable[["SegmentJob", "Shard"], bool]
+"""Says whether a run computes a shard; without one it computes all."""
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,15 @@ class ShardQueue:
     >>> queue.outcomes()
     """
 
-    def __init__(self, jobs: Sequence[SegmentJob], attempts: int = ATTEMPTS, on_commit: OnCommit | None = None) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[SegmentJob],
+        attempts: int = ATTEMPTS,
+        on_commit: OnCommit | None = None,
+        only: Only | None = None,
+    ) -> None:
         self.jobs = tuple(jobs)
+        self._only = only
         self._attempts = max(1, attempts)
         self._on_commit = on_commit
         self._done = [0] * len(self.jobs)
@@ -116,7 +126,8 @@ class ShardQueue:
 
         for index, job in enumerate(self.jobs):
             for shard in pending(job):
-                yield Task(index, shard.id)
+                if self._only is None or self._only(job, shard):
+                    yield Task(index, shard.id)
 
     def _fail(self, task: Task, message: str) -> None:
         self._failed[task.job][task.shard] = message

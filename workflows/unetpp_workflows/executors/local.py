@@ -11,6 +11,7 @@ from unetpp_workflows.executors.base import (
     SHARDS_PER_SLOT,
     Crew,
     OnCommit,
+    Only,
     Outcome,
     Result,
     ShardQueue,
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 
 def run_local(
-    jobs: Sequence[SegmentJob], *, workers: int = 1, attempts: int = ATTEMPTS, on_commit: OnCommit | None = None
+    jobs: Sequence[SegmentJob],
+    *,
+    workers: int = 1,
+    attempts: int = ATTEMPTS,
+    on_commit: OnCommit | None = None,
+    only: Only | None = None,
 ) -> tuple[Outcome, ...]:
     """Compute every pending shard of the jobs, `workers` at once; returns one outcome per job, in their order.
 
@@ -31,11 +37,12 @@ def run_local(
         workers: shards that compute at once; as many again, and on a GPU one per core, are read or written meanwhile.
         attempts: tries per shard before it is recorded as failed.
         on_commit: called in the calling thread after each committed shard.
+        only: which of the shards are computed.
 
     Raises:
         KeyboardInterrupt: after the running tiles have ended; committed shards stay committed.
     """
-    queue = ShardQueue(jobs, attempts, on_commit)
+    queue = ShardQueue(jobs, attempts, on_commit, only)
     workers = max(1, min(workers, len(queue)))
     crew = Crew(workers)
     threads = SHARDS_PER_SLOT * workers

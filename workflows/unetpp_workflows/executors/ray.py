@@ -27,6 +27,7 @@ from unetpp_workflows.executors.base import (
     SHARDS_PER_SLOT,
     Crew,
     OnCommit,
+    Only,
     Outcome,
     Result,
     ShardQueue,
@@ -53,6 +54,7 @@ def run_ray(
     address: str | None = None,
     attempts: int = ATTEMPTS,
     on_commit: OnCommit | None = None,
+    only: Only | None = None,
 ) -> tuple[Outcome, ...]:
     """Compute every pending shard of the jobs on `workers` actors; returns one outcome per job, in their order.
 
@@ -61,11 +63,12 @@ def run_ray(
             afterwards. A session that this process has open already is used, whatever the address, and left open.
         attempts: tries per shard, counting those whose worker died, before it is recorded as failed.
         on_commit: called in the calling thread after each committed shard.
+        only: which of the shards are computed.
 
     Raises:
         EngineError: Ray cannot run here, or no worker could start.
     """
-    queue = ShardQueue(jobs, attempts, on_commit)
+    queue = ShardQueue(jobs, attempts, on_commit, only)
     if not len(queue):
         return queue.outcomes()
     workers = max(1, min(workers, len(queue)))

@@ -1,0 +1,266 @@
+"""Three nights of an archive, checked item by item: ledger, registry, reports, alerts; and nights that meet."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.workflows.conftest import INK, PAPER, SMUDGE
+from tests.workflows.test_gates import CARD, FACTS
+from unetpp_workflows.cli import app
+from unetpp_workflows.lease import Lease
+from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.promotion import history
+from unetpp_workflows.record import ImageRecord
+from unetpp_workflows.registry import aliases_of, register_package
+from unetpp_workflows.tracking import SEGMENTATION
+
+
+@pytest.fixture(autouse=True)
+def no_bench(known_speed: dict[str, Any]) -> None:
+    """Speed has a test of its own."""
+
+
+@pytest.fixture
+def registered(ink_variant: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """Register an ink network with a threshold (112 is perfect, 60 misses the smudges) and return its version."""
+
+    def register(threshold: int, alias: str) -> str:
+        folder = ink_variant(tmp_path / f"p{threshold}", threshold, CARD, training=FACTS, metrics={"iou": 1})
+        return register_package(folder, "ink", alias=alias)
+
+    return register
+
+
+@pytest.fixture
+def alerts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What a real web server on this machine was sent."""
+    found: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(500 if self.path == "/broken" else 204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("UNETPP_WEBHOOK", f"http://127.0.0.1:{server.server_port}/secret-token")
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    for name in ("a", "b"):
+        draw(folder / f"{name}.png", 40)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, archive: Path, ink_store: Callable[..., Path]) -> Path:
+    (tmp_path / "gates.toml").write_text("calibration = { ece = 1 }")
+    file = tmp_path / "nightly.toml"
+    file.write_text(
+        f'archive = ["{archive}"]\noutput = "{tmp_path / "out"}"\nmodel = "ink"\n'
+        '[segment]\ntiling = { core = 64 }\nengine = { name = "torch" }\n'
+        f'[promotion]\ndata = "{ink_store(0, 20, 50, 100, 100, 300)}"\ngates = "{tmp_path / "gates.toml"}"\n'
+    )
+    return file
+
+
+def draw(file: Path, smudges: int) -> None:
+    pixels = np.full((60, 80, 3), PAPER, np.uint8)
+    pixels[5:15, 5:15] = INK
+    pixels.reshape(-1, 3)[30 * 80 : 30 * 80 + smudges] = SMUDGE
+    Image.fromarray(pixels).save(file)
+
+
+def run(config: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, ["nightly", str(config), *options], env={"COLUMNS": "200"})
+
+
+def nights(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((output / "nightly").glob("2*.json"))]
+
+
+def ledger(output: Path) -> dict[str, dict[str, Any]]:
+    images = json.loads((output / "nightly" / "ledger.json").read_text())["images"]
+    return {Path(uri).name: entry for uri, entry in images.items()}
+
+
+def ink(output: Path, name: str) -> int:
+    """Return the pixels of ink that an image's record says."""
+    record = ImageRecord.read(output / name)
+    assert record is not None and record.figures
+    return int(next(entry["px"] for entry in record.figures["classes"] if entry["name"] == "ink"))
+
+
+def aliases() -> dict[str, str]:
+    return aliases_of(init_store(store_uri()), store_uri(), "ink")
+
+
+def segmentations() -> int:
+    client = init_store(store_uri())
+    found = client.get_experiment_by_name(SEGMENTATION)
+    return len(client.search_runs([found.experiment_id])) if found else 0
+
+
+def test_three_nights(
+    config: Path, archive: Path, registered: Callable[..., str], alerts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    registered(60, "champion")
+
+    # The first night: two images, a champion that misses smudges, no challenger.
+    assert run(config).exit_code == 0, run(config).output
+    (first,) = nights(output)
+    assert first["archive"] == {"new": ["a", "b"], "changed": [], "again": [], "removed": [], "unchanged": 0}
+    assert {name: image["status"] for name, image in first["images"].items()} == {"a": "done", "b": "done"}
+    assert first["promotion"] == {"outcome": "none waits", "champion": "1"} and first["exit_code"] == 0
+    assert ink(output, "a") == ink(output, "b") == 100 and alerts == []
+
+    # The second: one new, one changed, one bad slide, and a challenger that sees smudges.
+    draw(archive / "c.png", 70)
+    draw(archive / "b.png", 50)
+    (archive / "bad.png").write_bytes(b"no image")
+    registered(112, "challenger")
+    result = run(config)
+    assert result.exit_code == 1 and "bad.png" in result.output and "models:/ink/2 is now @champion" in result.output
+    second = nights(output)[1]
+    assert second["archive"] == {"new": ["bad", "c"], "changed": ["b"], "again": [], "removed": [], "unchanged": 1}
+    assert {name: image["status"] for name, image in second["images"].items()} == {
+        "b": "done", "bad": "failed", "c": "done"
+    }  # fmt: skip
+    assert second["champion"] == "models:/ink/1" and ink(output, "c") == 100  # it was champion when the night began
+    assert second["promotion"]["outcome"] == "promoted" and aliases() == {"champion": "2", "previous": "1"}
+    (alert,) = alerts
+    assert "1 problem" in alert["text"] and "bad.png" in alert["details"]["problems"][0]
+
+    # The third: one removed, one new, the bad slide still bad, a worse challenger. Old results stay as they are.
+    (archive / "a.png").unlink()
+    draw(archive / "d.png", 30)
+    registered(61, "challenger")
+    before = (output / "c" / "record.json").read_bytes()
+    result = run(config)
+    assert result.exit_code == 1 and "models:/ink/3 was not promoted" in result.output
+    third = nights(output)[2]
+    assert third["archive"] == {"new": ["d"], "changed": [], "again": ["bad"], "removed": ["a"], "unchanged": 2}
+    assert third["champion"] == "models:/ink/2" and ink(output, "d") == 130
+    assert third["promotion"]["outcome"] == "refused" and "non-inferiority" in third["promotion"]["failed"][0]
+    assert aliases() == {"champion": "2", "previous": "1", "challenger": "3"} and len(alerts) == 2
+    assert (output / "c" / "record.json").read_bytes() == before and ink(output, "a") == 100, "nothing done is lost"
+
+    entries = ledger(output)
+    assert {name: entry["status"] for name, entry in entries.items()} == {
+        "a.png": "removed", "b.png": "done", "bad.png": "failed", "c.png": "done", "d.png": "done"
+    }  # fmt: skip
+    assert {name: entry["model"] for name, entry in entries.items()} == {
+        "a.png": "models:/ink/1", "b.png": "models:/ink/1", "bad.png": None, "c.png": "models:/ink/1",
+        "d.png": "models:/ink/2",
+    }  # fmt: skip
+    assert entries["a.png"]["gone"] and not entries["b.png"]["gone"]
+    assert [(d.outcome, d.version) for d in history("ink")] == [("refused", "3"), ("promoted", "2")]
+    runs = segmentations()
+    assert runs == 5  # a, b, b again, c, d
+    page = max((output / "nightly").glob("*.html")).read_text()
+    assert "bad.png" in page and "refused" in page and "removed" in page
+
+    # The same night again: nothing is doubled, and the bad slide is still a failure.
+    again = run(config)
+    assert again.exit_code == 1 and "refused before" in again.output
+    assert len(history("ink")) == 2 and segmentations() == runs
+    assert nights(output)[3]["archive"] | {"again": []} == {
+        "new": [], "changed": [], "again": [], "removed": [], "unchanged": 3
+    }  # fmt: skip
+    (archive / "bad.png").unlink()
+    assert run(config).exit_code == 0 and len(alerts) == 3
+    assert ledger(output)["bad.png"]["status"] == "removed"
+    draw(archive / "bad.png", 10)
+    assert run(config).exit_code == 0 and ink(output, "bad") == 110
+    assert ledger(output)["bad.png"]["gone"] is None
+
+
+def test_a_night_that_meets_another_says_so_and_leaves(
+    config: Path, registered: Callable[..., str], alerts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    registered(60, "champion")
+    folder = tmp_path / "out" / "nightly"
+    folder.mkdir(parents=True)
+    with Lease(folder):
+        result = run(config)
+    assert result.exit_code == 75 and "is being written by process" in result.output
+    assert alerts == [] and not list(folder.glob("*.json"))
+    assert run(config).exit_code == 0
+
+
+def test_a_step_that_fails_does_not_keep_the_others_from_running(
+    config: Path, registered: Callable[..., str], alerts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    registered(112, "challenger")  # no champion: nothing can segment, but the challenger can become it
+    result = run(config)
+    assert result.exit_code == 1 and "segment: model 'ink' has no alias 'champion'" in result.output
+    assert aliases() == {"champion": "1"} and len(alerts) == 1
+    second = run(config)
+    assert second.exit_code == 0 and ink(tmp_path / "out", "a") == 140
+
+
+def test_an_archive_that_cannot_be_listed_is_not_one_that_was_emptied(
+    config: Path, archive: Path, registered: Callable[..., str], tmp_path: Path
+) -> None:
+    registered(60, "champion")
+    assert run(config).exit_code == 0
+    archive.rename(tmp_path / "away")
+    archive.mkdir()
+    assert run(config).exit_code == 1
+    assert {entry["status"] for entry in ledger(tmp_path / "out").values()} == {"done"}
+    archive.rmdir()
+    (tmp_path / "away").rename(archive)
+    assert run(config).exit_code == 0
+
+
+def test_an_alert_that_cannot_be_delivered_is_said_without_its_secret(
+    config: Path, archive: Path, registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(60, "champion")
+    (archive / "bad.png").write_bytes(b"no image")
+    for url, message in (
+        ("http://127.0.0.1:9/secret-token", "did not reach 127.0.0.1"),
+        ("http://example.com/secret-token", "https only"),
+        ("file:///etc/secret-token", "https only"),
+    ):
+        monkeypatch.setenv("UNETPP_WEBHOOK", url)
+        result = run(config)
+        assert result.exit_code == 1 and message in result.output and "secret-token" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("modle = 'ink'", "did you mean 'model'"),
+        ("segment.model = 'ink'", "uses the champion"),
+        ("model = 'models:/ink@champion'", "model"),
+        ("archive = []", "archive"),
+    ],
+)
+def test_a_wrong_configuration_is_usage(config: Path, line: str, message: str) -> None:
+    result = run(config, "--set", line)
+    assert result.exit_code == 2 and message in result.output
