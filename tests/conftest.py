@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.object_store import SLOW_S, ObjectStore, serve
+
 GPU_REASON = "needs a CUDA device"
 
 
@@ -51,6 +53,32 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         std=(60.0, 50.0, 40.0),
     )
     return save_package(tmp_path_factory.mktemp("tiny"), model, spec, "A tiny random model.").folder
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[ObjectStore]:
+    with serve() as store:
+        yield store
+
+
+@pytest.fixture
+def object_store(object_server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
+    """A real S3 server that behaves until told otherwise; the environment leads there, pauses are short."""
+    from unetpp.io import remote
+
+    object_server.proxy.misbehave()
+    for name, value in {
+        "AWS_ENDPOINT_URL": object_server.proxy.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+        "AWS_REGION": "us-east-1",
+        "UNETPP_STAGING": str(tmp_path / "staging"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote, "TIMEOUT_S", SLOW_S / 2)
+    remote._bucket_store.cache_clear()
+    return object_server
 
 
 def pytest_configure() -> None:

@@ -21,6 +21,10 @@ class CorruptImageError(UnetppError, OSError):
     """The file opened, but some of its bytes do not decode."""
 
 
+class RemoteError(UnetppError, ConnectionError):
+    """A remote store refuses, or gives no complete answer however often it is asked."""
+
+
 class ImageTooLargeError(UnetppError, ValueError):
     """A format that must be decoded whole is larger than memory safely allows."""
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from unetpp.errors import PlanError
 from unetpp.geometry import Box, Spacing, Transform, window_transform
+from unetpp.io.remote import is_remote
 
 Kind = Literal["slide", "scene", "image"]
 Pixels = NDArray[Any]
@@ -106,6 +107,8 @@ class Raster(Protocol):
 THUMBNAIL_BLOCK = 1024
 FINGERPRINT_BYTES = 2**16
 FINGERPRINT_OBJECTS = 4096
+SIDECARS = (".ovr", ".msk", ".msk.ovr", ".ovr.msk", ".aux.xml")
+"""What GDAL reads beside a TIFF, appended to its name: overviews, masks, and metadata."""
 ZARR_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
@@ -169,14 +172,22 @@ def fingerprint(source: Raster | str | Path) -> str:
     name, size and time of each. Of a Zarr folder: every metadata document, and name, size and time of the first 4096
     objects of the folder in sorted order; a change past those that keeps the metadata goes unseen. Of a mosaic also its
     parts' fingerprints.
+
+    Remote images: size and ETag (or time, where the server sends none) instead of time and content. Zarr over plain
+    HTTP, which cannot list, is known by its metadata documents alone.
     """
     from unetpp.io import open_raster
 
     if isinstance(source, str | Path):
         with open_raster(source) as raster:
             return fingerprint(raster)
-    path = Path(source.uri)
     digest = hashlib.sha256(json.dumps(_facts(source), sort_keys=True).encode())
+    if is_remote(source.uri):
+        from unetpp.io.remote_image import versions
+
+        digest.update(json.dumps(versions(source.uri)).encode())
+        return digest.hexdigest()
+    path = Path(source.uri)
     if path.is_dir():
         _hash_folder(digest, path)
     else:
@@ -209,7 +220,7 @@ def _companions(path: Path) -> list[Path]:
         return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
     if suffix in (".dcm", ".vms", ".vmu"):
         return sorted(file for file in path.parent.glob("*") if file.is_file() and file != path)
-    return [file for file in (path.with_name(path.name + end) for end in (".ovr", ".msk", ".aux.xml")) if file.exists()]
+    return [file for file in (path.with_name(path.name + end) for end in SIDECARS) if file.exists()]
 
 
 def _hash_stat(digest: Any, file: Path, name: str) -> None:

@@ -1,45 +1,49 @@
-"""Reads georeferenced TIFFs through GDAL; never sees slides (their label photo is an overview to GDAL) or a network."""
+"""Reads georeferenced TIFFs through GDAL; never sees slides: their label photo is an overview to GDAL."""
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import CRSError, RasterioError
 from rasterio.windows import Window as GdalWindow
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing, Transform
 from unetpp.io.base import Mask, Pixels
+from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
-
-GDAL_CACHE_BYTES = 2**26
-"""GDAL's block cache, one for the process; its default is a share of the machine's memory."""
-
-_cache_lock = threading.Lock()
+from unetpp.io.remote import RemoteObject
 
 
 class SceneRaster(ReaderBase):
     """A GeoTIFF or COG with its overviews as levels; bands in file order without alpha.
 
     A pixel is valid where the file's mask and alpha say so and where `reader.valid_samples` finds samples, not nodata.
+
+    Args:
+        source: a file, or remote objects by name: the image first, then its sidecars.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.uri = str(path)
-        self._path = path
+    def __init__(self, source: Path | Mapping[str, RemoteObject]) -> None:
+        self.uri = str(source) if isinstance(source, Path) else next(iter(source.values())).uri
+        self._source = source
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._open_datasets: list[Any] = []
-        _bound_cache()
-        top = self._dataset(0)
+        self._open_datasets: list[Dataset] = []
+        bound_cache()
         self.format = "geotiff"
+        overviews = self._dataset(0).run(self._describe)
+        sizes = [self._dataset(index).run(lambda dataset: (dataset.height, dataset.width)) for index in overviews]
+        self.levels = make_levels(sizes)
+
+    def _describe(self, top: Any) -> range:
+        """Take everything but the levels from the open file; returns the numbers of its levels."""
         self._describe_bands(top)
         # A rotated or south-up grid is a transform like any other. GDAL gives the identity where the file states none.
         a, b, c, d, e, f = tuple(top.transform)[:6]
@@ -47,11 +51,7 @@ class SceneRaster(ReaderBase):
         self.crs = _wkt(top.crs, self.uri)
         self.kind = "scene" if self.crs and self.transform else "image"
         self.spacing = _spacing(self.transform, top.crs)
-        sizes = [(top.height, top.width)]
-        for index in range(len(top.overviews(1))):
-            overview = self._dataset(index + 1)
-            sizes.append((overview.height, overview.width))
-        self.levels = make_levels(sizes)
+        return range(1 + len(top.overviews(1)))
 
     def _describe_bands(self, top: Any) -> None:
         self._indexes = [i for i, c in zip(top.indexes, top.colorinterp, strict=True) if c != ColorInterp.alpha]
@@ -73,13 +73,13 @@ class SceneRaster(ReaderBase):
                 "rewrite it as a tiled TIFF (gdal_translate -of COG)"
             )
 
-    def _dataset(self, level: int) -> Any:
-        """Return this thread's own handle on one level: GDAL's handles are not thread-safe."""
-        handles: dict[int, Any] = self._local.__dict__.setdefault("handles", {})
+    def _dataset(self, level: int) -> Dataset:
+        """Return this thread's own handle on one level."""
+        handles: dict[int, Dataset] = self._local.__dict__.setdefault("handles", {})
         if level not in handles:
             options: dict[str, Any] = {} if level == 0 else {"overview_level": level - 1}
             try:
-                dataset = rasterio.open(self._path, driver="GTiff", sharing=False, **options)
+                dataset = Dataset(self._source, driver="GTiff", **options)
             except RasterioError as error:
                 why = first_line(error)
                 raise CorruptImageError(f"{self.uri}: TIFF does not open ({why}); copy it again") from None
@@ -90,14 +90,18 @@ class SceneRaster(ReaderBase):
 
     def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
         window = GdalWindow(box.x0, box.y0, box.width, box.height)
-        try:
-            dataset = self._dataset(level)
+
+        def samples(dataset: Any) -> tuple[Pixels, Mask | None]:
             planes = dataset.read(self._indexes, window=window)
             valid: Mask | None = None
             for index in self._alpha:
                 valid = both(valid, np.asarray(dataset.read(index, window=window) > 0))
             if self._masked:
                 valid = both(valid, np.asarray(dataset.read_masks(self._indexes[0], window=window) > 0))
+            return planes, valid
+
+        try:
+            planes, valid = self._dataset(level).run(samples)
         except RasterioError as error:
             why = first_line(error.__cause__ or error)
             raise CorruptImageError(f"{self.uri}: level {level} {box} does not decode ({why}); copy it again") from None
@@ -110,12 +114,6 @@ class SceneRaster(ReaderBase):
                 dataset.close()
             self._open_datasets.clear()
         self._local = threading.local()
-
-
-def _bound_cache() -> None:
-    with _cache_lock:
-        if int(get_gdal_config("GDAL_CACHEMAX")) > GDAL_CACHE_BYTES:
-            set_gdal_config("GDAL_CACHEMAX", GDAL_CACHE_BYTES)
 
 
 def _band_name(dataset: Any, index: int, count: int) -> str:

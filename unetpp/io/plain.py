@@ -15,6 +15,7 @@ from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeErro
 from unetpp.geometry import Box, Spacing
 from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, both, first_line, make_levels, valid_samples
+from unetpp.io.remote import RemoteObject
 from unetpp.io.tiff import DECODE_ERRORS, FINEST_PRINT_SPACING_UM, GDAL_NODATA, TiffPages
 
 PHOTO_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -115,9 +116,9 @@ class TiffRaster(ReaderBase):
 
     kind = "image"
 
-    def __init__(self, path: Path) -> None:
-        self.uri = str(path)
-        self._pages = TiffPages(path)
+    def __init__(self, source: Path | RemoteObject) -> None:
+        self._pages = TiffPages(source)
+        self.uri = self._pages.path
         page = self._pages.page
         self.format = "ome-tiff" if self._pages.ome_xml else "tiff"
         self.levels = make_levels(self._pages.sizes)
@@ -133,7 +134,7 @@ class TiffRaster(ReaderBase):
             self._palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
             self.dtype = np.dtype(np.uint8)
         if self.dtype.kind not in "uif":
-            raise ImageFormatError(f"{path}: sample type {self.dtype} is not a real number type; convert the image")
+            raise ImageFormatError(f"{self.uri}: sample type {self.dtype} is not a real number type; convert the image")
         count = 3 if self._palette is not None else len(self._colors)
         rgb = count == 3 and (self._palette is not None or page.photometric not in (0, 1))
         self.bands = RGB if rgb else ("gray",) if count == 1 else tuple(f"band{i + 1}" for i in range(count))

@@ -30,6 +30,8 @@ class ReaderBase:
     spacing: Spacing | None = None
     crs: str | None = None
     transform: Transform | None = None
+    staged: object = None
+    """The local copy of a remote file: kept from deletion as long as this reader lives."""
 
     def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
         """Return pixels (H, W, C) and validity of a box inside the level; None means all valid."""

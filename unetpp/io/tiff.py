@@ -6,6 +6,7 @@ import functools
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError, UnetppError
 from unetpp.geometry import Box
 from unetpp.io import jpeg
 from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
+from unetpp.io.remote import RemoteFile, RemoteObject
 
 SEGMENT_CACHE_BYTES = 2**26
 # Codecs raise what their C libraries report; these are the classes seen from tifffile, imagecodecs, zlib and lzma.
@@ -27,6 +29,9 @@ DECODE_ERRORS = (OSError, ValueError, RuntimeError, EOFError, TypeError, IndexEr
 GEO_TAGS = {33550, 33922, 34264, 34735}
 """ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory."""
 GDAL_NODATA = 42113
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")
+_BITS_PER_SAMPLE, _IMAGE_DESCRIPTION, _SAMPLES_PER_PIXEL = 258, 270, 277
 
 FINEST_PRINT_SPACING_UM = 20.0
 """TIFF software writes 72, 96, 300 or 600 dpi (353 to 42 um) where nobody measured; a microscope is finer than this."""
@@ -49,15 +54,18 @@ class TiffPages:
     or unnamed axes are refused: one image has one (y, x) plane. Safe for several threads.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Path | RemoteObject) -> None:
+        self.path = str(source) if isinstance(source, Path) else source.uri
+        self._remote = None if isinstance(source, Path) else source
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
         self._cached = 0
         try:
-            self._file = tifffile.TiffFile(path)
+            self._file = _tiff_file(source)
+        except UnetppError:
+            raise
         except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
-            raise CorruptImageError(f"{path}: not a readable TIFF ({first_line(error)}); copy it again") from None
+            raise CorruptImageError(f"{self.path}: not a readable TIFF ({first_line(error)}); copy it again") from None
         try:
             self._open_series()
         except BaseException:
@@ -68,6 +76,8 @@ class TiffPages:
         try:
             series = self._file.series[0]
             self.levels = tuple(tuple(level.pages) for level in series.levels)
+        except UnetppError:
+            raise
         except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
             raise CorruptImageError(f"{self.path}: TIFF directory is damaged ({first_line(error)})") from None
         self.page = series.keyframe
@@ -154,6 +164,8 @@ class TiffPages:
                 return self._cache[key]
         try:
             block = self._decode(segment)
+        except UnetppError:
+            raise
         except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
             raise CorruptImageError(
                 f"{self.path}: tile {key[2]} of level {key[0]} in {box} does not decode ({first_line(error)}); "
@@ -168,9 +180,7 @@ class TiffPages:
         size = page.databytecounts[index]
         if size == 0:
             return None
-        with self._lock:
-            self._file.filehandle.seek(page.dataoffsets[index])
-            data = self._file.filehandle.read(size)
+        data = self._bytes(page.dataoffsets[index], size)
         if len(data) != size:
             raise EOFError(f"{len(data)} of {size} bytes in the file")
         layout = page.keyframe
@@ -182,6 +192,14 @@ class TiffPages:
         if block is None:
             raise ValueError("no data")
         return np.asarray(block)[0, : shape[1], : shape[2]]
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        if self._remote is not None:
+            return self._remote.read(offset, offset + size)
+        with self._lock:
+            self._file.filehandle.seek(offset)
+            data: bytes = self._file.filehandle.read(size)
+            return data
 
     def _keep(self, key: tuple[int, int, int], block: Pixels) -> None:
         """Remember the last segments: an image saved as one strip would otherwise decode whole for every window."""
@@ -204,11 +222,26 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(cores, thread_name_prefix="decode")
 
 
-def page_tags(path: Path) -> dict[int, Any]:
+def _tiff_file(source: Path | RemoteObject) -> tifffile.TiffFile:
+    return tifffile.TiffFile(source if isinstance(source, Path) else RemoteFile(source))
+
+
+def page_tags(source: Path | RemoteObject) -> dict[int, Any]:
     """Return the tags of a TIFF's first page by number, and {} where the file is not a readable TIFF."""
     try:
-        with tifffile.TiffFile(path) as file:
+        with _tiff_file(source) as file:
             page: Any = file.pages.first
             return {tag.code: tag.value for tag in page.tags}
+    except UnetppError:
+        raise
     except (tifffile.TiffFileError, *DECODE_ERRORS):
         return {}
+
+
+def is_rgb8(tags: Mapping[int, Any]) -> bool:
+    """Tell whether OpenSlide may read this plain TIFF: it would turn other sample types into 8-bit RGB silently."""
+    description = str(tags.get(_IMAGE_DESCRIPTION, ""))
+    if "<OME" in description or description.startswith("ImageJ="):
+        return False
+    bits = tags.get(_BITS_PER_SAMPLE, 1)
+    return tags.get(_SAMPLES_PER_PIXEL) == 3 and set(bits if isinstance(bits, tuple) else (bits,)) == {8}

@@ -1,4 +1,4 @@
-"""Reads OME-Zarr images (0.4 and 0.5) and plain Zarr arrays from a folder; knows nothing about the labels we write."""
+"""Reads OME-Zarr images (0.4 and 0.5) and plain Zarr arrays from a folder or a store; knows nothing of our labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError, UnetppError
 from unetpp.geometry import Box, Spacing
 from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, first_line, make_levels, valid_samples
@@ -37,13 +37,17 @@ class ZarrRaster(ReaderBase):
 
     Axes over time or depth must have length 1. An array without axis names is (y, x) or (c, y, x).
     A chunk that was never written has the array's fill value and counts as data: OME-Zarr has no nodata.
+
+    Args:
+        uri: of the image.
+        store: what Zarr reads it from, where that is not the folder of this path.
     """
 
     kind = "image"
 
-    def __init__(self, path: Path) -> None:
-        self.uri = str(path)
-        node = self._open(path)
+    def __init__(self, uri: str | Path, store: Any = None) -> None:
+        self.uri = str(uri)
+        node = self._open(uri if store is None else store)
         if isinstance(node, zarr.Array):
             self.format = f"zarr v{node.metadata.zarr_format}"
             self._arrays = [node]
@@ -58,11 +62,13 @@ class ZarrRaster(ReaderBase):
         count = self._arrays[0].shape[self._axes.index("c")] if "c" in self._axes else 1
         self.bands = _band_names(node.attrs, count, self.dtype)
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, store: Any) -> Any:
         try:
-            return zarr.open(path, mode="r")
+            return zarr.open(store, mode="r")
+        except UnetppError:
+            raise
         except (KeyError, *DECODE_ERRORS) as error:
-            raise CorruptImageError(f"{path}: Zarr metadata is damaged ({first_line(error)})") from None
+            raise CorruptImageError(f"{self.uri}: Zarr metadata is damaged ({first_line(error)})") from None
 
     def _image_group(self, group: Any) -> Any:
         """Return the group that holds `multiscales`: this one, or the only series of a bioformats2raw folder."""
@@ -80,6 +86,8 @@ class ZarrRaster(ReaderBase):
             axes = [_axis(axis) for axis in multiscale.get("axes", "tczyx")]
             arrays = [group[dataset["path"]] for dataset in multiscale["datasets"]]
             self.spacing = _spacing(multiscale, axes)
+        except UnetppError:
+            raise
         except (KeyError, TypeError, IndexError, *DECODE_ERRORS) as error:
             raise CorruptImageError(f"{self.uri}: its OME-Zarr levels are incomplete ({first_line(error)})") from None
         return arrays, axes
@@ -118,6 +126,8 @@ class ZarrRaster(ReaderBase):
         array = self._arrays[level]
         try:
             values = array[tuple(ranges.get(axis, 0) for axis in self._axes)]
+        except UnetppError:
+            raise
         except (KeyError, *DECODE_ERRORS) as error:
             raise CorruptImageError(
                 f"{self.uri}: level {level} {box} does not decode ({first_line(error)}); copy it again"

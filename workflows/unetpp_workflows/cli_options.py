@@ -19,7 +19,9 @@ _USAGE_ERRORS = (ConfigError, ModelNotFoundError, ModelPackageError)
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        metavar="INPUT...", help="Images, folders, quoted globs, mosaics (.mosaic.toml), or lists: CSV, Parquet, STAC."
+        metavar="INPUT...",
+        help="Images, folders, quoted globs, mosaics (.mosaic.toml), or lists (CSV, Parquet, STAC items); also at "
+        "s3://, gs://, http(s)://: a prefix that ends in / is a folder.",
     ),
 ]
 Model = Annotated[

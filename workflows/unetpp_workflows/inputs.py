@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetpp.errors import ImageNotFoundError, OutputError
+from unetpp.io.remote import check_uri, is_remote, list_prefix
 from unetpp_workflows.manifest import Entry, is_manifest, read_manifest
 
 SUFFIXES = frozenset(
@@ -18,6 +19,7 @@ SUFFIXES = frozenset(
 )
 """Files that a folder contributes; a file named by itself is always tried, whatever its suffix."""
 MOSAIC = ".mosaic.toml"
+_ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
 RESERVED = frozenset({"mlflow", "logs", "nightly"})
 JOB = "job.json"
 
@@ -44,21 +46,27 @@ def expand(inputs: Iterable[str | Path]) -> list[Entry]:
     """Return images: files as given, folders and globs in order of name, manifests in theirs; each image once.
 
     Raises:
-        ImageNotFoundError: A folder or glob holds no image. A missing file is left for its reader to report.
+        ImageNotFoundError: A folder, prefix or glob holds no image. A missing file is left for its reader to report.
+        ImageFormatError: A URI has an unknown scheme, or a password or query in it.
+        RemoteError: A prefix cannot be listed.
         DataError: A manifest cannot be read.
     """
     found: dict[str, Entry] = {}
     for item in map(str, inputs):
-        entries = read_manifest(Path(item)) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item)]
+        if is_remote(item):
+            check_uri(item)
+        entries = read_manifest(item) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item)]
         for entry in entries:
+            if is_remote(entry.uri):
+                check_uri(entry.uri)
             found.setdefault(entry.uri, entry)
     return list(found.values())
 
 
 def _expand_one(item: str) -> list[str]:
-    if "://" in item:
-        return [item]
-    path = Path(item).expanduser()
+    if is_remote(item):
+        return _expand_prefix(item) if item.endswith("/") else [item]
+    path = Path(item.removeprefix("file://")).expanduser()
     if path.is_dir() and not _is_zarr(path):
         images = sorted(_images_below(path))
         if not images:
@@ -73,6 +81,28 @@ def _expand_one(item: str) -> list[str]:
             raise ImageNotFoundError(f"{item}: nothing matches this pattern; quote it and check the folder")
         return [str(image) for image in images]
     return [str(path)]
+
+
+def _expand_prefix(uri: str) -> list[str]:
+    """Return the images below a prefix of a bucket, which ends in a slash: an archive, or one Zarr image."""
+    images = sorted(_remote_images_below(uri.rstrip("/")))
+    if not images:
+        raise ImageNotFoundError(f"{uri}: no image below this prefix; known suffixes are {' '.join(sorted(SUFFIXES))}")
+    return images
+
+
+def _remote_images_below(uri: str) -> list[str]:
+    found = list_prefix(uri)
+    names = {item.rpartition("/")[2] for item in found.objects}
+    if names & _ZARR:
+        return [uri]
+    if names & {JOB, "mlflow.db"}:
+        return []
+    images = [item for item in found.objects if Path(item).suffix.lower() in SUFFIXES]
+    for folder in found.folders:
+        if not folder.rpartition("/")[2].startswith("."):
+            images += _remote_images_below(folder)
+    return [item for item in images if not item.rpartition("/")[2].startswith(".")]
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -90,7 +120,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+    return path.is_dir() and any((path / name).is_file() for name in _ZARR)
 
 
 def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from unetpp.durable import discard_folder
 from unetpp.errors import ConfigError, OutputError, UnetppError
+from unetpp.io.remote import shown
 from unetpp_workflows.archive import write_summary
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
@@ -139,7 +140,8 @@ def find_sources(inputs: Iterable[str | Path], output: Path) -> tuple[list[Sourc
             for entry in expand([item]):
                 entries.setdefault(entry.uri, entry)
         except UnetppError as error:
-            results[str(item)] = ImageResult(name=str(item), uri=str(item), status="failed", message=str(error))
+            name = shown(str(item))
+            results[name] = ImageResult(name=name, uri=name, status="failed", message=str(error))
     return assign_folders(entries.values(), output), results
 
 

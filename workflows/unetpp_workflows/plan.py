@@ -102,14 +102,13 @@ def plan_image(call: Call, source: Source, measured: Measured | None = None) -> 
             valid = thumbnail(raster, _THUMBNAIL_SIDE).valid
     before = SegmentJob.load(source.folder)
     same = before is not None and before.key == job.key
-    path = Path(source.uri)
     architecture = call.package.spec.architecture
     share = float((valid & _inside(coverage.region, job, valid.shape)).mean())
     return ImagePlan(
         name=source.name,
         job=job,
         valid_share=share,
-        source_bytes=path.stat().st_size if path.is_file() else 0,
+        source_bytes=_size(source.uri),
         committed=progress(job).committed if same else 0,
         architecture=architecture,
         estimate=estimate(measured, job, architecture, share) if measured else None,
@@ -123,6 +122,16 @@ def _inside(region: Region | None, job: SegmentJob, shape: tuple[int, ...]) -> N
     scale = np.array([shape[1] / job.plan.width, shape[0] / job.plan.height])
     small = Region(tuple(tuple(ring * scale for ring in polygon) for polygon in region.polygons))
     return small.crop(Box(0, 0, shape[0], shape[1]))
+
+
+def _size(uri: str) -> int:
+    from unetpp.io.remote import find_object, is_remote
+
+    if is_remote(uri):
+        found = find_object(uri.rstrip("/"))
+        return found.size if found is not None else 0
+    path = Path(uri)
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _table(plans: list[ImagePlan]) -> Table:

@@ -58,8 +58,14 @@ def test_errors_are_one_line_and_name_the_file(
 def test_folders_and_addresses_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageFormatError, match="without Zarr metadata"):
         open_raster(tmp_path)
-    with pytest.raises(ImageFormatError, match="only files of this machine"):
-        open_raster("https://example.org/a.tif")
+    with pytest.raises(
+        ImageFormatError, match=r"ftp://example\.org/a\.tif: cannot be read; give a path, or a URI of s3"
+    ):
+        open_raster("ftp://example.org/a.tif")
+    for uri in ("https://me:pass@example.org/a.tif", "https://example.org/a.tif?token=pass"):
+        with pytest.raises(ImageFormatError, match=r"https://example\.org/a\.tif: given with a password") as caught:
+            open_raster(uri)
+        assert "pass@" not in str(caught.value) and "token" not in str(caught.value)
 
 
 def test_empty_boxes_and_unknown_levels_are_refused(make: Any) -> None:

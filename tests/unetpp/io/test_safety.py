@@ -19,7 +19,7 @@ from unetpp.geometry import Box
 from unetpp.io import open_raster
 from unetpp.io import openslide as slides
 from unetpp.io.base import fingerprint, thumbnail
-from unetpp.io.geotiff import GDAL_CACHE_BYTES
+from unetpp.io.gdal import GDAL_CACHE_BYTES
 from unetpp.io.openslide import SlideRaster, _composite
 
 FACTS = ("uri", "kind", "format", "levels", "bands", "dtype", "spacing", "crs", "transform")
