@@ -260,7 +260,7 @@ def _write_metadata(root: Path, plan: TilePlan, grid: OutputGrid, classes: Seque
     owner: dict[str, Any] = {"ome": {"version": "0.5", "labels": [CLASSES]}, "unetpp": {"format": OUTPUT_FORMAT}}
     group.attrs.put(owner)
     image: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale(plan, grid.spacing)]}
-    group.create_group(CLASSES).attrs.put({"ome": {**image, "image-label": _image_label(classes)}})
+    group.create_group(CLASSES).attrs.put({"ome": {**image, "image-label": image_label(classes)}})
     place_array(root / CLASSES, create_array(root / CLASSES / "0", plan, 0), grid)
 
 
@@ -336,7 +336,8 @@ def multiscale(
     return {"name": name, "axes": axes, "datasets": datasets, "type": kind}
 
 
-def _image_label(classes: Sequence[ClassInfo]) -> dict[str, Any]:
+def image_label(classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """Return OME-Zarr's names and colours of label values."""
     colors = [{"label-value": c.value, "rgba": [*c.color, 0 if c.background else 255]} for c in classes]
     names = [{"label-value": c.value, "class": c.name} for c in classes]
     return {

@@ -4,6 +4,7 @@
     probabilities, uncertainty                      the same of the maps, and where the image is worth a look
     cog        GeoTIFF                              classes.tif
     ome-tiff   pyramidal OME-TIFF                   classes.ome.tif
+    ome-zarr-0.4  the labels for older programs     labels-0.4.ome.zarr
     objects    joined across shards, counted
     geojson    and the other vector formats         polygons.*, see `unetpp.finalize.vectors`
     instances  objects split, touching ones apart   instances.parquet, see `unetpp.finalize.instances`
@@ -52,13 +53,14 @@ __all__ = [
 
 FORMAT = 2
 """Version of the rules that decide the products' bytes."""
-FORMATS = {"cog": "classes.tif", "ome-tiff": "classes.ome.tif", **VECTOR_FILES}
+FORMATS = {"cog": "classes.tif", "ome-tiff": "classes.ome.tif", "ome-zarr-0.4": "labels-0.4.ome.zarr", **VECTOR_FILES}
 """File of every format that can be asked for."""
-STEPS = ("pyramid", *MAPS, "cog", "ome-tiff", "objects", "instances", *VECTOR_FILES, "areas")
+STEPS = ("pyramid", *MAPS, "cog", "ome-tiff", "ome-zarr-0.4", "objects", "instances", *VECTOR_FILES, "areas")
 _FILES = {**FORMATS, "instances": "instances.parquet"}
 _OUTPUTS = {
     "cog": "geotiff",
     "ome-tiff": "ome_tiff",
+    "ome-zarr-0.4": "ome_zarr_04",
     "geojson": "polygons",
     "geojson.gz": "polygons_gz",
     "gpkg": "geopackage",
@@ -152,6 +154,7 @@ def _finalize(job: SegmentJob, steps: Sequence[str], instances: bool, report: Re
             markers.revoke(step, _files(step))
         makers: dict[str, Callable[[SegmentJob, Markers, Callable[[float], None]], None]]
         makers = {"pyramid": _pyramid, "cog": _cog, "ome-tiff": _ome_tiff, "areas": _areas}
+        makers |= {"ome-zarr-0.4": _ome_zarr_4}
         makers |= {store.kind: partial(_map, store) for store in job.map_stores}
         objects = [step for step in pending if step not in makers]
         if objects:
@@ -266,6 +269,22 @@ def _ome_tiff(job: SegmentJob, markers: Markers, progress: Callable[[float], Non
     markers.write("ome-tiff", markers.keep([name]))
 
 
+def _ome_zarr_4(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
+    from unetpp.finalize.omezarr4 import write_ome_zarr_4
+    from unetpp.store import level_shapes
+
+    name = write_ome_zarr_4(
+        job.store.read,
+        level_shapes(job.plan),
+        plan=job.plan,
+        grid=job.grid,
+        classes=job.classes,
+        folder=markers.work,
+        progress=progress,
+    )
+    markers.write("ome-zarr-0.4", markers.keep([name]))
+
+
 def _vectors(
     steps: Sequence[str], instances: bool, job: SegmentJob, markers: Markers, progress: Callable[[float], None]
 ) -> None:
@@ -334,7 +353,7 @@ def _figures(job: SegmentJob, markers: Markers, instances: bool) -> Figures:
     split = markers.done("instances") if instances else None
     assert areas is not None and objects is not None
     formats = {step: marker for step in FORMATS if (marker := _done(markers, step, instances)) is not None}
-    written = {_OUTPUTS[step]: product.path for step, marker in formats.items() for product in marker.products}
+    written = {_OUTPUTS[step]: FORMATS[step] for step, marker in formats.items() if marker.products}
     if split is not None:
         written["instances"] = _FILES["instances"]
     written |= {store.kind: store.name for store in job.map_stores}

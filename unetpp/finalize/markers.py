@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetpp.durable import file_sha256, output_errors, sync, write_file
+from unetpp.durable import discard_folder, file_sha256, output_errors, sync, write_file
 
 FOLDER, WORK = "finalize", "work"
 
@@ -88,15 +88,24 @@ class Markers:
         with output_errors(self.folder):
             (self.folder / f"{step}.json").unlink(missing_ok=True)
             for name in products:
-                (self.out / name).unlink(missing_ok=True)
+                _delete(self.out / name)
 
     def keep(self, names: Iterable[str]) -> tuple[Product, ...]:
-        """Move finished files from the work folder into the image's folder. Raises `OutputError`."""
+        """Move finished files and folders from the work folder into the image's. Raises `OutputError`.
+
+        Returns:
+            One product per file.
+        """
         products = []
         with output_errors(self.out):
             for name in names:
                 path = self.work / name
-                products.append(Product(name, path.stat().st_size, file_sha256(path)))
+                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                    if file.is_file():
+                        found = file.relative_to(self.work).as_posix()
+                        products.append(Product(found, file.stat().st_size, file_sha256(file)))
+                if path.is_dir():
+                    _delete(self.out / name)
                 path.replace(self.out / name)
             sync(self.out)
         return tuple(products)
@@ -128,6 +137,13 @@ def _read(path: Path) -> Marker | None:
         return Marker(**{**values, "products": tuple(Product(**product) for product in values["products"])})
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        discard_folder(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int | None:

@@ -56,7 +56,7 @@ def write_ome_tiff(
 
     def tiles(level: int) -> Iterator[npt.NDArray[np.uint8]]:
         nonlocal done
-        for box in _boxes(shapes[level]):
+        for box in boxes(shapes[level]):
             tile = np.full((_TILE, _TILE), NO_DATA, np.uint8)
             tile[: box.height, : box.width] = read(box, level)
             done += 1
@@ -99,7 +99,7 @@ def _metadata(grid: OutputGrid, classes: Sequence[ClassInfo], key: str) -> dict[
     return found
 
 
-def _boxes(shape: tuple[int, int]) -> Iterator[Box]:
+def boxes(shape: tuple[int, int]) -> Iterator[Box]:
     height, width = shape
     for y in range(0, height, _TILE):
         for x in range(0, width, _TILE):
@@ -119,7 +119,7 @@ def _check(
         levels = file.series[0].levels
         for level, shape in enumerate(shapes):
             page = levels[level].keyframe
-            for index, box in enumerate(_boxes(shape)):
+            for index, box in enumerate(boxes(shape)):
                 data, _, _ = page.decode(_segment(file, page, index), index)
                 if data is None or not np.array_equal(data.squeeze()[: box.height, : box.width], read(box, level)):
                     raise OutputError(f"cannot write {path}: {box} is not what was written; check the disk, run again")

@@ -54,7 +54,7 @@ Formats = Annotated[
     str | None,
     typer.Option(
         "--formats",
-        help="Of cog, ome-tiff, geojson, geojson.gz, gpkg, geoparquet, flatgeobuf, with commas; "
+        help="Of cog, ome-tiff, ome-zarr-0.4, geojson, geojson.gz, gpkg, geoparquet, flatgeobuf, with commas; "
         "default: cog,geojson,gpkg with a CRS, else geojson.",
     ),
 ]

@@ -102,7 +102,7 @@ class TruthConfig(_Section):
     classes: dict[str, int] = Field(default_factory=dict)
 
 
-Format = Literal["cog", "ome-tiff", "geojson", "geojson.gz", "gpkg", "geoparquet", "flatgeobuf"]
+Format = Literal["cog", "ome-tiff", "ome-zarr-0.4", "geojson", "geojson.gz", "gpkg", "geoparquet", "flatgeobuf"]
 
 
 class OutputConfig(_Section):

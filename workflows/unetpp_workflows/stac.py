@@ -31,6 +31,7 @@ _ASSETS = {
     "labels": ("application/vnd.zarr; version=3", ["data"]),
     "geotiff": (_TIFF, ["data"]),
     "ome_tiff": ("image/tiff", ["data"]),
+    "ome_zarr_04": ("application/vnd.zarr; version=2", ["data"]),
     "polygons": ("application/geo+json", ["data"]),
     "polygons_gz": ("application/gzip", ["data"]),
     "geopackage": ("application/geopackage+sqlite3", ["data"]),
@@ -42,7 +43,7 @@ _ASSETS = {
     "report": ("text/html", ["overview"]),
 }
 """Media type and roles by kind of output; kinds that are not here are no assets."""
-_CLASSIFIED = ("labels", "geotiff", "ome_tiff")
+_CLASSIFIED = ("labels", "geotiff", "ome_tiff", "ome_zarr_04")
 
 
 def write_item(folder: Path, record: ImageRecord, spec: ModelSpec, weights: str) -> str | None:

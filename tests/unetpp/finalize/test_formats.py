@@ -19,6 +19,7 @@ import rasterio
 import scipy.ndimage as ndi
 import shapely
 import tifffile
+import zarr
 from pyproj import CRS
 from shapely.geometry import shape
 
@@ -42,7 +43,8 @@ def blobs(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def hashes(out: Path) -> dict[str, str]:
     """Return the hash of every file of the image's folder and of its markers."""
-    paths = (*out.glob("classes*"), *out.glob("polygons*"), *(out / "finalize").iterdir())
+    older = (out / FORMATS["ome-zarr-0.4"]).rglob("*")
+    paths = (*out.glob("classes*"), *out.glob("polygons*"), *older, *(out / "finalize").iterdir())
     return {str(path.relative_to(out)): file_sha256(path) for path in sorted(paths) if path.is_file()}
 
 
@@ -144,6 +146,35 @@ def test_the_ome_tiff_is_a_labelled_pyramid(make_job: MakeJob) -> None:
     assert names == {"0": "background", "1": "nucleus", "4": "Gebäude", "255": "no data"}
 
 
+def test_ome_zarr_0_4_is_the_same_pyramid_to_other_readers(make_job: MakeJob) -> None:
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+    from ome_zarr_models.v04 import ImageLabel
+
+    labels = blobs(1100, 700)
+    job = make_job(labels, **SLIDE, shard=256)
+    outputs = finalize(job, formats=["ome-zarr-0.4"]).outputs
+    assert outputs == {"labels": "labels.ome.zarr", "ome_zarr_04": "labels-0.4.ome.zarr"}
+    root = job.out / outputs["ome_zarr_04"]
+    node = next(node for node in Reader(parse_url(root / "classes"))() if node.data)
+    assert np.array_equal(np.asarray(node.data[0]), labels)
+    group = zarr.open_group(root / "classes", mode="r")
+    assert group.metadata.zarr_format == 2
+    attributes = ImageLabel.from_zarr(group).attributes
+    assert attributes.multiscales[0].version == "0.4"
+    found = {entry.label_value: entry.rgba for entry in attributes.image_label.colors}
+    assert set(found) == {0, 1, 4, 255}
+    assert [t.scale for t in attributes.multiscales[0].datasets[1].coordinateTransformations[:1]] == [[1.0, 0.5]]
+    for level in range(3):
+        assert np.array_equal(group[str(level)][:], job.store.level(level)[:])
+    verified = verify_products(job)
+    assert verified == {}
+    (root / "classes/0/1/1").unlink()
+    assert list(verify_products(job)) == ["labels-0.4.ome.zarr/classes/0/1/1"]
+    finalize(job, formats=["ome-zarr-0.4"])
+    assert verify_products(job) == {}
+
+
 @pytest.mark.parametrize("place", [UTM, SLIDE, {}], ids=["scene", "slide", "image"])
 def test_every_format_of_an_empty_image_opens(place: dict[str, Any], make_job: MakeJob) -> None:
     job = make_job(np.full((600, 70), 255, np.uint8), **place)
@@ -175,7 +206,8 @@ def test_a_format_asked_for_later_is_made_alone_and_equals_that_of_one_call(
         assert kept.items() <= before.items(), name
     assert hashes(job.out) == hashes(once.out)
     assert verify_products(job) == {}
-    for name, file in FORMATS.items():
+    files = {**FORMATS, "ome-zarr-0.4": "labels-0.4.ome.zarr/classes/0/0/0"}
+    for name, file in files.items():
         content = bytearray((job.out / file).read_bytes())
         content[len(content) // 2] ^= 1
         (job.out / file).write_bytes(content)
@@ -244,7 +276,8 @@ def test_killed_at_random_points_all_formats_end_with_the_same_bytes(make_job: M
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2
     expected = hashes(tmp_path / "whole")
-    assert {*FORMATS.values(), "finalize/instances.json"} <= set(expected)
+    files = {**FORMATS, "ome-zarr-0.4": "labels-0.4.ome.zarr/classes/1/.zarray"}
+    assert {*files.values(), "finalize/instances.json"} <= set(expected)
     for number in range(2):
         assert hashes(tmp_path / str(number)) == expected
 
