@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,14 +142,22 @@ def blots(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def known_speed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Let evaluations and promotions find this speed instead of measuring one for seconds; a test may change it."""
+def known_speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Let evaluations and promotions find this speed instead of measuring one for seconds; a test may change it.
+
+    They compute on one thread: on tiny images several only wait for each other, for seconds on a busy machine.
+    """
+    import torch
+
     from unetpp_workflows import speed as module
 
     speed = {"mpx_per_second": 2.0, "peak_mb": 100.0, "engine": "openvino", "precision": "fp32", "device": "cpu",
              "tile": 512}  # fmt: skip
     monkeypatch.setattr(module, "measure_speed", lambda folder: dict(speed))
-    return speed
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield speed
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
