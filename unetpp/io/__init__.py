@@ -16,10 +16,10 @@ _MIRAX = ".mrxs"
 def open_raster(uri: str | Path) -> Raster:
     """Open a local or remote image with the reader its content asks for.
 
-    A folder is Zarr. A file that OpenSlide knows by its vendor is a slide. A TIFF with a georeference, or a world file
-    beside it, is a scene; a tiled 8-bit RGB TIFF without one is a slide (OpenSlide's "generic-tiff"); all else plain.
-    Slides never go to a TIFF reader by page: to GDAL their label photo is an overview. A .mosaic.toml is the images it
-    lists, read as one (`unetpp.io.mosaic`).
+    A folder is Zarr, or the DICOM files of one slide. A file that OpenSlide knows by its vendor is a slide. A TIFF with
+    a georeference, or a world file beside it, is a scene; a tiled 8-bit RGB TIFF without one is a slide (OpenSlide's
+    "generic-tiff"); all else plain. Slides never go to a TIFF reader by page: to GDAL their label photo is an overview.
+    A .mosaic.toml is the images it lists, read as one (`unetpp.io.mosaic`).
 
     At s3://, gs://, http:// and https:// the same choice is made from a few ranges of bytes. Scenes, other TIFFs that
     are not 8-bit RGB, and Zarr are read in ranges; slides and pictures are staged (`unetpp.io.staging`).
@@ -62,11 +62,22 @@ def _magic(path: Path) -> bytes:
 
 
 def _open_folder(path: Path) -> Raster:
+    from unetpp.io.dicom import slides_in
+    from unetpp.io.openslide import SlideRaster
     from unetpp.io.zarr import ZarrRaster
 
-    if not any((path / name).is_file() for name in ZARR_DOCUMENTS):
+    if any((path / name).is_file() for name in ZARR_DOCUMENTS):
+        return ZarrRaster(path)
+    slides = slides_in(path)
+    if len(slides) > 1:
+        raise ImageFormatError(
+            f"{path}: holds {len(slides)} DICOM slides; give a file of one, such as {slides[0].name}"
+        )
+    if not slides:
         raise ImageFormatError(f"{path}: a folder without Zarr metadata; give an image file or an OME-Zarr folder")
-    return ZarrRaster(path)
+    slide = SlideRaster(slides[0])
+    slide.uri = str(path)
+    return slide
 
 
 def _open_file(path: Path, magic: bytes) -> Raster:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetpp.errors import ImageNotFoundError, OutputError
+from unetpp.io.dicom import slides_in
 from unetpp.io.remote import check_uri, is_remote, list_prefix
 from unetpp_workflows.manifest import Entry, is_manifest, read_manifest
 
@@ -67,7 +68,7 @@ def _expand_one(item: str) -> list[str]:
     if is_remote(item):
         return _expand_prefix(item) if item.endswith("/") else [item]
     path = Path(item.removeprefix("file://")).expanduser()
-    if path.is_dir() and not _is_zarr(path):
+    if path.is_dir() and not _is_image(path):
         images = sorted(_images_below(path))
         if not images:
             raise ImageNotFoundError(
@@ -106,17 +107,22 @@ def _remote_images_below(uri: str) -> list[str]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    images: list[Path] = []
+    images = slides_in(folder)
     for child in folder.iterdir():
         if child.name.startswith("."):
             continue
-        if child.is_dir() and not _is_zarr(child):
+        if child.is_dir() and not _is_image(child):
             # Results and an MLflow store may lie among the images, with pictures in them.
             if not (child / JOB).exists() and not (child / "mlflow.db").exists():
                 images += _images_below(child)
-        elif child.suffix.lower() in SUFFIXES or child.name.lower().endswith(MOSAIC):
+        elif child.is_dir() or child.suffix.lower() in SUFFIXES or child.name.lower().endswith(MOSAIC):
             images.append(child)
     return images
+
+
+def _is_image(folder: Path) -> bool:
+    """Say whether a folder is one image: Zarr, or the DICOM files of one slide, which is then named by the folder."""
+    return _is_zarr(folder) or len(slides_in(folder)) == 1
 
 
 def _is_zarr(path: Path) -> bool:

@@ -1,0 +1,58 @@
+"""DICOM slides: every level's pixels are those of its JPEG tiles; folders of one and of several slides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.dicom import write_slide
+from unetpp.errors import ImageFormatError
+from unetpp.geometry import Box, Spacing
+from unetpp.io import open_raster
+from unetpp.io.base import fingerprint
+from unetpp.io.dicom import slides_in
+
+
+def _levels(make: Any, seed: int = 0) -> list[np.ndarray]:
+    small = make.noise((180, 250, 3), seed=seed)
+    return [np.asarray(Image.fromarray(small).resize((n, n * 18 // 25))) for n in (1000, 500, 250)]
+
+
+def test_every_level_has_the_pixels_of_its_tiles(make: Any, boxes: Callable[..., list[Box]], tmp_path: Path) -> None:
+    truth = write_slide(tmp_path / "slide", _levels(make), 0.5)
+    for path in (tmp_path / "slide", tmp_path / "slide/level0.dcm", tmp_path / "slide/level2.dcm"):
+        with open_raster(path) as raster:
+            assert (raster.kind, raster.format, raster.uri) == ("slide", "openslide/dicom", str(path))
+            assert raster.spacing == Spacing(0.5, 0.5, "um")
+            assert [level.downsample for level in raster.levels] == [1, 2, 4]
+            for number, pixels in enumerate(truth):
+                for box in (raster.levels[number].box, *boxes(raster, number, count=2)):
+                    np.testing.assert_array_equal(raster.read(box, number).pixels, pixels[box.slices()])
+
+
+def test_slides_of_a_folder_are_told_apart_by_their_series(make: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    first = write_slide(folder, _levels(make), 0.5)
+    for file in list(folder.glob("*.dcm")):
+        file.rename(folder / f"a_{file.name}")
+    second = write_slide(folder, _levels(make, seed=1), 0.25)
+    assert [file.name for file in slides_in(folder)] == ["a_level0.dcm", "level0.dcm"]
+    with pytest.raises(ImageFormatError, match="holds 2 DICOM slides; give a file of one, such as a_level0"):
+        open_raster(folder)
+    for file, truth in zip(slides_in(folder), (first, second), strict=True):
+        with open_raster(file) as raster:
+            np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, truth[0])
+
+
+def test_fingerprint_follows_every_file(make: Any, tmp_path: Path) -> None:
+    write_slide(tmp_path / "slide", _levels(make), 0.5)
+    before = fingerprint(tmp_path / "slide")
+    assert fingerprint(tmp_path / "slide") == before
+    file = tmp_path / "slide/level1.dcm"
+    file.write_bytes(file.read_bytes() + b"\0\0")
+    assert fingerprint(tmp_path / "slide") != before
