@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,4 +82,30 @@ def test_a_holder_that_was_away_too_long_moves_nothing(client: Any) -> None:
                 slow.check()
             slow.__exit__(None, None, None)  # it deletes its own, not the newer one
             fresh.check()
+    assert entities(client) == []
+
+
+def _hold_often(uri: str, seconds: float) -> list[tuple[float, float]]:
+    """Take the lock as often as it is given; return when it was held."""
+    client, held, end = init_store(uri), [], time.time() + seconds
+    while time.time() < end:
+        try:
+            with RegistryLock(client, uri, "ink", seconds=60) as mine:
+                start = time.time()
+                time.sleep(0.02)
+                mine.check()
+                held.append((start, time.time()))
+        except PromotionError:
+            time.sleep(0.01)
+    return held
+
+
+@pytest.mark.slow
+def test_processes_never_hold_it_together(client: Any) -> None:
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_hold_often, store_uri(), 10.0) for _ in range(4)]
+        held = [future.result() for future in futures]
+    assert sum(map(bool, held)) >= 2, "one process alone proves nothing"
+    spans = sorted(span for found in held for span in found)
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(spans))
     assert entities(client) == []

@@ -111,8 +111,9 @@ def models_history(
 
     from unetpp_workflows.promotion import history
 
-    table = Table("when (UTC)", "version", "outcome", "champion before", "by", "MLflow run", box=None, pad_edge=False)
+    table = Table("when (UTC)", "version", "outcome", "before", "by", box=None, pad_edge=False, header_style="bold")
+    table.add_column("MLflow run", overflow="fold")
     rows = history(name, tracking_uri=tracking_uri)
     for row in rows:
-        table.add_row(row.moment[:19], row.version, row.outcome, row.champion or "none", row.by, row.run)
+        table.add_row(row.moment[:19], row.version, row.outcome, row.champion or "none", row.by.split(" (")[0], row.run)
     standard_output().print(table if rows else f"no decisions about {name!r} yet", markup=False)
