@@ -317,3 +317,22 @@ def test_uncertainty_ranks_regions_and_images(tiny_package: Path, tmp_path: Path
     assert Image.open(out / "busy/uncertain.jpg").size == (2 * 256 + 8, 256)
     again = pipeline.segment(names, tiny_package, out, config=load_config(sets=FAST), console=console)
     assert all(image.reused for image in again.images), "maps that are there already are no reason to segment anew"
+
+
+def test_labels_go_into_the_source_only_where_asked(run: Any, blots: Draw, ink_package: Path, tmp_path: Path) -> None:
+    import zarr
+    from ome_zarr.writer import write_image
+
+    photo = blots("slide.png")
+    source = tmp_path / "image.zarr"
+    pixels = np.moveaxis(np.asarray(Image.open(photo)), -1, 0)
+    write_image(np.ascontiguousarray(pixels), zarr.open_group(source, mode="w", zarr_format=3), axes="cyx")
+    assert run(source).exit_code == 0 and not (source / "labels").exists()
+    asked = ("output.into_source=true",)
+    summary = run(source, sets=asked)
+    assert summary.exit_code == 0 and not summary.images[0].reused
+    found = zarr.open_array(source / "labels/unetpp-ink/0", mode="r")
+    assert int((np.asarray(found[:]) == 1).sum()) == INK_PX
+    assert run(source, sets=asked).images[0].reused
+    refused = run(photo, sets=asked)
+    assert refused.exit_code == 1 and "not written into the source" in str(refused.images[0].warning)

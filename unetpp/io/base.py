@@ -240,7 +240,15 @@ def _zarr_documents(folder: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(folder):
         found = [Path(here, name) for name in ZARR_DOCUMENTS if name in files]
         yield from found
-        folders[:] = [] if any(_is_array(file) for file in found) else sorted(folders)
+        folders[:] = [] if any(_is_array(file) for file in found) else _without_labels(here, folders)
+
+
+def _without_labels(here: str, folders: list[str]) -> list[str]:
+    """Return a group's folders in order without its OME-Zarr labels: they are no pixels, and we may add to them."""
+    found = sorted(folders)
+    if "labels" in found and any(Path(here, "labels", name).is_file() for name in ZARR_DOCUMENTS):
+        found.remove("labels")
+    return found
 
 
 def _is_array(file: Path) -> bool:
@@ -249,5 +257,5 @@ def _is_array(file: Path) -> bool:
 
 def _objects(folder: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(folder):
-        folders.sort()
+        folders[:] = _without_labels(here, folders)
         yield from (Path(here, name) for name in sorted(files) if name not in ZARR_DOCUMENTS)

@@ -25,6 +25,7 @@ from unetpp_workflows.cli_options import (
     Formats,
     Inputs,
     Instances,
+    IntoSource,
     Mask,
     MetricsFile,
     MetricsPort,
@@ -127,6 +128,7 @@ def segment(
     instances: Instances = None,
     probabilities: Probabilities = None,
     uncertainty: Uncertainty = None,
+    into_source: IntoSource = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Only images that an earlier run left failed or partial.")
     ] = False,
@@ -193,6 +195,7 @@ def segment(
         "shadow.share": shadow_share,
         "output.probabilities": probabilities,
         "output.uncertainty": uncertainty,
+        "output.into_source": into_source,
     }
     resolved = load_config(config, options=options, sets=sets or ())
     console = standard_output()

@@ -80,6 +80,13 @@ MetricsPort = Annotated[
 MetricsFile = Annotated[
     Path | None, typer.Option("--metrics-file", help="Keep Prometheus metrics in this file, for node_exporter.")
 ]
+IntoSource = Annotated[
+    bool | None,
+    typer.Option(
+        "--into-source",
+        help="Also copy the labels into the image itself, where it is a local OME-Zarr 0.5.",
+    ),
+]
 Tracking = Annotated[
     str | None,
     typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default: a file of this user."),

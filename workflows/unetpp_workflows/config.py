@@ -111,13 +111,14 @@ class OutputConfig(_Section):
     Formats and instances never change a pixel, so that more can be asked for later. Without `formats`, images with a
     CRS get cog, geojson and gpkg, others geojson. With `instances`, objects are split, touching ones apart, measured,
     listed in a table, and written as the polygons. `probabilities` and `uncertainty` are maps of the same pass as the
-    labels: asked for later, that pass is made again.
+    labels: asked for later, that pass is made again. `into_source` also copies the labels into an OME-Zarr 0.5 source.
     """
 
     formats: tuple[Format, ...] | None = None
     instances: bool = False
     probabilities: bool = False
     uncertainty: bool = False
+    into_source: bool = False
 
     @property
     def maps(self) -> tuple[MapName, ...]:

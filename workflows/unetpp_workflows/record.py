@@ -59,6 +59,7 @@ class ImageRecord:
             when not done.
         profile: what the image looks like, see `unetpp.profile`; unusual: which of that is unlike the training images.
         outputs: Name of each product -> path relative to the image's folder.
+        source_label: the label group in the source image that the labels were copied to, if they were.
         formats: that are done, also those without a file (a GeoJSON where the CRS has no place on the globe).
     """
 
@@ -86,6 +87,7 @@ class ImageRecord:
     limited_by: str | None = None
     outputs: dict[str, str] = field(default_factory=dict)
     formats: list[str] = field(default_factory=list)
+    source_label: str | None = None
     tracking_uri: str | None = None
     tracking_run: str | None = None
     started: str = ""

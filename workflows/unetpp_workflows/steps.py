@@ -102,6 +102,8 @@ def _has_formats(call: Call, record: ImageRecord) -> bool:
 
     formats = call.config.output.formats
     wanted = default_formats(OutputGrid.from_json(record.grid)) if formats is None else formats
+    if call.config.output.into_source and not (record.source_label and Path(record.source_label).exists()):
+        return False
     maps = set(call.config.output.maps) <= set(record.outputs)
     return (
         maps and set(wanted) <= set(record.formats) and call.config.output.instances == ("instances" in record.outputs)
@@ -186,6 +188,7 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
         record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
         record = replace(record, formats=list(figures.formats))
         record = _scored(call, job, _looked_at(call, job, record))
+        record = _labelled(call, job, record)
     with call.timed(job.uri, "report"):
         _write_picture(job, record)
     record = replace(
@@ -309,6 +312,19 @@ def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
         return replace(record, iou=score(job.store, job.grid, job.classes, truth)) if truth else record
     except UnetppError as error:
         return replace(record, warning=f"not scored: {error}")
+
+
+def _labelled(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
+    """Return the record with the label in the source where it is asked for; a source that takes none is a warning."""
+    from unetpp.finalize.source_label import write_source_label
+
+    if not call.config.output.into_source:
+        return record
+    try:
+        return replace(record, source_label=str(write_source_label(job)))
+    except UnetppError as error:
+        warning = "; ".join(filter(None, (record.warning, f"not written into the source: {error}")))
+        return replace(record, warning=warning)
 
 
 def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:

@@ -1,0 +1,100 @@
+"""Labels in their source: other readers find them there, the image and foreign labels stay, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+
+from unetpp.errors import StoreError
+from unetpp.finalize import finalize
+from unetpp.finalize.source_label import write_source_label
+from unetpp.geometry import Box, Spacing
+from unetpp.io.base import fingerprint
+from unetpp.segment import SegmentJob, ShardWorker, pending, prepare_job
+
+OPTIONS: dict[str, Any] = {"core": 64, "shard": 128, "engine": "torch", "precision": "fp32"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    from ome_zarr.writer import write_image, write_labels
+    from skimage.data import immunohistochemistry
+
+    pixels = np.moveaxis(immunohistochemistry()[:200, :260], -1, 0)
+    root = tmp_path / "image.ome.zarr"
+    group = zarr.open_group(root, mode="w", zarr_format=3)
+    write_image(np.ascontiguousarray(pixels), group, axes="cyx", scale={"c": 1, "y": 0.5, "x": 0.5})
+    write_labels(np.ones((200, 260), np.uint8), group, name="by hand", axes="yx")
+    return root
+
+
+def segmented(source: Path, out: Path, package: Path, **more: Any) -> SegmentJob:
+    job = prepare_job(source, out, package, **OPTIONS, **more)
+    worker = ShardWorker(job)
+    for shard in pending(job):
+        worker.run(shard)
+    worker.close()
+    finalize(job, formats=[])
+    return job
+
+
+def labels_of(job: SegmentJob) -> NDArray[np.uint8]:
+    return job.store.read(Box(0, 0, job.plan.height, job.plan.width))
+
+
+def test_readers_find_the_label_beside_those_of_others(tmp_path: Path, source: Path, tiny_package: Path) -> None:
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+    from ome_zarr_models.v05 import ImageLabel
+
+    def kept() -> dict[Path, bytes]:
+        own = source / "labels/unetpp-tiny"
+        files = (path for path in source.rglob("*") if path.is_file() and own not in path.parents)
+        return {path: path.read_bytes() for path in files if path != source / "labels/zarr.json"}
+
+    job = segmented(source, tmp_path / "out", tiny_package)
+    before, identity = kept(), fingerprint(source)
+    group = write_source_label(job)
+    assert group == source / "labels/unetpp-tiny" and kept() == before
+    assert fingerprint(source) == identity, "the next run must not take its own label for a change of the image"
+    found = {node.zarr.basename(): node for node in Reader(parse_url(source))() if node.data}
+    assert "unetpp-tiny" in found and np.array_equal(np.asarray(found["unetpp-tiny"].data[0]), labels_of(job))
+    label = ImageLabel.from_zarr(zarr.open_group(group, mode="r")).ome_attributes
+    assert label.image_label.source.image == "../../"
+    listed = json.loads((source / "labels/zarr.json").read_text())["attributes"]["ome"]["labels"]
+    assert listed == ["by hand", "unetpp-tiny"]
+    assert pending(prepare_job(source, tmp_path / "out", tiny_package, **OPTIONS)) == []
+
+
+def test_another_result_replaces_ours_and_the_same_one_is_left(
+    tmp_path: Path, source: Path, tiny_package: Path
+) -> None:
+    first = segmented(source, tmp_path / "out", tiny_package)
+    group = write_source_label(first)
+    inode = (group / "zarr.json").stat().st_ino
+    write_source_label(first)
+    assert (group / "zarr.json").stat().st_ino == inode
+    second = segmented(source, tmp_path / "other", tiny_package, region="0,0,90,90")
+    write_source_label(second)
+    found = np.asarray(zarr.open_array(group / "0", mode="r")[:])
+    assert np.array_equal(found, labels_of(second)) and not np.array_equal(found, labels_of(first))
+    assert sorted(path.name for path in (source / "labels").iterdir()) == ["by hand", "unetpp-tiny", "zarr.json"]
+
+
+def test_sources_that_take_no_label_are_one_line(tmp_path: Path, source: Path, tiny_package: Path) -> None:
+    Image.fromarray(np.full((70, 70, 3), 9, np.uint8)).save(tmp_path / "photo.png")
+    with pytest.raises(StoreError, match=r"no OME-Zarr 0\.5 image"):
+        write_source_label(segmented(tmp_path / "photo.png", tmp_path / "photo", tiny_package))
+    other = segmented(source, tmp_path / "other", tiny_package, spacing=Spacing(0.25, 0.25, "um"))
+    with pytest.raises(StoreError, match="another pixel size"):
+        write_source_label(other)
+    zarr.open_group(source / "labels/unetpp-tiny", mode="w")
+    with pytest.raises(StoreError, match="did not write"):
+        write_source_label(segmented(source, tmp_path / "out", tiny_package))

@@ -1,0 +1,94 @@
+"""Copies a finished label pyramid into its OME-Zarr source as one of its labels; knows folders and attributes only.
+
+    source.zarr/labels/            ome.labels names ours beside those of others
+        unetpp-<model>/            the levels as they are, image-label with source = ../../
+
+Only a local image in Zarr v3 with OME-Zarr 0.5 takes one. Labels that others wrote are never touched. The group is
+complete before it gets its name, and is listed last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetpp.durable import discard_folder, output_errors, sync, sync_tree, write_file
+from unetpp.errors import StoreError
+from unetpp.store import CLASSES, OUTPUT_FORMAT
+
+if TYPE_CHECKING:
+    from unetpp.job import SegmentJob
+
+_GROUP = "zarr.json"
+
+
+def write_source_label(job: SegmentJob) -> Path:
+    """Write or replace the label of a finalized job's model in its source; returns the label's group.
+
+    Raises:
+        StoreError: the source takes no label, or one of somebody else has that name.
+        OutputError: it cannot be written.
+    """
+    source = Path(job.uri)
+    _check(source, job)
+    labels = source / "labels"
+    target = labels / f"unetpp-{job.model_ref['name']}"
+    if target.exists() and "unetpp" not in _attributes(target):
+        raise StoreError(f"{target} is a label that unetpp did not write; move it away or leave out --into-source")
+    if _attributes(target).get("unetpp", {}).get("key") == job.key and target.name in _listed(labels):
+        return target
+    fresh = labels / f".{target.name}.new"
+    with output_errors(target):
+        labels.mkdir(exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(job.store.root / CLASSES, fresh)
+        document = json.loads((fresh / _GROUP).read_bytes())
+        ome = document["attributes"]["ome"]
+        ome["image-label"]["source"] = {"image": "../../"}
+        document["attributes"]["unetpp"] = {"format": OUTPUT_FORMAT, "key": job.key}
+        write_file(fresh / _GROUP, json.dumps(document, indent=2).encode())
+        sync_tree(fresh)
+        discard_folder(target)
+        fresh.replace(target)
+        sync(labels)
+    _list(labels, target.name)
+    return target
+
+
+def _check(source: Path, job: SegmentJob) -> None:
+    """Raise `StoreError` where a label would have no place in the source."""
+    attributes = _attributes(source)
+    if "multiscales" not in attributes.get("ome", {}):
+        raise StoreError(f"{job.uri} is no OME-Zarr 0.5 image on this machine; leave out --into-source")
+    if not os.access(source, os.W_OK):
+        raise StoreError(f"{job.uri} may not be written; change its permissions or leave out --into-source")
+    if job.spacing_override is not None:
+        raise StoreError(
+            f"{job.uri} was segmented with another pixel size than its own, so that labels would not lie over it; "
+            "correct its metadata or leave out --into-source"
+        )
+
+
+def _list(labels: Path, name: str) -> None:
+    document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    if (labels / _GROUP).is_file():
+        document = json.loads((labels / _GROUP).read_bytes())
+    ome = document.setdefault("attributes", {}).setdefault("ome", {"version": "0.5"})
+    ome["labels"] = [*(other for other in ome.get("labels", []) if other != name), name]
+    write_file(labels / _GROUP, json.dumps(document, indent=2).encode())
+
+
+def _listed(labels: Path) -> list[str]:
+    return list(_attributes(labels).get("ome", {}).get("labels", []))
+
+
+def _attributes(group: Path) -> dict[str, Any]:
+    """Return the attributes of a Zarr v3 group of this machine; empty where there is none."""
+    try:
+        found = json.loads((group / _GROUP).read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
