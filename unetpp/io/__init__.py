@@ -19,7 +19,8 @@ def open_raster(uri: str | Path) -> Raster:
     A folder is Zarr, or the DICOM files of one slide. A file that OpenSlide knows by its vendor is a slide. A TIFF with
     a georeference, or a world file beside it, is a scene; a tiled 8-bit RGB TIFF without one is a slide (OpenSlide's
     "generic-tiff"); all else plain. Slides never go to a TIFF reader by page: to GDAL their label photo is an overview.
-    A .mosaic.toml is the images it lists, read as one (`unetpp.io.mosaic`).
+    A .mosaic.toml is the images it lists, read as one
+    (`unetpp.io.mosaic`), a .bands.toml the bands it lists (`unetpp.io.bands`); a .vrt is a scene.
 
     At s3://, gs://, http:// and https:// the same choice is made from a few ranges of bytes. Scenes, other TIFFs that
     are not 8-bit RGB, and Zarr are read in ranges; slides and pictures are staged (`unetpp.io.staging`).
@@ -83,6 +84,8 @@ def _open_folder(path: Path) -> Raster:
 def _open_file(path: Path, magic: bytes) -> Raster:
     import openslide
 
+    from unetpp.io.bands import BandsRaster, is_band_list
+    from unetpp.io.geotiff import VRT, SceneRaster
     from unetpp.io.mosaic import MosaicRaster, is_mosaic
     from unetpp.io.openslide import SlideRaster
     from unetpp.io.plain import PhotoRaster, TiffRaster
@@ -90,6 +93,10 @@ def _open_file(path: Path, magic: bytes) -> Raster:
 
     if is_mosaic(path):
         return MosaicRaster(path)
+    if is_band_list(path):
+        return BandsRaster(path)
+    if path.suffix.lower() == VRT:
+        return SceneRaster(path)
     vendor = openslide.OpenSlide.detect_format(path)
     if vendor is not None and vendor != "generic-tiff":
         return SlideRaster(path)
@@ -99,8 +106,6 @@ def _open_file(path: Path, magic: bytes) -> Raster:
     if magic not in TIFF_MAGIC:
         return PhotoRaster(path)
     if _is_placed(path):
-        from unetpp.io.geotiff import SceneRaster
-
         return SceneRaster(path)
     if vendor is not None and is_rgb8(page_tags(path)):
         return SlideRaster(path)

@@ -220,6 +220,10 @@ def _companions(path: Path) -> list[Path]:
         return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
     if suffix in (".dcm", ".vms", ".vmu"):
         return sorted(file for file in path.parent.glob("*") if file.is_file() and file != path)
+    if suffix == ".vrt":
+        from unetpp.io.geotiff import vrt_sources
+
+        return [file for file in vrt_sources(path) if file.exists()]
     return [file for file in (path.with_name(path.name + end) for end in SIDECARS) if file.exists()]
 
 

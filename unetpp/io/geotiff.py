@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,11 @@ from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
 
+VRT = ".vrt"
+
 
 class SceneRaster(ReaderBase):
-    """A GeoTIFF or COG with its overviews as levels; bands in file order without alpha.
+    """A GeoTIFF, COG or VRT with its overviews as levels; bands in file order without alpha.
 
     A pixel is valid where the file's mask and alpha say so and where `reader.valid_samples` finds samples, not nodata.
 
@@ -31,13 +34,16 @@ class SceneRaster(ReaderBase):
     """
 
     def __init__(self, source: Path | Mapping[str, RemoteObject]) -> None:
+        self._driver = "VRT" if isinstance(source, Path) and source.suffix.lower() == VRT else "GTiff"
         self.uri = str(source) if isinstance(source, Path) else next(iter(source.values())).uri
         self._source = source
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open_datasets: list[Dataset] = []
         bound_cache()
-        self.format = "geotiff"
+        self.format = {"GTiff": "geotiff", "VRT": "vrt"}[self._driver]
+        if isinstance(source, Path) and self._driver == "VRT":
+            _check_sources(source)
         overviews = self._dataset(0).run(self._describe)
         sizes = [self._dataset(index).run(lambda dataset: (dataset.height, dataset.width)) for index in overviews]
         self.levels = make_levels(sizes)
@@ -79,7 +85,7 @@ class SceneRaster(ReaderBase):
         if level not in handles:
             options: dict[str, Any] = {} if level == 0 else {"overview_level": level - 1}
             try:
-                dataset = Dataset(self._source, driver="GTiff", **options)
+                dataset = Dataset(self._source, driver=self._driver, **options)
             except RasterioError as error:
                 why = first_line(error)
                 raise CorruptImageError(f"{self.uri}: TIFF does not open ({why}); copy it again") from None
@@ -114,6 +120,21 @@ class SceneRaster(ReaderBase):
                 dataset.close()
             self._open_datasets.clear()
         self._local = threading.local()
+
+
+def _check_sources(path: Path) -> None:
+    """Refuse a VRT with sources of GDAL's own network code, or that is a script: what it read could not be trusted."""
+    text = path.read_bytes()
+    sources = re.findall(rb"<Source(?:Filename|Dataset)[^>]*>([^<]*)<", text)
+    if any(name.strip().startswith(b"/vsi") or b"://" in name for name in sources):
+        raise ImageFormatError(f"{path}: names files that are not on this machine; list the bands in a .bands.toml")
+    if b"PixelFunctionLanguage" in text:
+        raise ImageFormatError(f"{path}: runs code of its own; write its result to a GeoTIFF first")
+
+
+def vrt_sources(path: Path) -> list[Path]:
+    """Return the files that a VRT reads."""
+    return sorted(Path(name) for name in Dataset(path, driver="VRT").run(lambda dataset: dataset.files)[1:])
 
 
 def _band_name(dataset: Any, index: int, count: int) -> str:

@@ -19,7 +19,7 @@ SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .zarr .png .jpg .jpeg .vrt .jp2".split()  # noqa: SIM905
 )
 """Files that a folder contributes; a file named by itself is always tried, whatever its suffix."""
-MOSAIC = ".mosaic.toml"
+LISTS = (".mosaic.toml", ".bands.toml")
 _ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
 RESERVED = frozenset({"mlflow", "logs", "nightly"})
 JOB = "job.json"
@@ -115,7 +115,7 @@ def _images_below(folder: Path) -> list[Path]:
             # Results and an MLflow store may lie among the images, with pictures in them.
             if not (child / JOB).exists() and not (child / "mlflow.db").exists():
                 images += _images_below(child)
-        elif child.is_dir() or child.suffix.lower() in SUFFIXES or child.name.lower().endswith(MOSAIC):
+        elif child.is_dir() or child.suffix.lower() in SUFFIXES or child.name.lower().endswith(LISTS):
             images.append(child)
     return images
 
@@ -178,7 +178,7 @@ def safe_name(uri: str, *, is_name: bool = False) -> str:
         return re.sub(r"[^\w.-]+", "_", uri).strip("._")[:80] or "image"
     path = uri.split("://", 1)[-1].split("?", 1)[0].rstrip("/\\")
     last = re.split(r"[/\\]", path)[-1]
-    stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$|\.mosaic\.toml$", "", last, flags=re.IGNORECASE)
+    stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$|\.(mosaic|bands)\.toml$", "", last, flags=re.IGNORECASE)
     stem = Path(stem).stem if stem == last else stem
     return re.sub(r"[^\w.-]+", "_", stem).strip("._")[:80] or "image"
 
