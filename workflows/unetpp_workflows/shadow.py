@@ -19,7 +19,7 @@ import numpy as np
 
 from unetpp.errors import ConfigError, UnetppError
 from unetpp.store import NO_DATA
-from unetpp_workflows.config import RunConfig, ShadowConfig
+from unetpp_workflows.config import OutputConfig, RunConfig, ShadowConfig
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.selection import Selection
 from unetpp_workflows.summary import ImageResult, Summary
@@ -98,7 +98,7 @@ def run_shadow(
         update={
             "model": model.uri,
             "shadow": ShadowConfig(),
-            "output": config.output.model_copy(update={"formats": (), "instances": False}),
+            "output": OutputConfig(formats=()),
         }
     )
     second = segment(
