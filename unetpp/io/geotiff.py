@@ -56,7 +56,7 @@ class SceneRaster(ReaderBase):
         self.transform = None if top.transform.is_identity else (a, b, c, d, e, f)
         self.crs = _wkt(top.crs, self.uri)
         self.kind = "scene" if self.crs and self.transform else "image"
-        self.spacing = _spacing(self.transform, top.crs)
+        self.spacing = grid_spacing(self.transform, top.crs)
         return range(1 + len(top.overviews(1)))
 
     def _describe_bands(self, top: Any) -> None:
@@ -156,7 +156,7 @@ def _wkt(crs: Any, uri: str) -> str | None:
         raise ImageFormatError(f"{uri}: its CRS cannot be understood ({first_line(error)})") from None
 
 
-def _spacing(transform: Transform | None, crs: Any) -> Spacing | None:
+def grid_spacing(transform: Transform | None, crs: Any) -> Spacing | None:
     """Return the length of one pixel step in the CRS's own units, as metres or degrees.
 
     Rotated grids: the length of the step's vector. Nominal: in a projection that stretches (web Mercator) the ground

@@ -1,4 +1,4 @@
-"""Reads OME-Zarr images (0.4 and 0.5) and plain Zarr arrays from a folder or a store; knows nothing of our labels."""
+"""Reads OME-Zarr images (0.4 and 0.5), xarray's and plain Zarr arrays from a folder or a store; knows no labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import zarr
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError, UnetppError
 from unetpp.geometry import Box, Spacing
-from unetpp.io.base import Mask, Pixels
+from unetpp.io import cf
+from unetpp.io.base import Kind, Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, first_line, make_levels, valid_samples
+from unetpp.io.remote import zarr_store
 from unetpp.io.tiff import DECODE_ERRORS
 
-AXIS_NAMES = {"channel": "c", "band": "c", "s": "c"}
+AXIS_NAMES = {"channel": "c", "band": "c", "s": "c", **cf.AXES}
 # OME-NGFF unit names, and the short forms that writers use, in micrometres.
 _MICROMETRES = {
     "nanometer": 1e-3,
@@ -36,18 +38,25 @@ class ZarrRaster(ReaderBase):
     """An OME-Zarr multiscale image or one Zarr array as (y, x, channels); samples that are NaN are invalid.
 
     Axes over time or depth must have length 1. An array without axis names is (y, x) or (c, y, x).
-    A chunk that was never written has the array's fill value and counts as data: OME-Zarr has no nodata.
+    A chunk that was never written has the array's fill value and counts as data: OME-Zarr has no nodata. An array that
+    xarray wrote has its CRS, transform and nodata from `unetpp.io.cf`; CF's scale_factor is not applied (`.bands.toml`
+    can); a group of several such arrays is refused, and each is opened by its own path.
 
     Args:
         uri: of the image.
         store: what Zarr reads it from, where that is not the folder of this path.
     """
 
-    kind = "image"
+    kind: Kind = "image"
 
     def __init__(self, uri: str | Path, store: Any = None) -> None:
         self.uri = str(uri)
         node = self._open(uri if store is None else store)
+        group = None
+        if isinstance(node, zarr.Array):
+            group = self._parent(node, store)
+        elif not _ome(node.attrs).get("multiscales"):
+            group, node = self._variable(node)
         if isinstance(node, zarr.Array):
             self.format = f"zarr v{node.metadata.zarr_format}"
             self._arrays = [node]
@@ -61,6 +70,31 @@ class ZarrRaster(ReaderBase):
         self.levels = make_levels([(array.shape[y], array.shape[x]) for array in self._arrays])
         count = self._arrays[0].shape[self._axes.index("c")] if "c" in self._axes else 1
         self.bands = _band_names(node.attrs, count, self.dtype)
+        self._nodata: list[float | None] = []
+        if group is not None and cf.dimensions(node):
+            self._place(cf.place(self.uri, group, node, self.levels[0].height, self.levels[0].width))
+
+    def _place(self, place: cf.Place) -> None:
+        self.crs, self.transform, self.spacing = place.crs, place.transform, place.spacing
+        self.kind = "scene" if self.crs and self.transform else "image"
+        self._nodata = [place.nodata] * len(self.bands)
+        if place.bands is not None and len(place.bands) == len(self.bands):
+            self.bands = place.bands
+
+    def _variable(self, group: Any) -> tuple[Any, Any]:
+        """Return the group and its only array over y and x, as xarray writes it; (None, group) where it has none."""
+        names = cf.data_variables(group)
+        if len(names) > 1:
+            raise ImageFormatError(f"{self.uri}: holds {', '.join(names)}; give the path of one, as in .../{names[0]}")
+        return (group, group[names[0]]) if names else (None, group)
+
+    def _parent(self, array: Any, store: Any) -> Any:
+        """Return the group that an array with named dimensions lies in, for its CRS and coordinates, or None."""
+        if "grid_mapping" not in array.attrs:
+            return None
+        above = self.uri.rstrip("/").rpartition("/")[0]
+        found = self._open(above if store is None else zarr_store(above))
+        return found if isinstance(found, zarr.Group) else None
 
     def _open(self, store: Any) -> Any:
         try:
@@ -135,7 +169,7 @@ class ZarrRaster(ReaderBase):
         kept = [axis for axis in self._axes if axis in ranges]
         pixels = np.asarray(values).transpose([kept.index(axis) for axis in "yxc" if axis in kept])
         pixels = np.ascontiguousarray(pixels.reshape(*box.shape, -1), dtype=self.dtype)
-        return pixels, valid_samples(pixels, ())
+        return pixels, valid_samples(pixels, self._nodata)
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
