@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from PIL import Image
 from scipy.spatial.distance import jensenshannon
 
 from unetpp import commit
+from unetpp.durable import file_sha256
 from unetpp.errors import ArchitectureError
 from unetpp.finalize import finalize
 from unetpp.geometry import Box
@@ -283,3 +286,64 @@ def test_a_store_for_other_classes_is_another_shape(tmp_path: Path, image: Path,
     assert isinstance(fewer, MapStore) and fewer.planes == 2
     with pytest.raises(Exception, match="has shape"):
         _ = fewer.array
+
+
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+import zarr, scipy.sparse.csgraph, skimage.measure
+import unetpp.finalize.attention, unetpp.finalize.pieces, unetpp.finalize.pyramid, unetpp.finalize.vectors
+from unetpp.finalize import finalize
+from unetpp.segment import ShardWorker, pending, prepare_job
+
+def start(folder):
+    child = os.fork()
+    if child:
+        return child
+    options = {"core": 64, "shard": 128, "engine": "torch", "precision": "fp32"}
+    job = prepare_job(sys.argv[1], folder, Path(sys.argv[2]), maps=["probabilities", "uncertainty"], **options)
+    worker = ShardWorker(job)
+    for shard in pending(job):
+        worker.run(shard)
+    worker.close()
+    finalize(job, formats=[])
+    os._exit(0)
+
+whole, killed = Path(sys.argv[3], "whole"), Path(sys.argv[3], "killed")
+began = time.perf_counter()
+assert os.waitpid(start(whole), 0)[1] == 0
+duration = time.perf_counter() - began
+chance, kills = random.Random(5), 0
+for attempt in range(100):
+    child = start(killed)
+    if attempt < 6:
+        time.sleep(chance.uniform(0.2, 0.8) * duration)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if status == 0:
+        break
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+    kills += 1
+print(kills)
+"""
+
+
+def test_killed_at_random_points_maps_end_with_the_same_bytes(
+    tmp_path: Path, pixels: Bytes, tiny_package: Path
+) -> None:
+    large = np.tile(pixels, (2, 2, 1))[:601, :551]
+    Image.fromarray(large).save(tmp_path / "large.png")
+    command = [sys.executable, "-c", KILLER, str(tmp_path / "large.png"), str(tiny_package), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 2
+
+    def written(folder: Path) -> dict[str, str]:
+        files = (path for path in folder.glob("*.ome.zarr/**/*") if path.is_file())
+        return {str(path.relative_to(folder)): file_sha256(path) for path in files}
+
+    expected = written(tmp_path / "whole")
+    assert "uncertainty.ome.zarr/1/c/0/0/0" in expected and "probabilities.ome.zarr/0/c/0/4/4" in expected
+    assert written(tmp_path / "killed") == expected
+    figures = [(tmp_path / name / "finalize/uncertainty.json").read_bytes() for name in ("whole", "killed")]
+    assert figures[0] == figures[1]
