@@ -113,3 +113,31 @@ def test_kernels_that_disagree_with_torch_are_refused(make_package: Callable[...
     engine._network.get_buffer("head").mul_(torch.inf)
     with pytest.raises(EngineError, match="overflows in fp32"):
         engine._check_against_torch(package)
+
+
+def differ(found: NDArray[np.uint8], truth: NDArray[np.uint8], steps: int) -> None:
+    """Check labels and maps (planes, H, W): labels equal but for ties, maps within some steps of 1/254."""
+    assert found.shape == truth.shape and (found[0] == truth[0]).mean() > 0.99
+    assert np.abs(found[1:].astype(int) - truth[1:]).max() <= steps and np.ptp(truth[-1]) > 10
+
+
+def test_labels_and_maps_of_one_graph_on_the_cpus_definitions(make_package: Callable[..., Package]) -> None:
+    package = make_package()
+    engine = object.__new__(TritonEngine)
+    engine.spec = spec = package.spec
+    values = [info.value for info in spec.classes]
+    engine._network = deploy(package.load_model(), mean=spec.mean, std=spec.std, values=values, dtype=torch.float32)
+    image = picture(64, 96)
+    for maps in (("probabilities",), ("uncertainty",), ("probabilities", "uncertainty")):
+        found = engine._function(maps)(torch.from_numpy(image)[None])  # type: ignore[arg-type]
+        differ(found[0].numpy(), TorchEngine(package).layers(image, maps), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "steps"), [("fp32", 1), ("fp16", 8)])
+def test_labels_and_maps_on_the_device(make_package: Callable[..., Package], precision: str, steps: int) -> None:
+    package, image = make_package(), picture(65, 97)
+    engine = choose_engine(package, name="triton", precision=precision)
+    found = engine.layers(image, ("probabilities", "uncertainty"))
+    differ(found, TorchEngine(package).layers(image, ("probabilities", "uncertainty")), steps)
+    assert np.array_equal(found, engine.layers(image, ("probabilities", "uncertainty")))
