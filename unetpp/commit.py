@@ -5,11 +5,16 @@ the job's key, and the object has the recorded size: a power cut may leave an ob
 then read fill values without an error. Bytes that changed in place are found by `verify`, which hashes every object.
 
     commits/<row>.<col>.json
+    commits/journal/<host>-<process>.jsonl      every commit and every revocation, in the order a process made them
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +24,7 @@ from unetpp.durable import file_sha256, output_errors, sync, write_file
 from unetpp.store import LabelStore, Levels
 from unetpp.tiling import Shard
 
-COMMITS = "commits"
+COMMITS, JOURNAL = "commits", "journal"
 STAGES = ("read", "compute", "write")
 
 
@@ -92,6 +97,7 @@ def write(store: LabelStore, record: CommitRecord) -> None:
             folder.mkdir(exist_ok=True)
             sync(store.folder)
     write_file(folder / f"{record.shard}.json", json.dumps(record.to_json(), indent=1).encode())
+    _note(store, "committed", record.shard, record.key)
 
 
 def read(store: LabelStore, shard: Shard) -> CommitRecord | None:
@@ -106,8 +112,11 @@ def read(store: LabelStore, shard: Shard) -> CommitRecord | None:
 def revoke(store: LabelStore, shard: Shard) -> None:
     """Forget that a shard is done, so that the next run makes it again. Raises `OutputError`."""
     path = record_path(store, shard)
+    found = read(store, shard)
     with output_errors(path):
         path.unlink(missing_ok=True)
+    if found is not None:
+        _note(store, "revoked", shard.id, found.key)
 
 
 def is_committed(store: LabelStore, shard: Shard, key: str) -> bool:
@@ -132,6 +141,77 @@ def verify(store: LabelStore, key: str) -> dict[str, str]:
         if fault is not None:
             faults[shard.id] = fault
     return faults
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What records and journals say together about the shards of one job.
+
+    Attributes:
+        shards: of the plan.
+        once: shards with a record of this job and one commit in the journals since the last revocation.
+        unwitnessed: finished shards without a journal line: their worker died between the record and the line.
+        twice: shards that were committed again although they were finished -> by whom.
+        lost: shards without a valid record -> why, and whether a journal says that they were finished once.
+    """
+
+    shards: int
+    once: int
+    unwitnessed: tuple[str, ...]
+    twice: dict[str, str]
+    lost: dict[str, str]
+
+
+def audit(store: LabelStore, key: str) -> Audit:
+    """Compare the records of a job with its journals; hashes nothing, see `verify`.
+
+    Lines of several processes are put in the order of their clocks, so that the hosts' clocks must agree better than
+    the time from a revocation to the next commit of the same shard.
+    """
+    writers: defaultdict[str, list[str]] = defaultdict(list)
+    twice: dict[str, str] = {}
+    for line in sorted(_journal(store), key=lambda line: int(line["time_ns"])):
+        if line["key"] != key:
+            continue
+        made = writers[str(line["shard"])]
+        made.clear() if line["event"] == "revoked" else made.append(str(line["by"]))
+        if len(made) > 1:
+            twice[str(line["shard"])] = ", then ".join(made)
+    once, unwitnessed, lost = 0, [], {}
+    shards = store.plan.shards()
+    for shard in shards:
+        record = read(store, shard)
+        fault = "no valid commit record" if record is None else _fault(store, shard, record, key)
+        if fault is not None:
+            lost[shard.id] = f"{fault}; committed by {writers[shard.id][-1]}" if writers[shard.id] else fault
+        elif not writers[shard.id]:
+            unwitnessed.append(shard.id)
+        else:
+            once += shard.id not in twice
+    return Audit(len(shards), once, tuple(unwitnessed), twice, lost)
+
+
+def _note(store: LabelStore, event: str, shard: str, key: str) -> None:
+    """Append a line to this process's journal; one write, so that threads do not mix. Raises `OutputError`."""
+    by = f"{socket.gethostname()}-{os.getpid()}"
+    line = {"time_ns": time.time_ns(), "event": event, "shard": shard, "key": key, "by": by}
+    path = store.folder / COMMITS / JOURNAL / f"{by}.jsonl"
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write((json.dumps(line) + "\n").encode())
+
+
+def _journal(store: LabelStore) -> Iterator[dict[str, Any]]:
+    """Yield the lines of all journals; a torn one, of a process killed in the middle, is left out."""
+    for path in sorted((store.folder / COMMITS / JOURNAL).glob("*.jsonl")):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and {"time_ns", "event", "shard", "key", "by"} <= line.keys():
+                yield line
 
 
 def _fault(store: LabelStore, shard: Shard, record: CommitRecord, key: str) -> str | None:

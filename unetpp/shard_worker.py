@@ -79,11 +79,17 @@ class ShardWorker:
     def run(self, shard: Shard, attempt: int = 1) -> CommitRecord:
         """Compute, write and commit one shard; what an earlier try left of it is deleted.
 
+        A shard that is committed already is left alone: its worker died before it could say so.
+
         Raises:
             CorruptImageError: the source does not decode there.
             OutputError: the shard or its record cannot be written.
             EngineError: the engine failed.
         """
+        done = commit.committed_record(self.job.store, shard, self.job.key)
+        if done is not None:
+            return done
+        commit.revoke(self.job.store, shard)
         seconds: defaultdict[str, float] = defaultdict(float)
         counts = dict.fromkeys((c.value for c in self.job.classes), 0)
         layers = self._layers(shard, counts, seconds)

@@ -19,7 +19,7 @@ KEY = "a" * 64
 
 
 class Grid:
-    spacing = None
+    spacing = crs = transform = None
 
 
 @pytest.fixture
@@ -127,3 +127,22 @@ def test_compute_limits_while_reading_and_writing_fit_beside_it(
     read: float, compute: float, write: float, limit: str | None
 ) -> None:
     assert commit.limiting_stage({"read": read, "compute": compute, "write": write}) == limit
+
+
+def test_an_audit_tells_lost_shards_and_such_written_twice_from_rewritten_ones(store: LabelStore) -> None:
+    first, second, third, last = (shard.id for shard in store.plan.shards())
+    whole = commit.audit(store, KEY)
+    assert whole == commit.Audit(shards=4, once=4, unwitnessed=(), twice={}, lost={})
+    commit.revoke(store, store.plan.shards()[0])
+    assert list(commit.audit(store, KEY).lost) == [first]
+    save(store, store.plan.shards()[0])  # made anew, as after `verify --repair`
+    assert commit.audit(store, KEY) == whole
+    save(store, store.plan.shards()[1])
+    assert list(commit.audit(store, KEY).twice) == [second] and commit.audit(store, KEY).once == 3
+    commit.record_path(store, store.plan.shards()[2]).unlink()
+    assert "committed by" in commit.audit(store, KEY).lost[third]
+    journal = next((store.folder / "commits/journal").glob("*.jsonl"))
+    journal.write_text(journal.read_text()[:-10])  # the last line is torn: the second commit of the second shard
+    assert commit.audit(store, KEY).twice == {}
+    journal.unlink()
+    assert commit.audit(store, KEY).unwitnessed == (first, second, last)

@@ -274,6 +274,9 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Forget damaged parts: segment then makes them again.")
     ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Also prove from the journals that no shard was lost or written twice.")
+    ] = False,
 ) -> None:
     """Hash every finished shard and product again and name what is damaged or missing.
 
@@ -282,13 +285,15 @@ def verify(
     [bold]Example[/]
 
         unetpp verify out && echo all good
+        unetpp verify out --audit
     """
-    from unetpp_workflows.outputs import print_verification
+    from unetpp_workflows.outputs import print_audit, print_verification
     from unetpp_workflows.prepare.verify import is_store, print_store_verification
 
     if is_store(output):
         raise typer.Exit(print_store_verification(output, standard_output()))
-    raise typer.Exit(print_verification(output, standard_output(), repair=repair))
+    code = print_audit(output, standard_output()) if audit else DONE
+    raise typer.Exit(max(code, print_verification(output, standard_output(), repair=repair)))
 
 
 @app.command()

@@ -101,6 +101,34 @@ def print_verification(output: Path, console: Console, *, repair: bool = False) 
     return PART_FAILED if bad else DONE
 
 
+def print_audit(output: Path, console: Console) -> int:
+    """Say from records and journals whether every shard was written once; returns the exit code."""
+    from unetpp import commit
+    from unetpp.job import SegmentJob
+
+    code = DONE
+    for folder in image_folders(output):
+        try:
+            job = SegmentJob.load(folder)
+            found = commit.audit(job.store, job.key) if job is not None else None
+        except StoreError as error:
+            found = None
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        if found is None:
+            code = PART_FAILED
+            continue
+        for kind, shards in (("lost", found.lost), ("written twice", found.twice)):
+            for shard, text in shards.items():
+                console.print(f"{folder.name}: shard {shard} {kind}: {text}", markup=False, soft_wrap=True)
+        unseen = f", {len(found.unwitnessed)} by a worker that died right after" if found.unwitnessed else ""
+        counts = f"{len(found.lost)} lost, {len(found.twice)} written twice"
+        written = found.once + len(found.unwitnessed)
+        line = f"{folder.name}: {written} of {found.shards} shards written once{unseen}; {counts}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        code = PART_FAILED if found.lost or found.twice else code
+    return code
+
+
 def redraw_reports(output: Path, console: Console) -> int:
     """Write every image's report page again, and that of the whole output folder; returns the exit code."""
     from unetpp_workflows.archive_page import write_archive_page

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from unetpp import commit
 from unetpp.commit import CommitRecord
 from unetpp.errors import EngineError
 from unetpp.segment import SegmentJob, pending
@@ -160,3 +161,21 @@ def test_workers_start_from_a_folder_with_a_space(tmp_path: Path) -> None:
         [python, "-c", IN_AN_ENVIRONMENT], capture_output=True, text=True, env=environment, timeout=200, check=False
     )
     assert ended.stdout.split() == ["blue"], ended.stderr
+
+
+def test_a_commit_that_the_driver_never_heard_of_is_not_made_again(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, records: Callable[[SegmentJob], dict[str, tuple[int, int]]]
+) -> None:
+    class Mute(ShardActor):
+        def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
+            result = super().run(job, shard, attempt)
+            if shard == "1.1" and attempt == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+    monkeypatch.setattr(ray_executor, "ShardActor", Mute)
+    job = prepare(engine="torch", shard=128)
+    assert run_ray([job], workers=1) == (Outcome(12),)
+    assert json.loads((job.out / "commits/1.1.json").read_text())["attempt"] == 1
+    found = commit.audit(job.store, job.key)
+    assert (found.once, found.twice, found.lost, found.unwitnessed) == (12, {}, {}, ())
