@@ -6,7 +6,7 @@ BENCH := .venv-peers/bin/python
 BENCH_STAMP := .venv-peers/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup demo test check slow cluster-test kernels kernels-update speed peers cpu-bench bench-train read-bench papers gpu-bench wheel-test clean
+.PHONY: help setup demo test check slow cluster-test kernels kernels-update speed peers cpu-bench bench-train read-bench archive-bench papers gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -19,6 +19,7 @@ help:
 	@echo "make speed       measure engines and segmentation, update the README (quiet machine, 10 minutes)"
 	@echo "make cpu-bench   compare CPU engines with other libraries, update the README (quiet machine, UNETPP_DATA, 10 minutes)"
 	@echo "make bench-train measure training beside other libraries and with two workers, update the README (quiet machine, 25 minutes)"
+	@echo "make archive-bench  measure segment on 0.1 and 1 gigapixel, update the README (quiet machine, UNETPP_DATA, half an hour)"
 	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
 	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
@@ -68,6 +69,10 @@ speed: $(STAMP)
 bench-train: $(STAMP) $(BENCH_STAMP)
 	@PYTHONPATH=.:kernels:tests/benchmarks $(BENCH) tests/benchmarks/train.py
 	@$(PY) tests/benchmarks/scaling.py
+	@$(PY) tests/readme.py
+
+archive-bench: $(STAMP)
+	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/archive.py
 	@$(PY) tests/readme.py
 
 read-bench: $(STAMP)

@@ -229,6 +229,32 @@ def papers() -> str:
     return "\n".join(lines)
 
 
+def archive() -> str:
+    path = ROOT / "tests/benchmarks/archive.json"
+    if not path.is_file():
+        return "Not measured."
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "| slide | written Mpx/s, end to end | shards alone | engine alone | share of the engine | peak PSS MB | limits |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for name, row in facts["rows"].items():
+        speeds = f"{row['written_mpx_s']:.2f} | {row['shards_written_mpx_s']:.2f}"
+        lines.append(
+            f"| {name} | {speeds} | {row['engine_alone']['written_mpx_s']:.2f} | {row['share']:.0%} | "
+            f"{row['peak_pss_mb']} | {row['limited_by']} |"
+        )
+    loads = ", ".join(f"{row['load']}" for row in facts["rows"].values())
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines += [
+        "",
+        f"`{facts['model']}` without a tissue mask, {facts['workers']} workers, polygons and pyramid included; the engine "
+        f"alone on interior tiles, before and after; mean load {loads}; {facts['cpu']}, {facts['cores']} cores; "
+        f"{versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
 def read() -> str:
     path = ROOT / "tests/benchmarks/read.json"
     if not path.is_file():
@@ -272,7 +298,7 @@ def _first_clause(path: Path) -> str:
 
 def render(text: str) -> str:
     parts = {"models": models, "speed": speed, "cpu": cpu, "train": train, "gpu": gpu, "read": read}
-    parts |= {"papers": papers, "tree": tree}
+    parts |= {"papers": papers, "archive": archive, "tree": tree}
     for name, part in parts.items():
         content = part()
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
