@@ -235,7 +235,7 @@ def archive() -> str:
         return "Not measured."
     facts = json.loads(path.read_text(encoding="utf-8"))
     lines = [
-        "| slide | written Mpx/s, end to end | shards alone | engine alone | share of the engine | peak PSS MB | limits |",
+        "| slide | written Mpx/s, end to end | shards alone | engine alone | share of it | peak PSS MB | limits |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     for name, row in facts["rows"].items():
@@ -248,8 +248,8 @@ def archive() -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines += [
         "",
-        f"`{facts['model']}` without a tissue mask, {facts['workers']} workers, polygons and pyramid included; the engine "
-        f"alone on interior tiles, before and after; mean load {loads}; {facts['cpu']}, {facts['cores']} cores; "
+        f"`{facts['model']}` without a tissue mask, {facts['workers']} workers, polygons and pyramid included; the "
+        f"engine alone on interior tiles, before and after; mean load {loads}; {facts['cpu']}, {facts['cores']} cores; "
         f"{versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
     ]
     return "\n".join(lines)
