@@ -51,6 +51,15 @@ def test_help_imports_nothing_heavy() -> None:
 COMMANDS = ["demo", "segment", "plan", "status", "verify", "train", "report", "doctor"]
 
 
+def test_doctor_lists_the_formats_that_a_test_proves_and_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, text = call("doctor", "--formats")
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert code == 0
+    assert "test_dicom.py::test_every_level_has_the_pixels_of_its_tiles" in lines["DICOM whole slide"]
+    assert "should work, no test" in lines["Hamamatsu NDPI"]
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "models register"])
 def test_help_of_every_command_shows_an_example(command: str) -> None:
     code, text = call(*command.split(), "--help")

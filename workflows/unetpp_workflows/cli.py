@@ -320,16 +320,23 @@ def doctor(
     bench: Annotated[
         bool, typer.Option("--bench", help="Also measure the engine here, for `unetpp plan` (a minute).")
     ] = False,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="Only list the image formats: proven by a test, or should work.")
+    ] = False,
 ) -> None:
     """Say what this machine and installation can do: versions, processor, GPU, engines, formats, disk, registry.
 
     [bold]Example[/]
 
         unetpp doctor --bench
+        unetpp doctor --formats
     """
     from unetpp_workflows import doctor as checks
 
     console = standard_output()
+    if formats:
+        checks.print_formats(console)
+        raise typer.Exit(DONE)
     findings = checks.examine(output, tracking_uri)
     checks.print_findings(findings, console)
     if bench:

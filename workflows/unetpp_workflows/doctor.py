@@ -102,6 +102,19 @@ def print_bench(console: Console) -> None:
     console.print(f"kept for `unetpp plan` in {estimates.save(package.spec.architecture, rows)}", soft_wrap=True)
 
 
+def print_formats(console: Console) -> None:
+    """Print every image format: who reads it, how it is read from afar, and the test that proves its pixels."""
+    from unetpp.io.formats import FORMATS
+
+    table = Table("format", "reader", "remote", "proven by", box=None, pad_edge=False, header_style="bold")
+    for entry in FORMATS:
+        proof = escape(entry.proof) if entry.proof else "[yellow]should work, no test[/]"
+        table.add_row(entry.name, entry.reader, entry.remote, proof)
+    console.print(table)
+    proven = sum(bool(entry.proof) for entry in FORMATS)
+    console.print(f"{proven} of {len(FORMATS)} proven; remote: read in ranges of bytes, staged as a local copy, or no")
+
+
 def _versions() -> Iterator[Finding]:
     versions = software()
     yield Finding("python", "ok", f"{versions.pop('python')} on {versions.pop('platform')}")

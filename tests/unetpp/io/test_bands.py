@@ -23,6 +23,7 @@ def _list(folder: Path, text: str, name: str = "scene.bands.toml") -> Path:
     return path
 
 
+@pytest.mark.proves("bands of several files (.bands.toml)")
 def test_bands_of_several_files_scaled_and_named(make: Any) -> None:
     one, four = make.noise((70, 90, 1), np.uint16), make.noise((70, 90, 4), np.uint16, seed=1)
     one[3, 4] = 9999
@@ -103,6 +104,7 @@ def _vrt(folder: Path, *files: str) -> Path:
     return path
 
 
+@pytest.mark.proves("VRT of local files")
 def test_a_vrt_stacks_its_files(make: Any) -> None:
     planes = [make.noise((70, 90, 1), np.uint16, seed=i) for i in range(2)]
     for i, plane in enumerate(planes):

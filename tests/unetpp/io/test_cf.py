@@ -29,6 +29,7 @@ def _scene(make: Any, dtype: str = "uint16", names: tuple[str, str] = ("y", "x")
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.proves("xarray's Zarr with CRS")
 def test_what_rioxarray_writes_is_read_as_rioxarray_reads_it(
     make: Any, tmp_path: Path, zarr_format: Any, dtype: str
 ) -> None:

@@ -23,6 +23,7 @@ def _levels(make: Any, seed: int = 0) -> list[np.ndarray]:
     return [np.asarray(Image.fromarray(small).resize((n, n * 18 // 25))) for n in (1000, 500, 250)]
 
 
+@pytest.mark.proves("DICOM whole slide")
 def test_every_level_has_the_pixels_of_its_tiles(make: Any, boxes: Callable[..., list[Box]], tmp_path: Path) -> None:
     truth = write_slide(tmp_path / "slide", _levels(make), 0.5)
     for path in (tmp_path / "slide", tmp_path / "slide/level0.dcm", tmp_path / "slide/level2.dcm"):

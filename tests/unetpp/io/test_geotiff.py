@@ -38,6 +38,7 @@ def _gdal(path: Path, box: Box, level: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SCENES)
+@pytest.mark.proves("GeoTIFF, COG")
 def test_every_level_equals_rasterio(data_dir: Path, boxes: Callable[..., list[Box]], name: str) -> None:
     path = data_dir / name
     with open_raster(path) as raster, rasterio.open(path) as file:

@@ -95,6 +95,7 @@ def scene(path: Path, pixels: Bytes, *, x: float, y: float, size: float = 0.5, c
 
 
 @pytest.mark.parametrize("rule", ["first", "last"])
+@pytest.mark.proves("mosaics (.mosaic.toml)")
 def test_overlaps_follow_the_rule_and_nodata_never_wins(tmp_path: Path, rule: str) -> None:
     rng = np.random.default_rng(1)
     names = []

@@ -31,6 +31,7 @@ def _openslide_pixels(path: Path, box: Box, level: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [CMU, TCGA, GIARDIA])
+@pytest.mark.proves("Aperio SVS", "tiled RGB TIFF pyramid")
 def test_level_0_equals_openslide(data_dir: Path, boxes: Callable[..., list[Box]], name: str) -> None:
     with open_raster(data_dir / name) as raster:
         assert raster.kind == "slide"

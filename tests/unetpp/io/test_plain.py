@@ -20,6 +20,7 @@ from unetpp.io import open_raster
 
 
 @pytest.mark.parametrize("folder", ["dsb2018/images", "dubai/images", "camvid_video/frames"])
+@pytest.mark.proves("PNG, JPEG")
 def test_real_photos_equal_pillow(data_dir: Path, boxes: Callable[..., list[Box]], folder: str) -> None:
     path = min(x for x in (data_dir / folder).rglob("*") if x.suffix in (".png", ".jpg", ".jpeg"))
     with Image.open(path) as photo:
@@ -31,6 +32,7 @@ def test_real_photos_equal_pillow(data_dir: Path, boxes: Callable[..., list[Box]
 
 
 @pytest.mark.parametrize("name", ["grey.png", "grey.jpg", "grey.bmp"])
+@pytest.mark.proves("BMP")
 def test_grey_becomes_rgb(make: Any, name: str) -> None:
     path = make.folder / name
     Image.fromarray(make.noise((30, 40))).save(path)
@@ -69,6 +71,7 @@ def test_16_bit_png_keeps_its_samples(make: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.proves("other TIFF")
 def test_pyramidal_tiff_equals_tifffile(make: Any, boxes: Callable[..., list[Box]], dtype: str) -> None:
     levels = [make.noise((200, 260), dtype), make.noise((100, 130), dtype, seed=1)]
     path = make.pyramid(levels)
@@ -97,6 +100,7 @@ def test_print_resolution_is_unknown_spacing(make: Any, grey: bool) -> None:
         assert raster.spacing is None
 
 
+@pytest.mark.proves("OME-TIFF")
 def test_ome_spacing_and_nan(make: Any) -> None:
     pixels = make.noise((20, 30), "float32")
     pixels[3, 4] = np.nan
@@ -104,7 +108,9 @@ def test_ome_spacing_and_nan(make: Any) -> None:
     tifffile.imwrite(path, pixels, metadata={"axes": "YX", "PhysicalSizeX": 0.3, "PhysicalSizeY": 0.4})
     with open_raster(path) as raster:
         assert raster.spacing == Spacing(0.4, 0.3, "um")
-        assert np.argwhere(~raster.read(Box(0, 0, 20, 30)).valid).tolist() == [[3, 4]]
+        window = raster.read(Box(0, 0, 20, 30))
+        assert np.argwhere(~window.valid).tolist() == [[3, 4]]
+        np.testing.assert_array_equal(window.pixels[..., 0], pixels)
 
 
 def test_image_bomb_is_refused_before_it_decodes(make: Any) -> None:

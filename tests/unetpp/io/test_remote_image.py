@@ -94,6 +94,7 @@ MAKERS = [_scene, _scene_with_sidecars, _deep, _ome_zarr, _photo, _slide]
 
 
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__.strip("_"))
+@pytest.mark.proves("at s3://", "at http://, https://")
 def test_remote_equals_local_under_faults(
     make: Any, boxes: Callable[..., list[Box]], object_store: ObjectStore, maker: Callable[[Any], Path]
 ) -> None:

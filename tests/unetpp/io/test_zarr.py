@@ -57,6 +57,7 @@ def _last(image: Pixels, axes: str) -> Pixels:
 
 @pytest.mark.parametrize("version", FORMATS)
 @pytest.mark.parametrize("axes", ["yx", "cyx", "zyx", "czyx", "tczyx"])
+@pytest.mark.proves("OME-Zarr 0.4 and 0.5")
 def test_ome_zarr_is_read_pixel_for_pixel(tmp_path: Path, version: str, axes: str) -> None:
     image = _ome(tmp_path / "a.zarr", version, axes)
     with open_raster(tmp_path / "a.zarr") as raster:
@@ -131,6 +132,7 @@ def test_scale_of_the_whole_multiscale_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("axes", ["yx", "xy", *map("".join, permutations("cyx"))])
+@pytest.mark.proves("Zarr v2 and v3 arrays")
 def test_plain_array_in_every_axis_order(tmp_path: Path, zarr_format: Any, axes: str) -> None:
     image = _noise(*({"c": 4, "y": 21, "x": 33}[axis] for axis in axes), dtype=np.int16)
     names = {"dimension_names": tuple(axes)} if zarr_format == 3 else {"attributes": {"_ARRAY_DIMENSIONS": list(axes)}}
