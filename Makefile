@@ -54,7 +54,7 @@ slow: $(STAMP)
 	@$(PY) -m pytest -m slow --timeout 3600
 
 cluster-test: $(STAMP)
-	@$(PY) -m pytest tests/cluster --timeout 3600
+	@$(PY) -m pytest tests/cluster tests/workflows/test_nightly_server.py --timeout 3600
 
 kernels: $(STAMP)
 	@$(PY) tests/kernels/gate.py

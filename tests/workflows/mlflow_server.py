@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,8 @@ class Server:
 
     uri: str
     password: str
-    artifacts: Path
+    artifacts: str
+    restart: Callable[[], None]
 
     def environment(self, user: str = ADMIN, password: str | None = None) -> dict[str, str]:
         """Return what MLflow's client reads a user from."""
@@ -84,11 +85,16 @@ def database() -> Iterator[Database]:
 
 
 @contextmanager
-def server(database: Database, folder: Path) -> Iterator[Server]:
-    """Start an MLflow server that keeps artifacts itself and asks for a name and a password."""
+def server(database: Database, folder: Path, artifacts: str | None = None, **settings: str) -> Iterator[Server]:
+    """Start an MLflow server that asks for a name and a password; clients send artifacts through it.
+
+    Args:
+        artifacts: where it keeps them: a URI, or in `folder`.
+        settings: environment variables of the server.
+    """
     pytest.importorskip("psycopg", reason="needs psycopg: pip install unetpp[server]")
     store, users = database.create("mlflow"), database.create("users")
-    password, artifacts = secrets.token_urlsafe(16), folder / "artifacts"
+    password, artifacts = secrets.token_urlsafe(16), artifacts or str(folder / "artifacts")
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users}\nadmin_username = {ADMIN}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
@@ -99,24 +105,37 @@ def server(database: Database, folder: Path) -> Iterator[Server]:
         port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", store, "--artifacts-destination", str(artifacts), "--app-name", "basic-auth",
+        "--backend-store-uri", store, "--artifacts-destination", artifacts, "--app-name", "basic-auth",
     ]  # fmt: skip
     environment = {
         **os.environ,
+        **settings,
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        with (folder / "server.log").open("ab") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True))
+        _wait(lambda: _healthy(port), processes[-1], str(folder / "server.log"))
+
+    def stop() -> None:
+        os.killpg(processes[-1].pid, 15)  # it starts workers
+        processes[-1].wait(60)
+
+    def restart() -> None:
+        stop()
+        start()
+
     try:
-        _wait(lambda: _healthy(port), process, str(folder / "server.log"))
-        yield Server(f"http://127.0.0.1:{port}", password, artifacts)
+        start()
+        yield Server(f"http://127.0.0.1:{port}", password, artifacts, restart)
     finally:
-        os.killpg(process.pid, 15)  # it starts workers
-        process.wait(60)
+        stop()
 
 
 def _program(name: str) -> Path | None:

@@ -79,7 +79,7 @@ def test_promote_and_roll_back_with_users(
     assert register(112, alias="challenger") == "2"
     found = resolve("models:/ink@challenger", cache=tmp_path / "cache")
     assert found.digest == load_package(tmp_path / "p112").digest  # through the proxy
-    assert list(running.artifacts.rglob("weights.safetensors")), "the server keeps the files"
+    assert list(Path(running.artifacts).rglob("weights.safetensors")), "the server keeps the files"
     decision = promote("ink", store, gates=GATES)
     client = init_store(running.uri)
     assert decision.outcome == "promoted" and decision.by.startswith("scientist@")

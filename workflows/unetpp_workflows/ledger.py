@@ -138,7 +138,9 @@ def _kind(before: tuple[str | None, str] | None, entry: Entry, source: Source) -
     if before[0] != entry.stamp or before[1] == "changed":
         return "changed"
     record = ImageRecord.read(source.folder)
-    return None if record is not None and record.status in _FINISHED and before[1] in _FINISHED else "again"
+    # With a warning it is segmented but not recorded: that is made up for.
+    finished = record is not None and record.status in _FINISHED and record.warning is None
+    return None if finished and before[1] in _FINISHED else "again"
 
 
 def stamp(uri: str) -> str | None:
