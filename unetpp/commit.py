@@ -100,6 +100,19 @@ def write(store: LabelStore, record: CommitRecord) -> None:
     _note(store, "committed", record.shard, record.key)
 
 
+def listed(store: LabelStore) -> frozenset[str]:
+    """Return the ids of the shards that have a record file, valid or not.
+
+    One listing instead of one failing open per shard: on network storage each of those is a round trip.
+    """
+    folder = store.folder / COMMITS
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(name.removesuffix(".json") for name in names)
+
+
 def read(store: LabelStore, shard: Shard) -> CommitRecord | None:
     """Return a shard's record, or None where there is none that can be read."""
     try:

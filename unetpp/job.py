@@ -225,7 +225,12 @@ def mask_hash(mask: NDArray[np.bool_]) -> str:
 
 def pending(job: SegmentJob) -> list[Shard]:
     """Return the shards that are not committed yet, row by row."""
-    return [shard for shard in job.plan.shards() if not commit.is_committed(job.store, shard, job.key)]
+    listed = commit.listed(job.store)
+    return [
+        shard
+        for shard in job.plan.shards()
+        if shard.id not in listed or not commit.is_committed(job.store, shard, job.key)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

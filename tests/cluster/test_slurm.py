@@ -109,20 +109,6 @@ def test_an_array_of_parts_requeued_in_the_middle_is_the_whole(cluster: Slurm, a
 
 
 @pytest.mark.slow
-def test_one_ray_cluster_over_the_job_requeued_in_the_middle(cluster: Slurm, archive: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    options = ["--parsable", "--nodes=1", "--cpus-per-task=1", f"--output={tmp_path}/ray-%j.txt"]
-    number = cluster.run("sbatch", *options, FOLDER / "segment.sbatch", archive, "nuclei", output)
-    before = first_commit(output)
-    cluster.requeue(number)
-    assert cluster.wait(number)["JobState"] == "COMPLETED", _logs(tmp_path)
-    assert cluster.job(number)["Restarts"] == "1"
-    assert {file: file.stat().st_mtime_ns for file in before} == before
-    record = ImageRecord.read(output / "slide")
-    assert record is not None and record.status == "done" and record.executor["kind"] == "ray"
-
-
-@pytest.mark.slow
 def test_a_training_out_of_time_queues_itself_again(cluster: Slurm, tmp_path: Path) -> None:
     seed, output = tmp_path / "seed", tmp_path / "run"
     # `smoke` draws its own images; a training that stops at once leaves the store of them.

@@ -88,3 +88,30 @@ def test_an_image_that_vanished_fails_the_job(two_jobs: list[SegmentJob], image)
 def test_one_line_names_foreign_errors() -> None:
     assert one_line(ValueError("")) == "ValueError: no message"
     assert one_line(OutputError("full")) == "full"
+
+
+def test_many_waiting_shards_take_a_few_bytes_each(two_jobs: list[SegmentJob]) -> None:
+    import tracemalloc
+    from dataclasses import replace
+
+    job = two_jobs[0]
+    large = replace(job, plan=replace(job.plan, height=job.plan.shard * 200, width=job.plan.shard * 200))
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    queue = ShardQueue([large])
+    kept = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert len(queue) == 40_000 and kept < 8 * len(queue)
+    first = queue.take()
+    assert first is not None and first.attempt == 1
+
+
+def test_shards_given_up_in_the_middle_are_named_once(two_jobs: list[SegmentJob]) -> None:
+    queue = ShardQueue(two_jobs[:1], attempts=2)
+    total = len(queue)
+    first, second = queue.take(), queue.take()
+    assert first is not None and second is not None
+    queue.settle(first, Result(error="flaky"))
+    queue.settle(second, Result(error="disk full", job_failed=True))
+    assert len(queue) == 0 and queue.take() is None
+    assert len(queue.outcomes()[0].failed) == total and set(queue.outcomes()[0].failed.values()) == {"disk full"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -83,20 +84,31 @@ class ShardQueue:
         self._on_commit = on_commit
         self._done = [0] * len(self.jobs)
         self._failed: list[dict[str, str]] = [{} for _ in self.jobs]
-        self._tasks = deque(self._pending())
+        # Four bytes per shard: a driver may have ten million. Tasks are made when they are taken.
+        self._fresh = [self._pending(job) for job in self.jobs]
+        self._waiting = sum(map(len, self._fresh))
+        self._job, self._place = 0, 0
+        self._again: deque[Task] = deque()
 
     def __len__(self) -> int:
         """Return how many tasks wait; running ones may still come back."""
-        return len(self._tasks)
+        return self._waiting + len(self._again)
 
     @property
     def retrying(self) -> bool:
         """Say whether the next task failed before."""
-        return bool(self._tasks) and self._tasks[0].attempt > 1
+        return not self._waiting and bool(self._again)
 
     def take(self) -> Task | None:
         """Return the next task, None when none waits."""
-        return self._tasks.popleft() if self._tasks else None
+        if not self._waiting:
+            return self._again.popleft() if self._again else None
+        while self._place >= len(self._fresh[self._job]):
+            self._job, self._place = self._job + 1, 0
+        row, column = divmod(self._fresh[self._job][self._place], self.jobs[self._job].plan.grid_shape[1])
+        self._place += 1
+        self._waiting -= 1
+        return Task(self._job, f"{row}.{column}")
 
     def settle(self, task: Task, result: Result) -> None:
         """Count a finished task."""
@@ -108,26 +120,36 @@ class ShardQueue:
                 self._on_commit(self.jobs[task.job], CommitRecord.from_json(result.record))
             return
         if not result.job_failed and task.attempt < self._attempts:
-            self._tasks.append(Task(task.job, task.shard, task.attempt + 1))
+            self._again.append(Task(task.job, task.shard, task.attempt + 1))
             return
         self._fail(task, result.error)
         if result.job_failed:
-            hopeless = [other for other in self._tasks if other.job == task.job]
-            self._tasks = deque(other for other in self._tasks if other.job != task.job)
-            for other in hopeless:
-                self._fail(other, result.error)
+            self._give_up(task.job, result.error)
 
     def outcomes(self) -> tuple[Outcome, ...]:
         """Return one outcome per job, in the order of the jobs."""
         return tuple(Outcome(done, failed) for done, failed in zip(self._done, self._failed, strict=True))
 
-    def _pending(self) -> Iterator[Task]:
+    def _pending(self, job: SegmentJob) -> array[int]:
+        """Return the places, row by row, of a job's shards that this run is to compute."""
         from unetpp.segment import pending
 
-        for index, job in enumerate(self.jobs):
-            for shard in pending(job):
-                if self._only is None or self._only(job, shard):
-                    yield Task(index, shard.id)
+        columns = job.plan.grid_shape[1]
+        mine = (shard for shard in pending(job) if self._only is None or self._only(job, shard))
+        return array("I", (shard.row * columns + shard.col for shard in mine))
+
+    def _give_up(self, job: int, message: str) -> None:
+        """Fail every waiting shard of a job."""
+        columns = self.jobs[job].plan.grid_shape[1]
+        first = self._place if job == self._job else 0
+        fresh = self._fresh[job][first:] if job >= self._job else array("I")
+        del self._fresh[job][len(self._fresh[job]) - len(fresh) :]
+        self._waiting -= len(fresh)
+        for place in fresh:
+            self._failed[job]["{}.{}".format(*divmod(place, columns))] = message
+        for other in [other for other in self._again if other.job == job]:
+            self._again.remove(other)
+            self._fail(other, message)
 
     def _fail(self, task: Task, message: str) -> None:
         self._failed[task.job][task.shard] = message

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from unetpp.segment import SegmentJob
 
 _OBJECT_STORE_BYTES = 100 * 2**20
+_PAYLOADS_KEPT = 256
 _STARTS = 4
 """Ray gives its own processes 30 s to start, which is too short on a busy machine."""
 _LONGEST_TEMP = 24
@@ -106,7 +108,8 @@ class _Actors:
         import ray
 
         self._queue = queue
-        self._payloads = [job.to_json() for job in queue.jobs]
+        # Made when asked for: a driver may have a million jobs, and works on a few at a time.
+        self._payload = lru_cache(_PAYLOADS_KEPT)(lambda index: queue.jobs[index].to_json())
         gpus = _gpu_share(queue.jobs, workers, ray.cluster_resources().get("GPU", 0.0))
         options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         options["max_concurrency"] = SHARDS_PER_SLOT
@@ -139,7 +142,7 @@ class _Actors:
         """Give tasks to actors; False when nothing is left to wait for."""
         while (actor := self._freest()) is not None and (task := self._queue.take()) is not None:
             self._free[actor] -= _calls(task)
-            reference = actor.run.remote(self._payloads[task.job], task.shard, task.attempt)
+            reference = actor.run.remote(self._payload(task.job), task.shard, task.attempt)
             self._running[reference] = (actor, task)
         return len(self._queue) > 0 or any(task is not None for _, task in self._running.values())
 

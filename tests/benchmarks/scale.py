@@ -1,0 +1,150 @@
+"""What one driver costs at the scale of a million slides: its memory, its seconds, its share of the makespan.
+
+    python tests/benchmarks/scale.py --images 1000000 --gpus 1000
+
+The real plan, job and queue are run against simulated workers: each takes a time per shard that is given, not measured
+here, and is taken away now and then like a spot machine. Only the driver's own work is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import json
+import random
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from unetpp import commit
+from unetpp.commit import CommitRecord
+from unetpp.job import SegmentJob, pending
+from unetpp.segment import prepare_job
+from unetpp_workflows.executors.base import SHARDS_PER_SLOT, Result, ShardQueue, Task
+from unetpp_workflows.machine import cpu_count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--side", type=int, default=30_000, help="pixels of a slide's side; 10 shards and more")
+    parser.add_argument("--gpus", type=int, default=1000)
+    parser.add_argument("--mpx", type=float, default=100.0, help="Mpx/s of a GPU end to end; an assumption")
+    parser.add_argument("--lost", type=float, default=0.01, help="share of shards whose worker is taken away")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(options, Path(folder)), indent=1))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the figures; seconds are of one core of this machine, on storage that answers at once."""
+    template = _template(folder, options.side)
+    shards = len(template.plan.shards())
+    before, clock = _rss(), time.process_time()
+    text = json.dumps(template.to_json())
+    jobs = [_job(text, folder, index) for index in range(options.images)]
+    made = time.process_time() - clock
+    clock = time.process_time()
+    queue = ShardQueue(jobs)
+    queued = time.process_time() - clock
+    rss = _rss()
+    total = len(queue)
+    scheduled, makespan, lost = _simulate(queue, options, template)
+    check = _commit_check(template)
+    outcomes = queue.outcomes()
+    assert sum(outcome.done for outcome in outcomes) == total and not any(outcome.failed for outcome in outcomes)
+    driver = made + queued + scheduled
+    return {
+        "images": options.images,
+        "shards": total,
+        "shards per image": shards,
+        "peak RSS in GiB": round(rss / 2**30, 3),
+        "bytes per shard": round((rss - before) / total, 1),
+        "seconds": {
+            "jobs": round(made, 2),
+            "queue": round(queued, 2),
+            "scheduling": round(scheduled, 2),
+            "commit check, of all": round(check * total, 2),
+        },
+        "makespan in s (simulated)": round(makespan, 1),
+        "driver's share of the makespan": round(driver / makespan, 5),
+        "share of a run that finds all shards done and checks them": round((driver + check * total) / makespan, 5),
+        "shards computed again": lost,
+        "cores": cpu_count(),
+    }
+
+
+def _template(folder: Path, side: int) -> SegmentJob:
+    """Return the real job of a small picture with the plan of a large one."""
+    from dataclasses import replace
+
+    import numpy as np
+    from PIL import Image
+
+    from unetpp.package import bundled_package
+    from unetpp.tiling import make_plan
+
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "image.png")
+    job = prepare_job(folder / "image.png", folder / "image", bundled_package("landcover"), engine="torch")
+    plan = make_plan(side, side, halo=job.plan.halo, multiple=job.plan.multiple, core=2048, shard=8192)
+    return replace(job, plan=plan)
+
+
+def _job(text: str, folder: Path, index: int) -> SegmentJob:
+    """Return a job that shares nothing with another, as they are prepared one by one."""
+    name = f"slide-{index:07d}"
+    own = {"uri": f"s3://archive/{name}.svs", "out": str(folder / name), "key": f"{index:064x}"}
+    return SegmentJob.from_json({**json.loads(text), **own})
+
+
+def _simulate(queue: ShardQueue, options: argparse.Namespace, template: SegmentJob) -> tuple[float, float, int]:
+    """Return the driver's seconds, the simulated makespan and how many shards were lost with a worker."""
+    chance = random.Random(0)  # noqa: S311 (no secret)
+    seconds = template.plan.shard**2 / 1e6 / options.mpx
+    record = _record(template).to_json()
+    events: list[tuple[float, int, Task]] = []
+    order = itertools.count()
+    now, lost = 0.0, 0
+    clock = time.process_time()
+    for _ in range(options.gpus * SHARDS_PER_SLOT):
+        if (task := queue.take()) is not None:
+            heapq.heappush(events, (now + SHARDS_PER_SLOT * seconds * chance.uniform(0.8, 1.2), next(order), task))
+    while events:
+        now, _, task = heapq.heappop(events)
+        if task.attempt == 1 and chance.random() < options.lost:
+            lost += 1
+            queue.settle(task, Result(error="taken away"))
+        else:
+            queue.settle(task, Result(record=record))
+        if (following := queue.take()) is not None:
+            heapq.heappush(events, (now + SHARDS_PER_SLOT * seconds * chance.uniform(0.8, 1.2), next(order), following))
+    return time.process_time() - clock, now, lost
+
+
+def _record(job: SegmentJob) -> CommitRecord:
+    counts = {entry.value: 1 for entry in job.classes}
+    return CommitRecord(shard="0.0", key=job.key, sha256=None, size=0, valid_px=0, counts=counts)
+
+
+def _commit_check(template: SegmentJob) -> float:
+    """Return the seconds of a core that looking after one committed shard takes."""
+    from dataclasses import replace
+
+    shards = template.plan.shards()
+    for shard in shards:
+        commit.write(template.store, replace(_record(template), shard=shard.id))
+    clock, rounds = time.process_time(), 50
+    for _ in range(rounds):
+        assert not pending(template)
+    return (time.process_time() - clock) / rounds / len(shards)
+
+
+def _rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
