@@ -6,7 +6,7 @@ BENCH := .venv-peers/bin/python
 BENCH_STAMP := .venv-peers/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup demo test check slow cluster-test kernels kernels-update speed peers cpu-bench bench-train read-bench archive-bench papers gpu-bench wheel-test clean
+.PHONY: help setup viewer demo test check slow cluster-test kernels kernels-update speed peers cpu-bench bench-train read-bench view-bench archive-bench papers gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -25,6 +25,8 @@ help:
 	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
 	@echo "make peers       make the environment of cpu-bench, .venv-peers (1.6 GB), apart from ours"
 	@echo "make wheel-test  build the wheel and run the demo from it in an empty environment"
+	@echo "make viewer      build the page of unetpp view (needs npm; part of make setup where npm is)"
+	@echo "make view-bench  measure unetpp view on a drawn gigapixel result, update the README (two minutes)"
 	@echo "make clean       remove the environment and caches"
 
 setup: $(STAMP)
@@ -35,6 +37,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,server,cluster,export]"
 	@touch $(STAMP)
+	@command -v npm >/dev/null && $(MAKE) --no-print-directory viewer || echo "npm is not here: all but \`unetpp view\` works; install npm, then run make viewer"
+
+VIEWER := workflows/unetpp_workflows/viewer/static/app.js
+
+viewer: $(VIEWER)
+
+$(VIEWER): workflows/viewer/package-lock.json workflows/viewer/build.mjs $(wildcard workflows/viewer/src/*)
+	@cd workflows/viewer && npm ci --no-fund --no-audit --silent && npm run --silent build
 
 demo: $(STAMP)
 	@$(PY) -m unetpp_workflows demo
@@ -79,6 +89,10 @@ read-bench: $(STAMP)
 	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/read.py
 	@$(PY) tests/readme.py
 
+view-bench: $(STAMP) $(VIEWER)
+	@PYTHONPATH=.:kernels:workflows $(PY) tests/benchmarks/view.py
+	@$(PY) tests/readme.py
+
 papers: $(STAMP)
 	@PYTHONPATH=.:kernels $(PY) tests/benchmarks/papers.py
 	@$(PY) tests/readme.py
@@ -102,4 +116,4 @@ wheel-test: $(STAMP)
 	@$(PY) tests/wheel.py
 
 clean:
-	rm -rf .venv .venv-peers dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers workflows/viewer/node_modules workflows/unetpp_workflows/viewer/static dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

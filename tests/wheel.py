@@ -21,6 +21,7 @@ NEEDED = (
     "unetpp_workflows/recipes/nuclei.toml",
     "unetpp_workflows/recipes/landcover.toml",
     "unetpp_kernels/definition.py",
+    *(f"unetpp_workflows/viewer/static/{name}" for name in ("index.html", "app.js", "style.css", "LICENSES.txt")),
 )
 
 

@@ -49,6 +49,7 @@ from unetpp_workflows.cli_options import (
 from unetpp_workflows.cli_prepare import prepare
 from unetpp_workflows.cli_promotion import promote, rollback
 from unetpp_workflows.cli_training import recipes, train
+from unetpp_workflows.cli_view import view
 
 app = typer.Typer(
     name="unetpp",
@@ -61,6 +62,7 @@ app = typer.Typer(
         unetpp segment slide.svs -m nuclei -o out   one slide
         unetpp segment scenes/ -m landcover -o out  every image of a folder
         unetpp status out                           what is done, what is not
+        unetpp view out                             look at it in a browser
 
     Every command can be run again: finished work is kept, the rest is done.
     Exit codes: 0 done, 1 a part failed (its name is printed), 2 wrong usage.
@@ -81,6 +83,7 @@ app.command()(rollback)
 app.command()(lineage)
 app.command()(gc)
 app.command()(nightly)
+app.command()(view)
 
 
 def main() -> None:

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+from starlette.testclient import TestClient
+
+from unetpp_workflows.viewer import app as module
+from unetpp_workflows.viewer.app import create_app
+from unetpp_workflows.viewer.cache import Cache
+
+from .conftest import HEIGHT, HOSTILE, WIDTH, Archives
+
+pytestmark = pytest.mark.usefixtures("page_built")
+
+
+@pytest.fixture
+def client(archives: Archives) -> TestClient:
+    return TestClient(create_app([archives.first, archives.second]), base_url="http://localhost")
+
+
+@pytest.fixture
+def plain(client: TestClient) -> str:
+    return str(entry(client, "plain", "first")["id"])
+
+
+def entry(client: TestClient, name: str, output: str) -> dict[str, Any]:
+    found = client.get("/api/images").json()["images"]
+    return next(e for e in found if e["name"].startswith(name) and e["output"] == output)
+
+
+def picture(client: TestClient, path: str) -> Image.Image:
+    answer = client.get(path)
+    assert answer.status_code == 200, answer.text
+    return Image.open(io.BytesIO(answer.content))
+
+
+def test_source_tiles_are_the_pixels_of_the_picture(client: TestClient, archives: Archives, plain: str) -> None:
+    truth = archives.pixels["plain.png"]
+    right = np.asarray(picture(client, f"/api/images/{plain}/tiles/source/0/0/1"))
+    assert right.shape == (512, 512, 3)
+    # JPEG moves noise of 30 grey levels by some; a tile from another place would differ by far more.
+    assert np.abs(right.astype(int) - truth[:512, 512:1024]).mean() < 4
+    corner = picture(client, f"/api/images/{plain}/tiles/source/0/1/2")
+    assert corner.size == (WIDTH - 1024, HEIGHT - 512)
+    half = np.asarray(picture(client, f"/api/images/{plain}/tiles/source/1/0/0")).astype(float)
+    mean = truth[:700, :1024].reshape(350, 2, 512, 2, 3).mean((1, 3))
+    assert half.shape == (350, 512, 3) and np.abs(half - mean).mean() < 4
+
+
+@pytest.mark.parametrize("z", [0, 1])
+def test_label_tiles_are_the_stored_classes(client: TestClient, archives: Archives, plain: str, z: int) -> None:
+    stored = np.asarray(zarr.open_array(archives.first / "plain" / "labels.ome.zarr/classes" / str(z), mode="r"))
+    tile = picture(client, f"/api/images/{plain}/tiles/labels/{z}/0/{1 - z}?show=0.1")
+    part = stored[:512, 512:1024] if z == 0 else stored[:512, :512]
+    assert tile.mode == "P" and np.array_equal(np.asarray(tile), part) and set(np.unique(part)) == {0, 1}
+    colours = np.asarray(tile.convert("RGBA"))
+    assert (colours[part == 1] == (200, 30, 60, 255)).all()
+    without = np.asarray(picture(client, f"/api/images/{plain}/tiles/labels/{z}/0/{1 - z}?show=0").convert("RGBA"))
+    assert (without[part == 1][:, 3] == 0).all() and (without[part == 0][:, 3] == 255).all()
+
+
+def test_probability_tiles_are_the_stored_map(client: TestClient, archives: Archives, plain: str) -> None:
+    stored = np.asarray(zarr.open_array(archives.first / "plain" / "probabilities.ome.zarr/0", mode="r"))
+    tile = np.asarray(picture(client, f"/api/images/{plain}/tiles/probabilities.1/0/0/1").convert("RGBA"))
+    assert np.array_equal(tile[..., 3], stored[1, :512, 512:1024])
+    assert client.get(f"/api/images/{plain}/tiles/probabilities.2/0/0/0").status_code == 404
+    assert client.get(f"/api/images/{plain}/tiles/uncertainty/0/0/0").status_code == 404
+
+
+def test_the_object_under_a_point_comes_with_its_area(client: TestClient, plain: str) -> None:
+    found = client.get(f"/api/images/{plain}/objects?box=150,430,150,430").json()
+    ink = [f for f in found["features"] if f["properties"]["class"] == "ink"]
+    assert len(ink) == 1 and ink[0]["properties"]["measurements"]["Area px^2"] == 60 * 80
+    assert client.get(f"/api/images/{plain}/objects?box=1,2").status_code == 400
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/images/..%2f..%2fetc%2fpasswd",
+        "/api/images/plain",
+        "/api/images/{id}/tiles/..%2f..%2frecord.json/0/0/0",
+        "/api/images/{id}/tiles/source/99/0/0",
+        "/api/images/{id}/tiles/labels/0/7/0",
+        "/static/..%2fapp.py",
+        "/static/../app.py",
+    ],
+)
+def test_only_what_was_listed_is_found(client: TestClient, plain: str, path: str) -> None:
+    assert client.get(path.replace("{id}", plain)).status_code == 404
+
+
+def test_no_answer_names_a_folder_or_file_of_this_machine(client: TestClient, archives: Archives, plain: str) -> None:
+    for path in ("/api/images", f"/api/images/{plain}", f"/api/images/{plain}/reviews", "/api/images/x"):
+        answer = client.get(path)
+        assert str(archives.first.parent) not in answer.text and "uri" not in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_another_host_name_is_refused_and_a_token_is_asked_for(archives: Archives) -> None:
+    local = create_app([archives.first])
+    assert TestClient(local, base_url="http://evil.example").get("/api/images").status_code == 400
+    word = "secret-ä"
+    guarded = TestClient(create_app([archives.first], hosts=["*"], token=word), base_url="http://any.example")
+    assert guarded.get("/api/images").status_code == 401
+    assert guarded.get("/?token=wrong").status_code == 401
+    assert guarded.get("/static/app.js").status_code == 401
+    entered = guarded.get("/", params={"token": word}, follow_redirects=False)
+    assert entered.status_code == 303 and "token" not in entered.headers["location"]
+    assert "HttpOnly" in entered.headers["set-cookie"] and "strict" in entered.headers["set-cookie"].lower()
+
+
+def test_a_page_that_was_never_built_says_what_to_do(
+    archives: Archives, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetpp.errors import ConfigError
+
+    monkeypatch.setattr(module, "STATIC", tmp_path)
+    with pytest.raises(ConfigError, match="make viewer"):
+        create_app([archives.first])
+
+
+def test_reviews_are_kept_in_order_and_a_torn_line_costs_only_itself(
+    client: TestClient, archives: Archives, plain: str, address: str
+) -> None:
+    path = f"/api/images/{plain}/reviews"
+    log = archives.first / "reviews.jsonl"
+    log.unlink(missing_ok=True)
+    region = [[10, 10], [60, 10], [60, 60]]
+    with ThreadPoolExecutor(8) as pool:
+        sent = [{"verdict": "accepted", "region": region, "note": f"n{k}", "reviewer": "Ada"} for k in range(24)]
+        codes = list(pool.map(lambda body: httpx.post(address + path[1:], json=body).status_code, sent))
+    assert codes == [201] * 24
+    with log.open("ab") as file:
+        file.write(b'{"id": "image", "verdict": "reje')
+    assert client.post(path, json={"verdict": "rejected", "note": "blurred"}).status_code == 201
+    found = client.get(path).json()["reviews"]
+    assert {r["note"] for r in found} == {f"n{k}" for k in range(24)} | {"blurred"}
+    assert found[-1]["id"] == "image" and all(r["when"] and r["reviewer"] for r in found)
+    assert len(log.read_bytes().splitlines()) == 26
+    assert entry(client, "plain", "first")["verdict"] == "rejected"
+    client.post(path, json={"id": "image", "verdict": "withdrawn"})
+    assert entry(client, "plain", "first")["verdict"] is None
+    log.unlink()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        ({"verdict": "great"}, {}, 422),
+        ({"verdict": "to correct", "label": "blood"}, {}, 422),
+        ({"verdict": "accepted", "id": "../../x"}, {}, 422),
+        ({"verdict": "accepted", "region": [[0, 0], [1e300, 0], [1, 1]]}, {}, 422),
+        ({"verdict": "accepted", "path": "/etc"}, {}, 422),
+        ({"verdict": "accepted", "note": "x" * 300_000}, {}, 413),
+        ({"verdict": "accepted"}, {"content-type": "text/plain"}, 415),
+        ({"verdict": "accepted"}, {"sec-fetch-site": "cross-site"}, 403),
+    ],
+)
+def test_what_is_no_review_of_this_page_is_refused(
+    client: TestClient, archives: Archives, plain: str, body: dict[str, Any], headers: dict[str, str], status: int
+) -> None:
+    kinds = {"content-type": "application/json", **headers}
+    answer = client.post(f"/api/images/{plain}/reviews", content=json.dumps(body), headers=kinds)
+    assert answer.status_code == status, answer.text
+    assert not (archives.first / "reviews.jsonl").exists()
+
+
+def test_hostile_names_stay_names(client: TestClient) -> None:
+    assert entry(client, HOSTILE[:4], "first")["name"].startswith("<img")
+
+
+def test_the_cache_stays_within_its_bytes() -> None:
+    made: list[int] = []
+
+    def make(k: int) -> bytes:
+        made.append(k)
+        return bytes(100)
+
+    cache: Cache[bytes] = Cache(1000, len)
+    for k in range(50):
+        cache.get(k, lambda k=k: make(k))  # type: ignore[misc]
+        cache.get(0, lambda: make(0))
+    assert cache.used == 1000 and made == list(range(50))

@@ -1,0 +1,1 @@
+"""Shows finished segmentations in a browser: tiles, objects and reviews; computes no segmentation."""

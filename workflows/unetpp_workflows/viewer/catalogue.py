@@ -1,0 +1,189 @@
+"""Lists the results that are shown and what may be said of them; no path, address or metadata of a file leaves here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unetpp.errors import ConfigError, StoreError, UnetppError
+from unetpp.geometry import Spacing
+from unetpp.job import SegmentJob
+from unetpp.maps import plane_names
+from unetpp_workflows.inputs import JOB
+from unetpp_workflows.outputs import image_folders
+from unetpp_workflows.record import RECORD, ImageRecord
+from unetpp_workflows.report import crs_name
+from unetpp_workflows.viewer.cache import Cache
+from unetpp_workflows.viewer.tiles import SIDE, TileReader, zoom_count
+
+_OPEN_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Result:
+    """One image's folder with its job and, once finished, its record."""
+
+    id: str
+    output: Path
+    folder: Path
+    job: SegmentJob
+    record: ImageRecord | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def model(self) -> str:
+        version = self.job.model_ref.get("version")
+        return f"{self.job.model_ref.get('name', 'model')}{f' v{version}' if version else ''}"
+
+    @property
+    def reviews(self) -> Path:
+        """Folder of the review log: beside the image folders, where no new segmentation deletes it."""
+        return self.folder.parent
+
+    def entry(self) -> dict[str, Any]:
+        """Return the result's row in the list of images."""
+        figures = self.record.figures if self.record else {}
+        classes = figures.get("classes", [])
+        found = [c for c in classes if not c.get("background")]
+        return {
+            "id": self.id,
+            "name": self.name,
+            "model": self.model,
+            "output": self.output.name,
+            "status": self.record.status if self.record else "running or interrupted",
+            "zooms": zoom_count(int(self.job.image["height"]), int(self.job.image["width"])),
+            "fingerprint": self.job.fingerprint,
+            "area": sum(c.get("area") or 0 for c in found) if found else None,
+            "unit": found[0].get("unit") if found else None,
+            "objects": sum(c.get("objects") or 0 for c in found) if found else None,
+            "uncertainty": (figures.get("attention") or {}).get("mean"),
+        }
+
+    def details(self) -> dict[str, Any]:
+        """Return what the page needs to show the image."""
+        job = self.job
+        height, width = int(job.image["height"]), int(job.image["width"])
+        figures = self.record.figures if self.record else {}
+        return {
+            **self.entry(),
+            "height": height,
+            "width": width,
+            "side": SIDE,
+            "spacing": self._spacing,
+            "crs": crs_name(job.grid.crs) if job.grid.crs else None,
+            "transform": self._transform,
+            "classes": [
+                {"value": c.value, "name": c.name, "color": list(c.color), "background": c.background}
+                for c in job.classes
+            ],
+            "maps": {kind: list(plane_names(kind, job.classes)) for kind in job.maps},
+            "figures": [
+                {k: c.get(k) for k in ("name", "px", "area", "unit", "objects", "instances")}
+                for c in figures.get("classes", [])
+            ],
+            "regions": (figures.get("attention") or {}).get("regions", []),
+        }
+
+    @cached_property
+    def _spacing(self) -> dict[str, Any] | None:
+        """Return the size of a level-0 pixel: of the ground at the image's centre for a scene that can be opened."""
+        grid = self.job.grid
+        spacing = self.job.spacing_override
+        if spacing is None and grid.spacing is not None:
+            spacing = grid.spacing.scaled(1 / grid.step_y, 1 / grid.step_x)
+        if spacing is not None and grid.crs is not None:
+            spacing = _ground(self.job) or spacing
+        return None if spacing is None else {"x": spacing.x, "y": spacing.y, "unit": spacing.unit}
+
+    @property
+    def _transform(self) -> list[float] | None:
+        """Return level-0 pixel -> CRS."""
+        grid = self.job.grid
+        if grid.transform is None:
+            return None
+        a, b, c, d, e, f = grid.transform
+        return [a / grid.step_x, b / grid.step_y, c, d / grid.step_x, e / grid.step_y, f]
+
+
+class Catalogue:
+    """The results below the folders that the program was started with, by ids that say nothing of where they lie.
+
+    Args:
+        outputs: folders of `unetpp segment --output`, or of single images.
+
+    Raises:
+        ConfigError: there is no result in one of them.
+    """
+
+    def __init__(self, outputs: Sequence[Path]) -> None:
+        self._outputs = [Path(output).resolve() for output in outputs]
+        if not self._outputs:
+            raise ConfigError("no output folder given; name the --output folder of `unetpp segment`")
+        self._results: dict[str, tuple[tuple[int, int], Result]] = {}
+        self._readers: Cache[TileReader] = Cache(_OPEN_IMAGES)
+        for output in self._outputs:
+            image_folders(output)
+        if not self.results():
+            raise ConfigError(f"{self._outputs[0]}: no image in it was begun; see `unetpp status`")
+
+    def results(self) -> list[Result]:
+        """Return all results as they lie on the disk now; folders that do not read are left out."""
+        found = []
+        for index, output in enumerate(self._outputs):
+            for folder in image_folders(output):
+                result = self._result(index, output, folder)
+                if result is not None:
+                    found.append(result)
+        return found
+
+    def result(self, identity: str) -> Result:
+        """Return one result; raises `LookupError` for an id that was never listed."""
+        if identity not in self._results:
+            self.results()
+        return self._results[identity][1]
+
+    def reader(self, result: Result) -> TileReader:
+        return self._readers.get((result.id, result.job.key), lambda: TileReader(result.job))
+
+    def _result(self, index: int, output: Path, folder: Path) -> Result | None:
+        identity = hashlib.sha256(f"{index}\0{folder.name}".encode()).hexdigest()[:16]
+        stamp = (_modified(folder / JOB), _modified(folder / RECORD))
+        known = self._results.get(identity)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        try:
+            job, record = SegmentJob.load(folder), ImageRecord.read(folder)
+        except StoreError:
+            return None
+        if job is None or "height" not in job.image:
+            return None
+        record = record if record is not None and record.key in (job.key, None) else None
+        result = Result(identity, output, folder, job, record)
+        self._results[identity] = (stamp, result)
+        return result
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _ground(job: SegmentJob) -> Spacing | None:
+    from unetpp.io import open_raster
+    from unetpp.io.resample import ground_spacing
+
+    try:
+        with open_raster(job.uri) as raster:
+            return ground_spacing(raster)
+    except UnetppError:
+        # The source moved: the nominal spacing is still known.
+        return None

@@ -1,0 +1,147 @@
+"""Turns reviews into training data: QuPath GeoJSON per image and a data set that `unetpp prepare` takes.
+
+A region to be corrected becomes a polygon of the class the reviewer gave it. An accepted region becomes polygons of the
+classes the model found in it. All else stays unknown: it is not labelled, and training does not count it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unetpp.durable import output_errors, write_file
+from unetpp.errors import ConfigError
+from unetpp.geometry import Box
+from unetpp.store import NO_DATA
+from unetpp_workflows.viewer import review
+from unetpp_workflows.viewer.catalogue import Result
+
+DATASET, TABLE = "corrections.toml", "corrections.csv"
+MAX_REGION_PIXELS = 2**26
+
+
+def features(result: Result) -> list[dict[str, Any]]:
+    """Return the reviewed regions of a result as QuPath annotations in level-0 pixels.
+
+    Raises:
+        ConfigError: an accepted region holds too many pixels to outline.
+        StoreError: its labels are damaged.
+    """
+    found = []
+    for stored in review.current(result):
+        if not stored.get("region"):
+            continue
+        if stored["verdict"] == "to correct" and stored.get("label"):
+            found.append(_feature(result, stored, str(stored["label"]), _polygon(stored)))
+        elif stored["verdict"] == "accepted":
+            found += [_feature(result, stored, name, shape) for name, shape in _predicted(result, _polygon(stored))]
+    return found
+
+
+def collection(result: Result) -> dict[str, Any]:
+    return {"type": "FeatureCollection", "features": features(result)}
+
+
+def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
+    """Write every reviewed image's GeoJSON, a table and a data set into `folder`.
+
+    Returns:
+        the data set, the number of images and the number of polygons.
+
+    Raises:
+        ConfigError: no region is accepted, or to be corrected with a class; or the models differ in their classes.
+        OutputError: the folder cannot be written.
+    """
+    marked = [(result, found) for result in results if (found := features(result))]
+    if not marked:
+        raise ConfigError("no region is accepted or has a corrected class yet; draw some in `unetpp view` first")
+    classes = marked[0][0].job.classes
+    others = [result.name for result, _ in marked if result.job.classes != classes]
+    if others:
+        raise ConfigError(f"{', '.join(others)}: other classes than {marked[0][0].name}; export one model's output")
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    rows = [("image", "labels", "group", "split")]
+    for number, (result, found) in enumerate(marked):
+        name = f"{result.name}.{result.id[:6]}.geojson"
+        content = {"type": "FeatureCollection", "features": found}
+        write_file(folder / name, json.dumps(content, ensure_ascii=False).encode())
+        # One image of several is kept for validation, so that the set can be trained on as it is.
+        split = "val" if len(marked) > 1 and number == len(marked) - 1 else "train"
+        rows.append((str(Path(result.job.uri).resolve()), name, result.name, split))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_file(folder / TABLE, text.getvalue().encode())
+    write_file(folder / DATASET, _dataset(marked[0][0]).encode())
+    return folder / DATASET, len(marked), sum(len(found) for _, found in marked)
+
+
+def _dataset(result: Result) -> str:
+    spacing = result.job.grid.spacing
+    at = f'spacing = "{spacing.x:.12g}{spacing.unit}"\n' if spacing is not None else ""
+    own = result.job.spacing_override
+    at += f'image_spacing = "{own.x:.12g}{own.unit}"\n' if own is not None else ""
+    parts = [f'name = "corrections"\n\n[data]\ntable = "{TABLE}"\noutside = "ignore"\n{at}']
+    for info in result.job.classes:
+        background = "background = true\n" if info.background else ""
+        parts.append(
+            f"[[classes]]\nname = {json.dumps(info.name)}\nvalue = {info.value}\n"
+            f"color = {list(info.color)}\n{background}"
+        )
+    return "\n".join(parts)
+
+
+def _feature(result: Result, stored: dict[str, Any], name: str, shape: Any) -> dict[str, Any]:
+    import shapely
+
+    color = next((list(info.color) for info in result.job.classes if info.name == name), [128, 128, 128])
+    said = {key: stored[key] for key in ("verdict", "note", "reviewer", "when")}
+    return {
+        "type": "Feature",
+        "geometry": json.loads(shapely.to_geojson(shape)),
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"name": name, "color": color},
+            "metadata": {key: str(value) for key, value in said.items()},
+        },
+    }
+
+
+def _polygon(stored: dict[str, Any]) -> Any:
+    import shapely
+
+    return shapely.make_valid(shapely.Polygon(stored["region"]))
+
+
+def _predicted(result: Result, region: Any) -> list[tuple[str, Any]]:
+    """Return class name and outline, in level-0 pixels, of what the model found inside a region."""
+    import shapely
+    from rasterio.features import shapes
+    from rasterio.transform import Affine
+
+    grid = result.job.grid
+    x0, y0, x1, y1 = region.bounds
+    box = Box(
+        int(y0 / grid.step_y), int(x0 / grid.step_x), int(np.ceil(y1 / grid.step_y)), int(np.ceil(x1 / grid.step_x))
+    ).clip(grid.height, grid.width)
+    if box.area > MAX_REGION_PIXELS:
+        raise ConfigError(
+            f"{result.name}: an accepted region spans {box.area:,} px; draw at most {MAX_REGION_PIXELS:,}"
+        )
+    if not box.area:
+        return []
+    labels = result.job.store.read(box)
+    names = {info.value: info.name for info in result.job.classes}
+    place = Affine(grid.step_x, 0, box.x0 * grid.step_x, 0, grid.step_y, box.y0 * grid.step_y)
+    found = []
+    for geometry, value in shapes(labels, mask=labels != NO_DATA, transform=place):
+        inside = shapely.intersection(shapely.geometry.shape(geometry), region)
+        parts = (part for part in shapely.get_parts(inside) if part.geom_type == "Polygon")
+        found += [(names[int(value)], part) for part in parts if int(value) in names]
+    return found

@@ -1,0 +1,136 @@
+"""Keeps what reviewers said of images and regions in an append-only log, reviews.jsonl beside the image folders.
+
+One line is one statement, written and flushed as a whole under a lock; the newest statement of an id counts, and
+nothing is ever changed or removed. A line that a crash cut short is skipped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import json
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from unetpp.durable import output_errors
+from unetpp_workflows.viewer.catalogue import Result
+
+LOG = "reviews.jsonl"
+Verdict = Literal["accepted", "rejected", "to correct", "withdrawn"]
+
+
+class Statement(BaseModel):
+    """What a reviewer sends.
+
+    Attributes:
+        id: of an earlier statement that this one replaces; the whole image has the id "image".
+        verdict: "withdrawn" takes the earlier statement back.
+        region: ring of (x, y) in level-0 pixels, not closed; None is the whole image.
+        label: class that a region to be corrected should have.
+        reviewer: who says so; the user who runs the program where empty.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(default="", pattern=r"^([0-9a-f]{16}|image)?$")
+    verdict: Verdict
+    note: str = Field(default="", max_length=4000)
+    reviewer: str = Field(default="", max_length=200)
+    label: str | None = Field(default=None, max_length=200)
+    region: tuple[tuple[float, float], ...] | None = Field(default=None, min_length=3, max_length=5000)
+
+    @field_validator("region")
+    @classmethod
+    def _is_finite(cls, value: tuple[tuple[float, float], ...] | None) -> tuple[tuple[float, float], ...] | None:
+        if value is not None and not all(abs(number) < 1e9 for point in value for number in point):
+            raise ValueError("a region's coordinates are level-0 pixels")
+        return value
+
+
+def add(result: Result, statement: Statement) -> dict[str, Any]:
+    """Append a statement about a result; on the disk when this returns. Returns what was stored.
+
+    Raises:
+        ValueError: the label is no class of the model.
+        OutputError: the folder cannot be written.
+    """
+    names = [info.name for info in result.job.classes]
+    if statement.label is not None and statement.label not in names:
+        raise ValueError(f"{statement.label!r} is no class; choose one of {', '.join(names)}")
+    values = statement.model_dump(mode="json")
+    if not values["id"]:
+        values["id"] = secrets.token_hex(8) if statement.region else "image"
+    stored = {
+        **values,
+        "reviewer": statement.reviewer.strip() or _user(),
+        "image": result.name,
+        "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "fingerprint": result.job.fingerprint,
+        "key": result.job.key,
+        "model": result.model,
+    }
+    _append(result.reviews / LOG, json.dumps(stored, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    return stored
+
+
+def current(result: Result) -> list[dict[str, Any]]:
+    """Return the statements about a result that count, oldest first; those about other pixels than it holds do not."""
+    newest: dict[str, dict[str, Any]] = {}
+    for stored in _read(result.reviews / LOG):
+        if stored.get("image") == result.name and stored.get("fingerprint") == result.job.fingerprint:
+            newest[str(stored.get("id"))] = stored
+    kept = [stored for stored in newest.values() if stored.get("verdict") != "withdrawn"]
+    return sorted(kept, key=lambda stored: str(stored.get("when")))
+
+
+def verdicts(folder: Path) -> dict[str, str]:
+    """Return the verdict on each whole image of a folder by its name."""
+    found = {}
+    for stored in _read(folder / LOG):
+        if stored.get("id") == "image":
+            found[str(stored.get("image"))] = str(stored.get("verdict"))
+    return {name: verdict for name, verdict in found.items() if verdict != "withdrawn"}
+
+
+def _append(path: Path, line: bytes) -> None:
+    with output_errors(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            while line:
+                line = line[os.write(handle, line) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            stored = json.loads(line)
+        except ValueError:
+            # Empty, or cut short by a crash while it was written: it was never acknowledged.
+            continue
+        if isinstance(stored, dict):
+            found.append(stored)
+    return found
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

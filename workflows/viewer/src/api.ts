@@ -1,0 +1,40 @@
+// What the server answers, and how it is asked.
+export interface Entry {
+  id: string; name: string; model: string; output: string; status: string; zooms: number; fingerprint: string; area: number | null;
+  unit: string | null; objects: number | null; uncertainty: number | null; verdict?: string;
+}
+export interface ClassInfo { value: number; name: string; color: [number, number, number]; background: boolean }
+export interface Figure { name: string; px: number; area: number | null; unit: string; objects: number | null }
+export interface Details extends Entry {
+  height: number; width: number; side: number; spacing: { x: number; y: number; unit: string } | null;
+  crs: string | null; transform: [number, number, number, number, number, number] | null; classes: ClassInfo[];
+  maps: Record<string, string[]>; figures: Figure[];
+}
+export type Ring = [number, number][];
+export interface Feature {
+  id: string; geometry: { type: string; coordinates: Ring[] | Ring[][] };
+  properties: { class: string; measurements: Record<string, number> };
+}
+export interface Objects { features: Feature[]; complete: boolean; note?: string }
+export interface Review {
+  id: string; verdict: string; note: string; reviewer: string; when: string; label: string | null; region: Ring | null;
+}
+
+async function get<T>(path: string, init?: RequestInit): Promise<T> {
+  const answer = await fetch(path, init);
+  const body = (await answer.json()) as T & { error?: string };
+  if (!answer.ok) throw new Error(body.error ?? `${answer.status}`);
+  return body;
+}
+
+export const images = () => get<{ images: Entry[] }>("/api/images").then((found) => found.images);
+export const details = (id: string) => get<Details>(`/api/images/${id}`);
+export const objects = (id: string, box: number[], signal?: AbortSignal) =>
+  get<Objects>(`/api/images/${id}/objects?box=${box.map((v) => v.toFixed(2)).join(",")}`, signal ? { signal } : {});
+export const reviews = (id: string) => get<{ reviews: Review[] }>(`/api/images/${id}/reviews`).then((f) => f.reviews);
+export const review = (id: string, statement: object) =>
+  get<Review>(`/api/images/${id}/reviews`, {
+    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(statement),
+  });
+export const tileUrl = (id: string, layer: string, z: number, row: number, col: number, query = "") =>
+  `/api/images/${id}/tiles/${layer}/${z}/${row}/${col}${query}`;
