@@ -13,7 +13,7 @@ help:
 	@echo "make test        set up, then run the tests"
 	@echo "make check       format, lint, types and import contracts"
 	@echo "make slow        long checks: memory against image size"
-	@echo "make cluster-test  Slurm, and nights on MLflow with PostgreSQL and S3, for real (root; 15 minutes)"
+	@echo "make cluster-test  Slurm, Ray on two hosts, nights on MLflow with PostgreSQL and S3, for real (root; 15 minutes)"
 	@echo "make kernels     compile every fused kernel for every GPU, check it against gate.json (20 minutes on two cores)"
 	@echo "make kernels-update  the same, and write gate.json"
 	@echo "make speed       measure engines and segmentation, update the README (quiet machine, 10 minutes)"
