@@ -37,7 +37,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,server,cluster,export]"
 	@touch $(STAMP)
-	@command -v npm >/dev/null && $(MAKE) --no-print-directory viewer || echo "npm is not here: all but \`unetpp view\` works; install npm, then run make viewer"
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory viewer; \
+	else echo "npm is not here: all but \`unetpp view\` works; install npm, then run make viewer"; fi
 
 VIEWER := workflows/unetpp_workflows/viewer/static/app.js
 

@@ -255,6 +255,29 @@ def archive() -> str:
     return "\n".join(lines)
 
 
+def view() -> str:
+    path = ROOT / "tests/benchmarks/view.json"
+    if not path.is_file():
+        return "Not measured."
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        f"| {layer} | {row['tiles']} | {row['p50_ms']} | {row['p95_ms']} |" for layer, row in facts["tiles"].items()
+    ]
+    views = sorted(facts["first_view_s"])
+    lines = [
+        "| layer | tiles | median ms | p95 ms |",
+        "|---|--:|--:|--:|",
+        *rows,
+        "",
+        f"A drawn result of {facts['side']:,}² px. First view in Chromium, from address to picture with labels: "
+        f"median {views[len(views) // 2]:.2f} s, slowest of {len(views)} {views[-1]:.2f} s. Tiles were never asked for "
+        f"before, {facts['workers']} at a time, by the machine that serves them: {facts['cores']} cores, load "
+        f"{facts['load'][0]} before and {facts['load'][1]} after; commit {facts['commit']}, {facts['date']}; "
+        f"`make view-bench`; [view.json](tests/benchmarks/view.json).",
+    ]
+    return "\n".join(lines)
+
+
 def read() -> str:
     path = ROOT / "tests/benchmarks/read.json"
     if not path.is_file():
@@ -298,7 +321,7 @@ def _first_clause(path: Path) -> str:
 
 def render(text: str) -> str:
     parts = {"models": models, "speed": speed, "cpu": cpu, "train": train, "gpu": gpu, "read": read}
-    parts |= {"papers": papers, "archive": archive, "tree": tree}
+    parts |= {"papers": papers, "archive": archive, "view": view, "tree": tree}
     for name, part in parts.items():
         content = part()
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
