@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else f'Python {sys.version.split()[0]} is too old: unetpp needs 3.11 or newer; run make PYTHON=/path/to/python3.11')"
 	@echo "Installing into .venv (once; a few minutes)"
 	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,server,cluster,export]"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,server,cluster,export,video]"
 	@touch $(STAMP)
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory viewer; \
 	else echo "npm is not here: all but \`unetpp view\` works; install npm, then run make viewer"; fi

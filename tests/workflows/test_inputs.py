@@ -102,3 +102,24 @@ def test_no_uri_names_a_folder_outside_the_output(uri: str) -> None:
     assert name not in ("", ".", "..")
     assert Path(name).name == name
     assert (Path("/out") / name).parent == Path("/out")
+
+
+def test_a_video_is_its_frames(tmp_path: Path) -> None:
+    import av
+    import numpy as np
+
+    from unetpp_workflows import inputs
+
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=15)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "bgr0"
+        for value in (0, 100, 200):
+            pixels = np.full((16, 16, 3), value, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    found = inputs.expand([str(path)])
+    assert [(entry.uri, entry.name) for entry in found] == [(f"{path}#{i}", f"clip_{i:06d}") for i in range(3)]
+    assert [source.name for source in inputs.assign_folders(found, tmp_path / "out")] == [
+        f"clip_{i:06d}" for i in range(3)
+    ]

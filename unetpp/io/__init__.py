@@ -7,6 +7,7 @@ from pathlib import Path
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, UnetppError
 from unetpp.io.base import ZARR_DOCUMENTS, Level, Raster, Window
 from unetpp.io.remote import is_remote
+from unetpp.io.video import FrameRaster, split_frame
 
 __all__ = ["Level", "Raster", "Window", "open_raster"]
 
@@ -22,12 +23,17 @@ def open_raster(uri: str | Path) -> Raster:
     A .mosaic.toml is the images it lists, read as one
     (`unetpp.io.mosaic`), a .bands.toml the bands it lists (`unetpp.io.bands`); a .vrt is a scene.
 
+    FILE#NUMBER is a frame of a video, counted from 0 (`unetpp.io.video`).
+
     At s3://, gs://, http:// and https:// the same choice is made from a few ranges of bytes. Scenes, other TIFFs that
     are not 8-bit RGB, and Zarr are read in ranges; slides and pictures are staged (`unetpp.io.staging`).
 
     Raises `ImageNotFoundError`, `ImageFormatError`, `CorruptImageError`, `ImageTooLargeError` or, of remote images,
     `RemoteError`, each one line.
     """
+    frame = None if is_remote(uri) else split_frame(str(uri))
+    if frame is not None:
+        return FrameRaster(_local_path(frame[0]), frame[1])
     path = uri if is_remote(uri) else _local_path(uri)
     try:
         if isinstance(path, str):

@@ -187,7 +187,7 @@ def fingerprint(source: Raster | str | Path) -> str:
 
         digest.update(json.dumps(versions(source.uri)).encode())
         return digest.hexdigest()
-    path = Path(source.uri)
+    path = Path(getattr(source, "file", source.uri))
     if path.is_dir():
         _hash_folder(digest, path)
     else:
@@ -209,6 +209,7 @@ def _facts(raster: Raster) -> dict[str, Any]:
         "spacing": str(raster.spacing),
         "crs": raster.crs,
         "transform": raster.transform,
+        **({"frame": number} if (number := getattr(raster, "frame", None)) is not None else {}),
         **({"parts": [fingerprint(uri) for uri in parts]} if (parts := getattr(raster, "part_uris", ())) else {}),
     }
 

@@ -62,6 +62,7 @@ FORMATS = (
         "no",
         "test_bands.py::test_bands_of_several_files_scaled_and_named",
     ),
+    Format("frames of videos", "pyav", "no", "test_video.py::test_lossless_frames_come_back_bit_for_bit"),
     Format("at s3://", "obstore", "ranges", "test_remote_image.py::test_remote_equals_local_under_faults"),
     Format(
         "at http://, https://",

@@ -7,12 +7,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unetpp.errors import ImageNotFoundError, OutputError
 from unetpp.io.dicom import slides_in
 from unetpp.io.remote import check_uri, is_remote, list_prefix
+from unetpp.io.video import frame_count, is_video
 from unetpp_workflows.manifest import Entry, is_manifest, read_manifest
 
 SUFFIXES = frozenset(
@@ -57,11 +58,21 @@ def expand(inputs: Iterable[str | Path]) -> list[Entry]:
         if is_remote(item):
             check_uri(item)
         entries = read_manifest(item) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item)]
+        entries = [frame for entry in entries for frame in _frames(entry)]
         for entry in entries:
             if is_remote(entry.uri):
                 check_uri(entry.uri)
             found.setdefault(entry.uri, entry)
     return list(found.values())
+
+
+def _frames(entry: Entry) -> list[Entry]:
+    """Return the frames of a video file, each an image of its own name; any other entry as it is."""
+    path = Path(entry.uri).expanduser()
+    if is_remote(entry.uri) or not is_video(path) or not path.is_file():
+        return [entry]
+    name = entry.name or path.stem
+    return [replace(entry, uri=f"{path}#{i}", name=f"{name}_{i:06d}") for i in range(frame_count(path))]
 
 
 def _expand_one(item: str) -> list[str]:
