@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -424,3 +426,29 @@ def test_finalize_waits_for_workers(
         finalize(job)
     worker.close()
     finalize(job)
+
+
+def test_results_from_before_maps_regions_and_places_are_kept_and_completed(
+    tmp_path: Path, tissue: Pixels, tiny_package: Path
+) -> None:
+    """Fields that came later are missing in older results of the same format: nothing is computed again for that."""
+    scene, out = save_scene(tmp_path / "scene.tif", np.maximum(tissue, 1)), tmp_path / "out"
+    job = prepare_job(scene, out, tiny_package, **OPTIONS)
+    labels = run_all(job)
+    before = {path: path.read_bytes() for path in (out / "labels.ome.zarr").rglob("*") if path.is_file()}
+    for path, later in ((out / JOB, ("maps", "region", "region_hash")), *((p, ("maps",)) for p in commits(out))):
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in values.items() if name not in later}))
+    shutil.rmtree(out / "labels.ome.zarr/classes/spatial_ref")
+    level = out / "labels.ome.zarr/classes/0/zarr.json"
+    level.write_text(json.dumps({**json.loads(level.read_text()), "attributes": {}}))
+    older = SegmentJob.load(out)
+    assert older is not None and (older.key, older.maps, older.region) == (job.key, (), None)
+    again = prepare_job(scene, out, tiny_package, **OPTIONS)
+    assert pending(again) == [] and commit.verify(again.store, again.key) == {}
+    assert np.array_equal(run_all(again), labels)
+    assert {path: path.read_bytes() for path in before} == before, "the place of the scene is added"
+
+
+def commits(out: Path) -> list[Path]:
+    return sorted((out / commit.COMMITS).glob("*.json"))
