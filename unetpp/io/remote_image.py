@@ -14,7 +14,7 @@ from unetpp.io.tiff import GEO_TAGS, TIFF_MAGIC, WORLD_FILES, is_rgb8, page_tags
 if TYPE_CHECKING:
     from unetpp.io.reader import ReaderBase
 
-_IN_SEVERAL_FILES = (".mrxs", ".vms", ".vmu", ".dcm")
+_IN_SEVERAL_FILES = (".mrxs", ".vms", ".vmu", ".dcm", ".vrt", ".toml")
 
 
 def open_remote(uri: str, open_local: Callable[[Path], Raster]) -> Raster:
@@ -26,7 +26,7 @@ def open_remote(uri: str, open_local: Callable[[Path], Raster]) -> Raster:
         return ZarrRaster(uri, zarr_store(uri))
     image = open_object(uri)
     if PurePosixPath(uri).suffix.lower() in _IN_SEVERAL_FILES:
-        raise ImageFormatError(f"{uri}: a slide of several files is not read remotely; copy all of them here first")
+        raise ImageFormatError(f"{uri}: an image of several files is not read remotely; copy all of them here first")
     if image.read(0, 4) in TIFF_MAGIC:
         found = _open_tiff(image)
         if found is not None:

@@ -200,7 +200,7 @@ def test_names_of_nothing_are_refused(make: Any, object_store: ObjectStore) -> N
         with pytest.raises((ImageNotFoundError, CorruptImageError), match="nothing"):
             open_raster(f"s3://{BUCKET}/{name}")
     uri = object_store.put(_photo(make), "slide.mrxs")
-    with pytest.raises(ImageFormatError, match="a slide of several files is not read remotely"):
+    with pytest.raises(ImageFormatError, match="an image of several files is not read remotely"):
         open_raster(uri)
 
 
