@@ -10,6 +10,7 @@ import typer
 
 from tests.cluster.files import CLUSTER, FILES, commands
 from unetpp_workflows.cli import app
+from unetpp_workflows.mlflow_store import import_mlflow
 
 OURS = [(file, words) for file in FILES for words in commands(file, "unetpp")]
 RAYS = [(file, words) for file in FILES for words in commands(file, "ray")]
@@ -55,6 +56,7 @@ def test_ray_takes_the_command(case: tuple[Path, list[str]]) -> None:
 
 
 def test_mlflow_takes_the_command() -> None:
+    import_mlflow()  # else its log stays loud for the rest of the session
     from mlflow.cli import cli
 
     ((_, words),) = [(file, words) for file in FILES for words in commands(file, "mlflow")]

@@ -328,6 +328,7 @@ print(kills)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_points_maps_end_with_the_same_bytes(
     tmp_path: Path, pixels: Bytes, tiny_package: Path
 ) -> None:

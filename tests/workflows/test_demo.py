@@ -52,6 +52,7 @@ def _run(output: Path) -> tuple[int, str]:
     return code, file.getvalue()
 
 
+@pytest.mark.slow  # tests/wheel.py runs the demo, too
 @pytest.mark.usefixtures("bundled", "nothing_public")
 def test_the_demo_without_network_segments_drawn_images_and_a_second_run_reuses_them(tmp_path: Path) -> None:
     output = tmp_path / "demo"

@@ -61,6 +61,7 @@ def test_figures_are_those_computed_by_hand(
     assert Evaluation.from_json(perfect.to_json()) == perfect
 
 
+@pytest.mark.slow
 def test_speed_is_measured_in_a_process_of_its_own(ink_package: Path, tmp_path: Path) -> None:
     found = measure_speed(ink_package)
     assert found["mpx_per_second"] > 0 and found["engine"] == "openvino" and found["tile"] == 512

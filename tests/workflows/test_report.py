@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class _Grid:
-    spacing = None
+    spacing = crs = transform = None
 
 
 def _record(**changes: object) -> ImageRecord:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from unetpp.errors import PlanError, SpacingError
 from unetpp.geometry import Box, Spacing, Transform, window_transform
 from unetpp.io.base import Mask, Pixels, Raster, Window
-from unetpp.io.longitude import check_longitudes, is_mercator
 from unetpp.io.reader import level_scale
 
 SPACING_TOLERANCE = 0.01
@@ -65,10 +64,8 @@ def plan_grid(raster: Raster, *, model_spacing: Spacing | None, override: Spacin
 
     A model without spacing runs on level 0. Else the coarsest level that is fine enough is read, and resampled where
     its spacing is more than 1% off. Spacings compare on the ground at the image's centre (`ground_spacing`). Raises
-    `SpacingError` where the image crosses longitude 180, or its spacing is unknown, or more than 8 times coarser than
-    the model's.
+    `SpacingError` where the image's spacing is unknown, or more than 8 times coarser than the model's.
     """
-    check_longitudes(raster)
     spacing = override or raster.spacing
     if model_spacing is None:
         return _grid(raster, spacing, 0, (1.0, 1.0))
@@ -106,10 +103,18 @@ def ground_spacing(raster: Raster) -> Spacing | None:
         meridian = _SEMI_MAJOR_M * (1 - _ECCENTRICITY_2) / shrink**1.5
         parallel = _SEMI_MAJOR_M / math.sqrt(shrink) * math.cos(latitude)
         return Spacing(math.radians(spacing.y) * meridian, math.radians(spacing.x) * parallel, "m")
-    if is_mercator(raster.crs):
+    if _is_mercator(raster.crs):
         factor = math.cos(_centre_latitude(raster))
         return spacing.scaled(factor, factor)
     return spacing
+
+
+def _is_mercator(crs: str) -> bool:
+    import pyproj
+
+    operation = pyproj.CRS.from_wkt(crs).coordinate_operation
+    method = operation.method_name if operation is not None else ""
+    return method in ("Popular Visualisation Pseudo Mercator", "Mercator (variant A)")
 
 
 def _centre_latitude(raster: Raster) -> float:

@@ -129,9 +129,9 @@ def test_openvino(openvino_engine: Engine, plain: Package, height: int, width: i
     ("name", "engine", "alike"),
     [
         *((name, engine, 64) for name in NETWORKS for engine in ("torch", "openvino")),
-        ("depth 3", "openvino", 1),
+        pytest.param("depth 3", "openvino", 1, marks=pytest.mark.slow),
         ("depth 3", "torch", 1),
-        ("deconv", "openvino", 1),
+        pytest.param("deconv", "openvino", 1, marks=pytest.mark.slow),
     ],
 )
 def test_every_kind_of_network(

@@ -269,6 +269,7 @@ print(kills)
 """
 
 
+@pytest.mark.slow  # test_finalize.py kills the formats that are always written
 def test_killed_at_random_points_all_formats_end_with_the_same_bytes(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(blobs(520, 120), **UTM, shard=256)
     command = [sys.executable, "-c", KILLER, str(job.out), str(tmp_path), "2"]

@@ -52,7 +52,7 @@ def wait_for_commits(job: SegmentJob, count: int, driver: subprocess.Popen[bytes
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize(("kind", "kills"), [("local", 3), ("ray", 1)])
+@pytest.mark.parametrize(("kind", "kills"), [pytest.param("local", 3, marks=pytest.mark.slow), ("ray", 1)])
 def test_killed_drivers_lose_nothing(
     prepare: Prepare, hashes: Files, records: Records, kind: str, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +79,7 @@ def test_killed_drivers_lose_nothing(
     assert [path.name for path in job.out.rglob("*") if path.suffix in (".partial", ".tmp", ".new")] == []
 
 
+@pytest.mark.slow
 def test_a_session_of_our_own_keeps_standard_output_clean_and_leaves_nothing(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
