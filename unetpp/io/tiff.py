@@ -22,7 +22,7 @@ from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
 from unetpp.io.remote import RemoteFile, RemoteObject
 
-SEGMENT_CACHE_BYTES = 2**26
+SEGMENT_CACHE_BYTES = 2**24  # per open file, of which each worker has one; a tile needs the border of the one above
 # Codecs raise what their C libraries report; these are the classes seen from tifffile, imagecodecs, zlib and lzma.
 DECODE_ERRORS = (OSError, ValueError, RuntimeError, EOFError, TypeError, IndexError, NotImplementedError, MemoryError)
 
