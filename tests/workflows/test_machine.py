@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +29,25 @@ def test_flags_come_from_the_first_processor(tmp_path: Path) -> None:
     file.write_text("processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
     assert cpu_flags(file) == {"fpu", "avx2", "amx_bf16"}
     assert cpu_flags(tmp_path / "absent") == frozenset()
+
+
+HEAP = """
+import sys, numpy as np, psutil
+from unetpp_workflows.machine import return_freed_memory
+if sys.argv[1] == "returned":
+    return_freed_memory()
+np.ones(24 * 2**20, np.uint8)  # freed at once: from now on glibc would take 8 MiB from its heap
+arrays = [np.ones(8 * 2**20, np.uint8) for _ in range(20)]
+full = psutil.Process().memory_info().rss
+del arrays[:-1]  # the last one pins the heap's end
+print((full - psutil.Process().memory_info().rss) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_arrays_go_back_to_the_system() -> None:
+    freed = {
+        mode: int(subprocess.run([sys.executable, "-c", HEAP, mode], capture_output=True, text=True, check=True).stdout)
+        for mode in ("kept", "returned")
+    }
+    assert freed["kept"] < 100 and freed["returned"] >= 19 * 8

@@ -14,7 +14,7 @@ from unetpp.segment import pending
 from unetpp_workflows.executors.local import run_local
 
 DRIVER = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 import psutil, ray
 from ray.cluster_utils import Cluster
@@ -41,7 +41,9 @@ def on_commit(_, record):
 
 ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
 (outcome,) = run_ray([job], workers=2, on_commit=on_commit)
-alive = sum(node["Alive"] for node in ray.nodes())
+waited = time.monotonic()
+while (alive := sum(node["Alive"] for node in ray.nodes())) > 1 and time.monotonic() < waited + 120:
+    time.sleep(1)  # Ray takes a node for dead after a while
 ray.shutdown()
 cluster.shutdown()
 print(json.dumps([outcome.done, outcome.failed, len(commits), killed, alive]))

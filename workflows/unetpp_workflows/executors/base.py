@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unetpp.errors import OutputError, UnetppError
+from unetpp_workflows.machine import return_freed_memory
 
 if TYPE_CHECKING:
     from unetpp.commit import CommitRecord
@@ -163,6 +164,7 @@ class Crew:
     """
 
     def __init__(self, slots: int) -> None:
+        return_freed_memory()
         self.stop = threading.Event()
         self._slots = threading.Semaphore(slots)
         self._own = threading.local()

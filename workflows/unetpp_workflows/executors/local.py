@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
+from unetpp.io.remote import is_remote
 from unetpp_workflows.executors.base import (
     ATTEMPTS,
     SHARDS_PER_SLOT,
@@ -34,7 +35,8 @@ def run_local(
     """Compute every pending shard of the jobs, `workers` at once; returns one outcome per job, in their order.
 
     Args:
-        workers: shards that compute at once; as many again, and on a GPU one per core, are read or written meanwhile.
+        workers: shards that compute at once; half as many again are read or written meanwhile, as many again of remote
+            images, and one per core on a GPU.
         attempts: tries per shard before it is recorded as failed.
         on_commit: called in the calling thread after each committed shard.
         only: which of the shards are computed.
@@ -45,7 +47,9 @@ def run_local(
     queue = ShardQueue(jobs, attempts, on_commit, only)
     workers = max(1, min(workers, len(queue)))
     crew = Crew(workers)
-    threads = SHARDS_PER_SLOT * workers
+    # Each open shard holds up to 17 MB of labels. From a local disk reading is short, from afar it mostly waits.
+    remote = any(is_remote(job.uri) for job in jobs)
+    threads = SHARDS_PER_SLOT * workers if remote else workers + (workers + 1) // 2
     if any(job.engine.device != "cpu" for job in jobs):
         threads = max(threads, workers + cpu_count())
     try:
