@@ -32,7 +32,7 @@ from unetpp.maps import MAPS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from unetpp.finalize.polygons import PixelObject
+    from unetpp.finalize.outlines import Batch
     from unetpp.finalize.probability import ObjectProbability
     from unetpp.io.resample import OutputGrid
     from unetpp.job import SegmentJob
@@ -292,8 +292,9 @@ def _vectors(
     import numpy as np
 
     from unetpp.finalize.instances import iter_instances
+    from unetpp.finalize.outlines import batches
     from unetpp.finalize.pieces import write_pieces
-    from unetpp.finalize.polygons import iter_objects
+    from unetpp.finalize.polygons import iter_batches
     from unetpp.finalize.shapes import Shapes
     from unetpp.finalize.vectors import write_vectors
 
@@ -303,10 +304,11 @@ def _vectors(
     pieces = markers.own(_PIECES)
     write_pieces(job.store.read, boxes, keep, pieces, lambda share: progress(share / 2))
     objects = {info.value: 0 for info in job.classes if not info.background}
-    found = _counted(iter_objects(boxes, pieces, lambda share: progress((1 + share) / 2)), objects)
+    found = _counted(iter_batches(boxes, pieces, lambda share: progress((1 + share) / 2)), objects)
+    whole = (one for batch in found for one in batch.objects())
     formats = [step for step in steps if step in VECTOR_FILES]
     counts, names = write_vectors(
-        iter_instances(found, job.grid.height, job.grid.width) if instances else found,
+        batches(iter_instances(whole, job.grid.height, job.grid.width)) if instances else found,
         grid=job.grid,
         classes=job.classes,
         key=job.key,
@@ -330,10 +332,11 @@ def _probability(job: SegmentJob) -> ObjectProbability | None:
     return next((ObjectProbability(store) for store in stores), None)
 
 
-def _counted(objects: Iterable[PixelObject], counts: dict[int, int]) -> Iterator[PixelObject]:
-    for found in objects:
-        counts[found.label] += 1
-        yield found
+def _counted(found: Iterable[Batch], counts: dict[int, int]) -> Iterator[Batch]:
+    for batch in found:
+        for value in counts:
+            counts[value] += int((batch.labels == value).sum())
+        yield batch
 
 
 def _areas(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:

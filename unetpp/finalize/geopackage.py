@@ -13,8 +13,9 @@ import numpy as np
 
 from unetpp.errors import OutputError
 from unetpp.finalize.areas import Measure
+from unetpp.finalize.geoparquet import attributes
 from unetpp.finalize.outlines import Outlines
-from unetpp.finalize.rows import BATCH_BYTES, BATCH_FEATURES, LAYER, Row, coordinates, well_known_binary
+from unetpp.finalize.rows import BATCH_BYTES, BATCH_FEATURES, LAYER, Rows, coordinates, well_known_binary
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
@@ -29,7 +30,7 @@ class GeoPackage:
         self._path, self._transform = path, coordinates(grid)
         self._crs = grid.crs if grid.transform is not None else None
         self._fields = ["id", "class", "name", f"area_{how.unit}", *columns]
-        self._rows: list[tuple[Any, ...]] = []
+        self._columns: list[list[Any]] = [[] for _ in ("geometry", *self._fields)]
         self._bytes = 0
         self._count = 0
 
@@ -39,15 +40,17 @@ class GeoPackage:
 
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
-            if self._rows or not self._count:
+            if self._columns[0] or not self._count:
                 self._flush()
             self._check()
 
-    def add(self, rows: Sequence[Row], outlines: Outlines) -> None:
-        for row, geometry in zip(rows, well_known_binary(outlines, self._transform), strict=True):
-            self._rows.append((geometry, row.identity, row.info.value, row.info.name, row.area, *row.shape.values()))
-            self._bytes += len(geometry)
-        if len(self._rows) >= BATCH_FEATURES or self._bytes >= BATCH_BYTES:
+    def add(self, rows: Rows, outlines: Outlines) -> None:
+        geometries = well_known_binary(outlines, self._transform)
+        columns = (geometries, *attributes(rows).values(), rows.areas, *rows.shapes.values())
+        for waiting, more in zip(self._columns, columns, strict=True):
+            waiting.extend(more)
+        self._bytes += sum(map(len, geometries))
+        if len(self._columns[0]) >= BATCH_FEATURES or self._bytes >= BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -55,8 +58,7 @@ class GeoPackage:
         from pyogrio.raw import write
 
         kinds: list[Any] = [object, object, np.int32, object, *[np.float64] * (len(self._fields) - 3)]
-        columns = [[row[k] for row in self._rows] for k in range(len(kinds))]
-        geometry, *fields = (np.array(column, kind) for column, kind in zip(columns, kinds, strict=True))
+        geometry, *fields = (np.array(column, kind) for column, kind in zip(self._columns, kinds, strict=True))
         try:
             with _gdal_options(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "'crs' was not provided")
@@ -73,8 +75,8 @@ class GeoPackage:
                 )
         except (DataSourceError, DataLayerError, FeatureError) as error:
             raise self._failure(str(error).strip().splitlines()[0]) from error
-        self._count += len(self._rows)
-        self._rows, self._bytes = [], 0
+        self._count += len(geometry)
+        self._columns, self._bytes = [[] for _ in kinds], 0
 
     def _check(self) -> None:
         # GDAL reports no error when a full disk keeps SQLite from writing the spatial index or the last pages.

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unetpp.errors import OutputError
 from unetpp.finalize.areas import Measure
 from unetpp.finalize.outlines import Outlines
-from unetpp.finalize.rows import BATCH_BYTES, BATCH_FEATURES, LAYER, Row, coordinates, well_known_binary
+from unetpp.finalize.rows import BATCH_BYTES, BATCH_FEATURES, LAYER, Rows, coordinates, well_known_binary
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
@@ -27,7 +28,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class ParquetTable:
-    """A Parquet file that grows by rows given as mappings of its columns.
+    """A Parquet file that grows by batches of rows.
 
     Args:
         schema: pyarrow schema.
@@ -35,8 +36,8 @@ class ParquetTable:
 
     def __init__(self, path: Path, schema: Any) -> None:
         self._path, self._schema = path, schema
-        self._rows: list[Mapping[str, Any]] = []
-        self._bytes = 0
+        self._batches: list[Any] = []
+        self._rows = self._bytes = 0
         self._writer: Any
 
     def __enter__(self) -> Any:
@@ -48,24 +49,33 @@ class ParquetTable:
     def __exit__(self, *error: object) -> None:
         try:
             if error[0] is None:
-                self._flush()
+                self._flush(self._rows)
                 self._writer.add_key_value_metadata(self._metadata())
         finally:
             self._writer.close()
 
-    def put(self, row: Mapping[str, Any], size: int = 0) -> None:
-        """Add a row; `size` is about its bytes where they are many."""
-        self._rows.append(row)
-        self._bytes += size
-        if len(self._rows) >= BATCH_FEATURES or self._bytes >= BATCH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
+    def put(self, columns: Mapping[str, Any], size: int = 0) -> None:
+        """Add rows, given by column; `size` is about their bytes where they are many."""
         import pyarrow
 
-        if self._rows:
-            self._writer.write_batch(pyarrow.RecordBatch.from_pylist(self._rows, self._schema))
-        self._rows, self._bytes = [], 0
+        batch = pyarrow.RecordBatch.from_pydict(dict(columns), self._schema)
+        self._batches.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += size
+        if self._bytes >= BATCH_BYTES:
+            self._flush(self._rows)
+        elif self._rows >= BATCH_FEATURES:
+            self._flush(self._rows // BATCH_FEATURES * BATCH_FEATURES)
+
+    def _flush(self, rows: int) -> None:
+        import pyarrow
+
+        if rows:
+            table = pyarrow.Table.from_batches(self._batches)
+            self._writer.write_table(table.slice(0, rows), BATCH_FEATURES)
+            self._batches = table.slice(rows).to_batches()
+            self._bytes -= self._bytes * rows // self._rows
+            self._rows -= rows
 
     def _metadata(self) -> dict[str, str]:
         return {}
@@ -86,14 +96,17 @@ class GeoParquet(ParquetTable):
         self._crs = grid.crs if grid.transform is not None else None
         self._extent: tuple[float, ...] | None = None
 
-    def add(self, rows: Sequence[Row], outlines: Outlines) -> None:
+    def add(self, rows: Rows, outlines: Outlines) -> None:
+        import pyarrow as pa
+
+        geometries = well_known_binary(outlines, self._transform)
         boxes = _boxes(outlines, self._transform)
-        for row, geometry, box in zip(rows, well_known_binary(outlines, self._transform), boxes, strict=True):
-            attributes = {"id": row.identity, "class": row.info.value, "name": row.info.name, self._area: row.area}
-            corners = dict(zip(_CORNERS, box, strict=True))
-            self.put({**attributes, **row.shape, "geometry": geometry, "bbox": corners}, len(geometry))
-            known = self._extent or box
-            self._extent = (*map(min, known[:2], box[:2]), *map(max, known[2:], box[2:]))
+        corners = pa.StructArray.from_arrays([pa.array(column) for column in boxes.T.copy()], _CORNERS)
+        columns = {**attributes(rows), self._area: rows.areas, **rows.shapes, "geometry": geometries, "bbox": corners}
+        self.put(columns, sum(map(len, geometries)))
+        box = [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()]
+        known = self._extent or box
+        self._extent = (*map(min, known[:2], box[:2]), *map(max, known[2:], box[2:]))
 
     def _metadata(self) -> dict[str, str]:
         from pyproj import CRS
@@ -123,7 +136,7 @@ class FlatGeobuf:
         self._table.__enter__()
         return self
 
-    def add(self, rows: Sequence[Row], outlines: Outlines) -> None:
+    def add(self, rows: Rows, outlines: Outlines) -> None:
         self._table.add(rows, outlines)
 
     def __exit__(self, *error: object) -> None:
@@ -171,12 +184,22 @@ class FlatGeobuf:
         return OutputError(f"cannot write {self._path}: {why}; check the disk and run the same command again")
 
 
-def _boxes(outlines: Outlines, transform: tuple[float, ...]) -> list[tuple[float, ...]]:
-    """Return (xmin, ymin, xmax, ymax) of each object in the transform's coordinates."""
+def attributes(rows: Rows) -> dict[str, list[Any]]:
+    """Return the columns that every table of objects begins with."""
+    infos = rows.infos
+    return {
+        "id": rows.identities,
+        "class": [info.value for info in infos],
+        "name": [info.name for info in infos],
+    }
+
+
+def _boxes(outlines: Outlines, transform: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """Return (n, 4) the (xmin, ymin, xmax, ymax) of each object in the transform's coordinates."""
     a, b, c, d, e, f = transform
     x, y = outlines.vertices[:, 0], outlines.vertices[:, 1]
     points = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
     # All vertices of an object lie one after the other.
     begins = outlines.starts[:-1][outlines.shells]
     low, high = np.minimum.reduceat(points, begins), np.maximum.reduceat(points, begins)
-    return [tuple(box) for box in np.concatenate([low, high], axis=1).tolist()]
+    return np.concatenate([low, high], axis=1)

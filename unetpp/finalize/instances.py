@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.polygons import PixelObject
+from unetpp.finalize.outlines import PixelObject
 from unetpp.finalize.rings import clean_rings
 from unetpp.finalize.trace import Bools, Ints, trace_block
 from unetpp.geometry import Box

@@ -8,11 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.polygons import PixelObject
 from unetpp.finalize.trace import Bools, Ints
 
 Floats = npt.NDArray[np.float64]
-_BATCH_OBJECTS, _BATCH_VERTICES = 512, 2**16
+_BATCH_OBJECTS, BATCH_VERTICES = 512, 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class PixelObject:
+    """One 4-connected object of one class.
+
+    `rings` are (n, 2) int64 lattice points (x, y) in output-grid pixels, not closed: the shell first, clockwise on
+    screen, then the holes, counter-clockwise; each starts at its first point in raster order, holes are in that order.
+    """
+
+    label: int
+    first: tuple[int, int]
+    """First pixel (y, x) in raster order."""
+    pixels: int
+    rings: tuple[Ints, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +68,43 @@ class Outlines:
         return np.asarray(np.bincount(self.owner, weights=by_ring, minlength=self.count), np.float64)
 
 
-def batches(objects: Iterable[PixelObject]) -> Iterator[tuple[list[PixelObject], Outlines]]:
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A few hundred or thousand objects: their class values (n,), first pixels (n, 2) as (y, x), pixel counts (n,)."""
+
+    labels: npt.NDArray[np.uint8]
+    first: Ints
+    pixels: Ints
+    outlines: Outlines
+
+    @classmethod
+    def of(cls, objects: Sequence[PixelObject]) -> Batch:
+        return cls(
+            np.array([one.label for one in objects], np.uint8),
+            np.array([one.first for one in objects], np.int64),
+            np.array([one.pixels for one in objects], np.int64),
+            Outlines.of([one.rings for one in objects]),
+        )
+
+    def objects(self) -> list[PixelObject]:
+        """Return the objects one by one; their rings are views into the outlines."""
+        rings: list[list[Ints]] = [[] for _ in self.labels]
+        bounds = self.outlines.starts.tolist()
+        for k, owner in enumerate(self.outlines.owner.tolist()):
+            rings[owner].append(self.outlines.vertices[bounds[k] : bounds[k + 1] - 1])
+        columns = (self.labels.tolist(), self.first.tolist(), self.pixels.tolist(), rings)
+        return [PixelObject(label, (y, x), px, tuple(own)) for label, (y, x), px, own in zip(*columns, strict=True)]
+
+
+def batches(objects: Iterable[PixelObject]) -> Iterator[Batch]:
     """Group objects in their order; a batch ends with the object that fills it."""
     batch: list[PixelObject] = []
     vertices = 0
     for found in objects:
         batch.append(found)
         vertices += sum(map(len, found.rings))
-        if len(batch) >= _BATCH_OBJECTS or vertices >= _BATCH_VERTICES:
-            yield batch, Outlines.of([one.rings for one in batch])
+        if len(batch) >= _BATCH_OBJECTS or vertices >= BATCH_VERTICES:
+            yield Batch.of(batch)
             batch, vertices = [], 0
     if batch:
-        yield batch, Outlines.of([one.rings for one in batch])
+        yield Batch.of(batch)

@@ -112,16 +112,27 @@ class Group:
     labels: npt.NDArray[np.uint8]
     first: Ints
     pixels: Ints
-    chain_starts: list[int]
-    vertex_starts: list[int]
-    closed: list[bool]
-    clean: list[bool]
+    chain_starts: Ints
+    """(n + 1,) chains of piece k are those from chain_starts[k] to chain_starts[k + 1]."""
+    vertex_starts: Ints
+    """(chains + 1,) likewise the vertices of each chain."""
+    closed: Bools
+    clean: Bools
     vertices: Ints
+
+    @property
+    def sizes(self) -> Ints:
+        """(n,) vertices of each piece."""
+        return np.diff(self.vertex_starts[self.chain_starts])
 
     def chains(self, piece: int) -> list[tuple[Ints, bool, bool]]:
         """Return (vertices, closed, clean) of each chain of a piece; `clean` as `clean_rings` takes it."""
         return [
-            (self.vertices[self.vertex_starts[k] : self.vertex_starts[k + 1]], self.closed[k], self.clean[k])
+            (
+                self.vertices[self.vertex_starts[k] : self.vertex_starts[k + 1]],
+                bool(self.closed[k]),
+                bool(self.clean[k]),
+            )
             for k in range(self.chain_starts[piece], self.chain_starts[piece + 1])
         ]
 
@@ -158,9 +169,9 @@ class Pieces:
             labels,
             first.astype(np.int64) + np.array([box.y0, box.x0]),
             pixels.astype(np.int64),
-            np.concatenate(([0], np.cumsum(chains, dtype=np.int64))).tolist(),
-            np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).tolist(),
-            closed.tolist(),
-            clean.tolist(),
+            np.concatenate(([0], np.cumsum(chains, dtype=np.int64))),
+            np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
+            closed,
+            clean,
             vertices.astype(np.int64) + np.array([box.x0, box.y0]),
         )

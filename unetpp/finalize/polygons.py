@@ -12,37 +12,22 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from unetpp.errors import StoreError
-from unetpp.finalize.pieces import Pieces
-from unetpp.finalize.rings import clean_rings, signed_area
+from unetpp.finalize.outlines import BATCH_VERTICES, Batch
+from unetpp.finalize.pieces import Group, Pieces
+from unetpp.finalize.rings import arranged, simple_rings
 from unetpp.finalize.trace import Ints
 from unetpp.geometry import Box
 
 
-@dataclass(frozen=True, slots=True)
-class PixelObject:
-    """One 4-connected object of one class.
-
-    `rings` are (n, 2) int64 lattice points (x, y) in output-grid pixels, not closed: the shell first, clockwise on
-    screen, then the holes, counter-clockwise; each starts at its first point in raster order, holes are in that order.
-    """
-
-    label: int
-    first: tuple[int, int]
-    """First pixel (y, x) in raster order."""
-    pixels: int
-    rings: tuple[Ints, ...]
-
-
-def iter_objects(
+def iter_batches(
     shards: Sequence[Box], folder: Path, progress: Callable[[float], None] = lambda share: None
-) -> Iterator[PixelObject]:
+) -> Iterator[Batch]:
     """Yield all objects of the pieces that `write_pieces` stored for these shards.
 
     Raises:
@@ -52,7 +37,7 @@ def iter_objects(
     try:
         joined = _Joined(pieces)
         for block in range(len(pieces.boxes)):
-            yield from _owned_objects(pieces, joined, block)
+            yield from _owned(pieces, joined, block)
             progress((block + 1) / len(pieces.boxes))
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, IndexError, ValueError, FileNotFoundError) as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,10 +53,12 @@ class _Joined:
 
     def __init__(self, pieces: Pieces) -> None:
         width = max(box.x1 for box in pieces.boxes)
-        labels, codes = [], []
+        labels, codes, sizes = [], [], []
         for index, box in enumerate(pieces.boxes):
-            label, first = pieces.load(index, "part_labels", "part_first")
+            names = ("part_labels", "part_first", "part_chains", "part_lengths")
+            label, first, chains, lengths = pieces.load(index, *names)
             labels.append(label)
+            sizes.append(np.bincount(np.repeat(np.arange(len(label)), chains), weights=lengths, minlength=len(label)))
             codes.append((first[:, 0].astype(np.int64) + box.y0) * width + first[:, 1] + box.x0)
         self.offsets = np.concatenate(([0], np.cumsum([len(label) for label in labels])))
         code = np.concatenate(codes)
@@ -86,6 +73,8 @@ class _Joined:
         self.members = np.argsort(rank[group], kind="stable")
         self.starts = np.concatenate(([0], np.cumsum(np.bincount(rank[group], minlength=len(leads)))))
         self.first = code[leads[order]]
+        self.sizes = np.bincount(rank[group], weights=np.concatenate(sizes), minlength=len(leads)).astype(np.int64)
+        """Vertices of each object."""
         self.owned = np.searchsorted(owner[order], np.arange(len(pieces.boxes) + 1))
         self.width = width
 
@@ -115,21 +104,54 @@ def _connected(pairs: Ints, count: int) -> Ints:
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-def _owned_objects(pieces: Pieces, joined: _Joined, block: int) -> Iterator[PixelObject]:
+def _owned(pieces: Pieces, joined: _Joined, block: int) -> Iterator[Batch]:
+    """Yield the objects of one block in batches that end with the object that fills them."""
     whole = pieces.whole(block)
     begin, end = joined.owned[block], joined.owned[block + 1]
     codes = np.concatenate([whole.first[:, 0] * joined.width + whole.first[:, 1], joined.first[begin:end]])
-    for k in np.argsort(codes, kind="stable").tolist():
-        y, x = divmod(int(codes[k]), joined.width)
-        if k < len(whole.labels):
-            label, pixels = int(whole.labels[k]), int(whole.pixels[k])
-            walks = [(vertices, clean) for vertices, _, clean in whole.chains(k)]
-        else:
-            label, pixels, walks = _join(pieces, joined, int(begin) + k - len(whole.labels))
-        rings = clean_rings(walks)
-        if sum(signed_area(ring) for ring in rings) != pixels:
-            raise ValueError(f"the outline of the object at row {y}, column {x} does not hold its {pixels} pixels")
-        yield PixelObject(label, (y, x), pixels, rings)
+    order = np.argsort(codes, kind="stable")
+    sizes = np.concatenate([whole.sizes, joined.sizes[begin:end]])[order]
+    for part in np.split(order, np.flatnonzero(np.diff((np.cumsum(sizes) - sizes) // BATCH_VERTICES)) + 1):
+        if len(part):
+            yield _batch(pieces, joined, whole, int(begin), part, codes[part])
+
+
+def _batch(pieces: Pieces, joined: _Joined, whole: Group, begin: int, part: Ints, codes: Ints) -> Batch:
+    """Return the objects `part` of a block: whole ones by their number, behind them the joined ones from `begin`."""
+    count, known = len(part), len(whole.labels)
+    inside = part < known
+    labels, pixels = np.zeros(count, np.uint8), np.zeros(count, np.int64)
+    labels[inside], pixels[inside] = whole.labels[part[inside]], whole.pixels[part[inside]]
+    owner_of = np.full(known, -1)
+    owner_of[part[inside]] = np.flatnonzero(inside)
+    of_chain = np.repeat(owner_of, np.diff(whole.chain_starts))
+    ready = np.flatnonzero((of_chain >= 0) & whole.clean)
+    rings: list[Ints] = []
+    owner: list[int] = []
+    for chain in np.flatnonzero((of_chain >= 0) & ~whole.clean).tolist():
+        found = simple_rings(whole.vertices[whole.vertex_starts[chain] : whole.vertex_starts[chain + 1]])
+        rings += found
+        owner += [int(of_chain[chain])] * len(found)
+    for at in np.flatnonzero(~inside).tolist():
+        labels[at], pixels[at], walks = _join(pieces, joined, begin + int(part[at]) - known)
+        found = [ring for walk, clean in walks for ring in ([walk] if clean else simple_rings(walk))]
+        rings += found
+        owner += [at] * len(found)
+    lengths = np.array([len(ring) for ring in rings], np.int64)
+    outlines, held = arranged(
+        np.concatenate([whole.vertices, *rings]),
+        np.concatenate([whole.vertex_starts[ready], len(whole.vertices) + np.cumsum(lengths) - lengths]),
+        np.concatenate([np.diff(whole.vertex_starts)[ready], lengths]),
+        np.concatenate([of_chain[ready], np.array(owner, np.int64)]),
+        count,
+    )
+    first = np.stack(np.divmod(codes, joined.width), axis=1)
+    if (wrong := np.flatnonzero(held != pixels)).size:
+        y, x = first[wrong[0]].tolist()
+        raise ValueError(
+            f"the outline of the object at row {y}, column {x} does not hold its {pixels[wrong[0]]} pixels"
+        )
+    return Batch(labels, first, pixels, outlines)
 
 
 def _join(pieces: Pieces, joined: _Joined, number: int) -> tuple[int, int, list[tuple[Ints, bool]]]:

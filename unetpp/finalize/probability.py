@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.finalize.instances import filled
-from unetpp.finalize.polygons import PixelObject
+from unetpp.finalize.outlines import PixelObject
 from unetpp.geometry import Box
 from unetpp.maps import STEPS, MapStore
 from unetpp.store import chunk_side

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -29,23 +29,28 @@ BATCH_FEATURES, BATCH_BYTES = 4096, 2**23
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """All of an object but its outline; `area` is in the measure's unit.
+class Rows:
+    """All of a batch of objects but their outlines, one list per column; `areas` are in the measure's unit.
 
-    `shape` holds more measurements by column, the same columns for all objects of a file; `unetpp.finalize.shapes`.
+    `shapes` holds more measurements by column, the same columns for all objects of a file; `unetpp.finalize.shapes`.
     """
 
-    identity: str
-    info: ClassInfo
-    pixels: int
-    area: float
-    shape: Mapping[str, float] = field(default_factory=dict)
+    identities: list[str]
+    infos: list[ClassInfo]
+    pixels: list[int]
+    areas: list[float]
+    shapes: Mapping[str, list[float]] = field(default_factory=dict)
+
+    def measured(self) -> list[dict[str, float]]:
+        """Return the measurements object by object."""
+        values = zip(*self.shapes.values(), strict=True) if self.shapes else ((),) * len(self.identities)
+        return [dict(zip(self.shapes, row, strict=True)) for row in values]
 
 
 class Sink(Protocol):
     """One vector file that grows by batches of objects; it is whole when its block ends without an error."""
 
-    def add(self, rows: Sequence[Row], outlines: Outlines) -> None: ...
+    def add(self, rows: Rows, outlines: Outlines) -> None: ...
     def __enter__(self) -> Sink: ...
     def __exit__(self, *error: object) -> None: ...
 
@@ -60,12 +65,27 @@ def coordinates(grid: OutputGrid) -> Transform:
 def well_known_binary(outlines: Outlines, transform: Transform) -> list[bytes]:
     """Return each object as little-endian WKB polygon in the transform's CRS, shells counter-clockwise."""
     a, b, c, d, e, f = transform
-    x, y = outlines.vertices[:, 0], outlines.vertices[:, 1]
+    lengths = np.diff(outlines.starts)
+    vertices = outlines.vertices
+    if a * e - b * d < 0:  # mirrored: each ring the other way round
+        ends = outlines.starts[:-1] + outlines.starts[1:] - 1
+        vertices = vertices[np.repeat(ends, lengths) - np.arange(len(vertices))]
+    x, y = vertices[:, 0], vertices[:, 1]
     points = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1).astype("<f8")
-    mirrored = a * e - b * d < 0
-    rings: list[list[bytes]] = [[] for _ in range(outlines.count)]
-    bounds = outlines.starts.tolist()
-    for k, owner in enumerate(outlines.owner.tolist()):
-        ring = points[bounds[k] : bounds[k + 1]]
-        rings[owner].append(struct.pack("<I", len(ring)) + (ring[::-1] if mirrored else ring).tobytes())
-    return [struct.pack("<BII", 1, 3, len(parts)) + b"".join(parts) for parts in rings]
+    shells = outlines.shells
+    # An object begins with 9 bytes, each of its rings with the 4 of its length; all the rest are points.
+    sizes = 4 + 16 * lengths + 9 * shells
+    begins = np.cumsum(sizes) - sizes
+    content = np.empty(int(sizes.sum()), np.uint8)
+    is_point = np.ones(len(content), bool)
+    heads = np.empty(outlines.count, [("order", "u1"), ("kind", "<u4"), ("rings", "<u4")])
+    heads["order"], heads["kind"] = 1, 3
+    heads["rings"] = np.bincount(outlines.owner, minlength=outlines.count)
+    for at, values in ((begins[shells], heads), (begins + 9 * shells, lengths.astype("<u4"))):
+        places = at[:, None] + np.arange(values.itemsize)
+        content[places] = values.view(np.uint8).reshape(places.shape)
+        is_point[places] = False
+    content[is_point] = points.view(np.uint8).ravel()
+    whole = content.tobytes()
+    bounds = [*begins[shells].tolist(), len(whole)]
+    return [whole[begin:end] for begin, end in pairwise(bounds)]

@@ -8,7 +8,6 @@ object's pixels, by Green's theorem: the integral of x over a region is that of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.finalize.areas import GeodesicMeasure, Measure, measure
-from unetpp.finalize.geoparquet import ParquetTable
-from unetpp.finalize.outlines import Outlines
-from unetpp.finalize.rows import Row, Sink, coordinates
+from unetpp.finalize.geoparquet import ParquetTable, attributes
+from unetpp.finalize.outlines import Batch, Outlines
+from unetpp.finalize.rows import Rows, Sink, coordinates
 
 if TYPE_CHECKING:
-    from unetpp.finalize.polygons import PixelObject
     from unetpp.finalize.probability import ObjectProbability
     from unetpp.io.resample import OutputGrid
 
@@ -57,8 +55,9 @@ class Shapes:
         mean = () if self.probability is None else ("probability_mean",)
         return ("perimeter_px", *physical, "centroid_x_px", "centroid_y_px", *place, *mean)
 
-    def measure(self, objects: Sequence[PixelObject], outlines: Outlines) -> list[dict[str, float]]:
-        """Return the columns of each object, to 12 digits; `outlines` are the objects'."""
+    def measure(self, batch: Batch) -> dict[str, list[float]]:
+        """Return the columns of a batch, to 12 digits."""
+        outlines = batch.outlines
         step = np.abs(outlines.steps())
         centre = centroids(outlines)
         x, y = centre.T
@@ -70,9 +69,8 @@ class Shapes:
             a, b, c, d, e, f = coordinates(self.grid)
             found += [a * x + b * y + c, d * x + e * y + f]
         if self.probability is not None:
-            found.append(np.array([self.probability.mean(one) for one in objects]))
-        rows = np.stack(found, axis=1).tolist()
-        return [{n: float(f"{v:.12g}") for n, v in zip(self.columns, row, strict=True)} for row in rows]
+            found.append(np.array([self.probability.mean(one) for one in batch.objects()]))
+        return {n: [float(f"{v:.12g}") for v in row.tolist()] for n, row in zip(self.columns, found, strict=True)}
 
     def table(self, folder: Path, how: Measure) -> Sink:
         """Return the sink of the table `name` in `folder`."""
@@ -121,9 +119,8 @@ class _Table(ParquetTable):
         numbers = [(n, pa.float64()) for n in ("area_px", *filter(None, [self._area]), *shapes.columns)]
         super().__init__(path, pa.schema([("id", pa.string()), ("class", pa.int32()), ("name", pa.string()), *numbers]))
 
-    def add(self, rows: Sequence[Row], outlines: Outlines) -> None:
-        for row in rows:
-            area = {"area_px": float(f"{row.pixels * self._step:.12g}")}
-            if self._area is not None:
-                area[self._area] = float(f"{row.area * self._factor:.12g}")
-            self.put({"id": row.identity, "class": row.info.value, "name": row.info.name, **area, **row.shape})
+    def add(self, rows: Rows, outlines: Outlines) -> None:
+        areas = {"area_px": [float(f"{pixels * self._step:.12g}") for pixels in rows.pixels]}
+        if self._area is not None:
+            areas[self._area] = [float(f"{area * self._factor:.12g}") for area in rows.areas]
+        self.put({**attributes(rows), **areas, **rows.shapes})

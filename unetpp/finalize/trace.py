@@ -15,6 +15,7 @@ the seam, so nothing has to be dissolved, and every number is an integer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -177,25 +178,45 @@ class _Nodes:
 
 
 def _follow(nodes: _Nodes) -> tuple[Ints, Ints, Bools]:
-    """Walk every chain; return its nodes one chain after the other, the chains' starts, and which are rings."""
-    following: list[int] = nodes.next.tolist()
-    entered = np.zeros(nodes.count, bool)
-    entered[nodes.next[nodes.next >= 0]] = True
-    seen = bytearray(nodes.count)
-    order: list[int] = []
-    starts = [0]
-    closed: list[bool] = []
-    for begin in [*np.flatnonzero(~entered).tolist(), *np.flatnonzero(entered).tolist()]:
-        if seen[begin]:
-            continue
-        node = begin
-        while node >= 0 and not seen[node]:
-            seen[node] = 1
-            order.append(node)
-            node = following[node]
-        starts.append(len(order))
-        closed.append(node >= 0)
-    return np.asarray(order, np.int64), np.asarray(starts, np.int64), np.asarray(closed, bool)
+    """Walk every chain; return its nodes one chain after the other, the chains' starts, and which are rings.
+
+    Open chains come first; a ring starts at its first node. All are hung one behind the other and walked in one go.
+    """
+    from scipy.sparse.csgraph import connected_components, depth_first_order
+
+    following, every = nodes.next, np.arange(nodes.count)
+    left = following >= 0
+    chain = connected_components(_graph(following), connection="weak")[1]
+    lengths = np.bincount(chain)
+    before = np.full(nodes.count, -1)
+    before[following[left]] = every[left]
+    opens = np.flatnonzero(before < 0)
+    is_ring = np.ones(len(lengths), bool)
+    is_ring[chain[opens]] = False
+    first = np.empty(len(lengths), np.int64)
+    first[chain[::-1]] = every[::-1]
+    rings = np.sort(first[is_ring])
+    last = np.empty(len(lengths), np.int64)
+    last[chain[~left]] = every[~left]
+    last[chain[rings]] = before[rings]
+    begins = np.concatenate([opens, rings])
+    path = following.copy()
+    path[last[chain[begins]]] = np.append(begins[1:], -1)
+    order = depth_first_order(_graph(path), int(begins[0]), return_predecessors=False)
+    return (
+        np.asarray(order, np.int64),
+        np.concatenate(([0], np.cumsum(lengths[chain[begins]]))),
+        is_ring[chain[begins]],
+    )
+
+
+def _graph(following: Ints) -> Any:
+    """Return the graph in which each node has an edge to the one that follows it; -1 where none does."""
+    from scipy.sparse import csr_array
+
+    left = following >= 0
+    edges = np.concatenate(([0], np.cumsum(left)))
+    return csr_array((np.ones(edges[-1]), following[left], edges), shape=(len(left), len(left)))
 
 
 def _components(core: npt.NDArray[np.uint8]) -> Ints:

@@ -12,8 +12,8 @@ equal bytes. Files grow batch by batch, and all of them from one pass over the o
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,10 +27,10 @@ from unetpp.finalize.features import QuPath, Rfc7946
 from unetpp.finalize.geopackage import GeoPackage
 from unetpp.finalize.geoparquet import FlatGeobuf, GeoParquet
 from unetpp.finalize.lonlat import LonLat
-from unetpp.finalize.outlines import batches
-from unetpp.finalize.polygons import PixelObject
-from unetpp.finalize.rows import VECTOR_FILES, Row, Sink
+from unetpp.finalize.outlines import Batch
+from unetpp.finalize.rows import VECTOR_FILES, Rows, Sink
 from unetpp.finalize.shapes import Shapes
+from unetpp.finalize.trace import Ints
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def write_vectors(
-    objects: Iterable[PixelObject],
+    batches: Iterable[Batch],
     *,
     grid: OutputGrid,
     classes: Sequence[ClassInfo],
@@ -61,31 +61,47 @@ def write_vectors(
         OutputError: a file cannot be written.
     """
     names = {info.value: info for info in classes}
-    counts = Counter({info.value: 0 for info in classes if not info.background})
+    counts = {info.value: 0 for info in classes if not info.background}
+    identities = _Identities(key)
     how = measure(grid)
     columns = shapes.columns if shapes is not None else ()
     with output_errors(folder), ExitStack() as stack:
         sinks = {name: stack.enter_context(sink) for name, sink in _sinks(formats, grid, how, columns, folder)}
         if shapes is not None:
             sinks[shapes.name] = stack.enter_context(shapes.table(folder, how))
-        for batch, outlines in batches(objects):
-            counts.update(found.label for found in batch)
-            areas = how.objects(outlines, np.array([found.pixels for found in batch])).tolist()
-            measured = shapes.measure(batch, outlines) if shapes is not None else [{}] * len(batch)
-            rows = [
-                Row(_identity(key, found), names[found.label], found.pixels, float(f"{area:.12g}"), shape)
-                for found, area, shape in zip(batch, areas, measured, strict=True)
-            ]
+        for batch in batches:
+            labels = batch.labels.tolist()
+            for value, count in zip(*np.unique(batch.labels, return_counts=True), strict=True):
+                counts[int(value)] += int(count)
+            rows = Rows(
+                identities.of(labels, batch.first),
+                [names[label] for label in labels],
+                batch.pixels.tolist(),
+                [float(f"{area:.12g}") for area in how.objects(batch.outlines, batch.pixels).tolist()],
+                {} if shapes is None else shapes.measure(batch),
+            )
             for sink in sinks.values():
-                sink.add(rows, outlines)
+                sink.add(rows, batch.outlines)
     for name in sinks:
         sync(folder / name)
-    return dict(counts), tuple(sinks)
+    return counts, tuple(sinks)
 
 
-def _identity(key: str, found: PixelObject) -> str:
-    y, x = found.first
-    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{key}/{found.label}/{y}/{x}"))
+class _Identities:
+    """Makes the ids of a job's objects: `uuid.uuid5(NAMESPACE_OID, "key/class/y/x")`, at a third of its price."""
+
+    def __init__(self, key: str) -> None:
+        self._begun = hashlib.sha1(uuid.NAMESPACE_OID.bytes + f"{key}/".encode(), usedforsecurity=False)
+
+    def of(self, labels: Sequence[int], first: Ints) -> list[str]:
+        found = []
+        for label, (y, x) in zip(labels, first.tolist(), strict=True):
+            digest = self._begun.copy()
+            digest.update(b"%d/%d/%d" % (label, y, x))
+            text = digest.hexdigest()
+            variant = "89ab"[int(text[16], 16) & 3]
+            found.append(f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}")
+        return found
 
 
 def _sinks(

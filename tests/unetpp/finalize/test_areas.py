@@ -11,9 +11,9 @@ import pytest
 from pyproj import CRS, Geod, Transformer
 
 from unetpp.finalize.areas import ClassArea, FlatMeasure, GeodesicMeasure, class_areas, measure
-from unetpp.finalize.outlines import Outlines, batches
+from unetpp.finalize.outlines import Outlines
 from unetpp.finalize.pieces import write_pieces
-from unetpp.finalize.polygons import iter_objects
+from unetpp.finalize.polygons import iter_batches
 from unetpp.geometry import Box, Spacing, Transform
 
 NORTH_UP_4326 = (2e-4, 0.0, 32.5, 0.0, -1e-4, 0.3)
@@ -145,7 +145,8 @@ def test_class_areas_are_the_sum_of_cells_and_of_outlines(name: str, tmp_path: P
         assert area == ClassArea(counts[value], pytest.approx(cells[labels == value].sum(), rel=1e-12), "m2")
     write_pieces(lambda box: labels[box.slices()], boxes, np.isin(np.arange(256), (1, 4)), tmp_path / "pieces")
     sums = {1: 0.0, 4: 0.0}
-    for batch, outlines in batches(iter_objects(boxes, tmp_path / "pieces")):
-        for found, area in zip(batch, how.objects(outlines, np.zeros(len(batch))), strict=True):
-            sums[found.label] += area
+    for batch in iter_batches(boxes, tmp_path / "pieces"):
+        areas_of = how.objects(batch.outlines, np.zeros_like(batch.pixels))
+        for label, area in zip(batch.labels.tolist(), areas_of, strict=True):
+            sums[label] += area
     assert sums == {value: pytest.approx(areas[value].value, rel=1e-9) for value in sums}

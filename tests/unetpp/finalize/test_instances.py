@@ -195,7 +195,7 @@ def test_asked_for_later_or_no_more_only_the_polygons_change(make_job: MakeJob) 
 def test_memory_does_not_grow_with_the_number_of_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    from unetpp.finalize.polygons import PixelObject
+    from unetpp.finalize.outlines import PixelObject
 
     monkeypatch.setattr(instances, "_CANVAS", 256)
     ring = np.array([[0, 0], [20, 0], [20, 20], [0, 20]], np.int64)

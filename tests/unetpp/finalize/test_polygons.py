@@ -11,8 +11,9 @@ from rasterio.features import shapes
 
 from unetpp.errors import StoreError
 from unetpp.finalize import pieces
+from unetpp.finalize.outlines import PixelObject
 from unetpp.finalize.pieces import block_boxes, write_pieces
-from unetpp.finalize.polygons import PixelObject, iter_objects
+from unetpp.finalize.polygons import iter_batches
 from unetpp.finalize.rings import signed_area
 from unetpp.geometry import Box
 
@@ -29,7 +30,7 @@ def trace(labels: np.ndarray, side: int, folder: Path, keep: np.ndarray = FOREGR
     boxes = shard_boxes(*labels.shape, side)
     spilled = folder / f"pieces{side}"
     write_pieces(lambda box: labels[box.slices()], boxes, keep, spilled)
-    return list(iter_objects(boxes, spilled))
+    return [one for batch in iter_batches(boxes, spilled) for one in batch.objects()]
 
 
 def as_polygon(found: PixelObject) -> shapely.Polygon:
@@ -197,5 +198,5 @@ def test_damaged_pieces_are_an_error_and_are_made_again(tmp_path: Path) -> None:
     content[content.index(b"part_vertices.npy") + 150] ^= 1
     victim.write_bytes(content)
     with pytest.raises(StoreError, match="damaged"):
-        list(iter_objects(shard_boxes(20, 20, 8), tmp_path / "pieces8"))
+        list(iter_batches(shard_boxes(20, 20, 8), tmp_path / "pieces8"))
     assert len(trace(labels, 8, tmp_path)) == 1

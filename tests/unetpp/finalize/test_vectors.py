@@ -19,7 +19,7 @@ from rasterio.transform import Affine
 from unetpp.finalize.lonlat import LonLat, bent
 from unetpp.finalize.outlines import Outlines
 from unetpp.finalize.pieces import write_pieces
-from unetpp.finalize.polygons import iter_objects
+from unetpp.finalize.polygons import iter_batches
 from unetpp.finalize.vectors import write_vectors
 from unetpp.geometry import Box, Spacing, Transform
 from unetpp.package import ClassInfo
@@ -62,7 +62,7 @@ def write(
     write_pieces(lambda box: labels[box.slices()], boxes, keep, spilled)
     formats = formats or (("geojson",) if grid.crs is None else ("geojson", "gpkg"))
     counts, names = write_vectors(
-        iter_objects(boxes, spilled), grid=grid, classes=CLASSES, key="k", folder=folder, formats=formats
+        iter_batches(boxes, spilled), grid=grid, classes=CLASSES, key="k", folder=folder, formats=formats
     )
     assert all((folder / name).is_file() for name in names)
     return counts
