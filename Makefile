@@ -4,9 +4,11 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 BENCH := .venv-peers/bin/python
 BENCH_STAMP := .venv-peers/.installed
+TIA := .venv-tiatoolbox/bin/python
+TIA_STAMP := .venv-tiatoolbox/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup viewer demo test check slow cluster-test kernels kernels-update speed peers cpu-bench bench-train read-bench view-bench archive-bench papers gpu-bench wheel-test clean
+.PHONY: help setup viewer demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory papers gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -20,10 +22,13 @@ help:
 	@echo "make cpu-bench   compare CPU engines with other libraries, update the README (quiet machine, UNETPP_DATA, 10 minutes)"
 	@echo "make bench-train measure training beside other libraries and with two workers, update the README (quiet machine, 25 minutes)"
 	@echo "make archive-bench  measure segment on 0.1 and 1 gigapixel, update the README (quiet machine, UNETPP_DATA, half an hour)"
+	@echo "make rivals      segment a slide beside MONAI, TIAToolbox and a plain loop, update the README (quiet machine, UNETPP_DATA, 15 minutes)"
+	@echo "make rivals-memory  the same for peak memory on 1 gigapixel (an hour and a half; ONLY=unetpp for one of them)"
 	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
 	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
-	@echo "make peers       make the environment of cpu-bench, .venv-peers (1.6 GB), apart from ours"
+	@echo "make peers       make the environment of cpu-bench and rivals, .venv-peers (1.6 GB), apart from ours"
+	@echo "make tiatoolbox  make the environment of TIAToolbox for rivals, .venv-tiatoolbox (6.5 GB), apart from ours"
 	@echo "make wheel-test  build the wheel and run the demo from it in an empty environment"
 	@echo "make viewer      build the page of unetpp view (needs npm; part of make setup where npm is)"
 	@echo "make view-bench  measure unetpp view on a drawn gigapixel result, update the README (two minutes)"
@@ -91,6 +96,14 @@ archive-bench: $(STAMP)
 	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/archive.py
 	@$(PY) tests/readme.py
 
+rivals: $(STAMP) $(BENCH_STAMP) $(TIA_STAMP)
+	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/rivals.py
+	@$(PY) tests/readme.py
+
+rivals-memory: $(STAMP) $(BENCH_STAMP) $(TIA_STAMP)
+	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/rivals.py --memory $(if $(ONLY),--only $(ONLY))
+	@$(PY) tests/readme.py
+
 read-bench: $(STAMP)
 	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/read.py
 	@$(PY) tests/readme.py
@@ -114,6 +127,13 @@ $(BENCH_STAMP): tests/benchmarks/peers.txt constraints.txt
 	@$(BENCH) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/benchmarks/peers.txt
 	@touch $(BENCH_STAMP)
 
+tiatoolbox: $(TIA_STAMP)
+
+$(TIA_STAMP): tests/benchmarks/tiatoolbox.txt
+	@$(PYTHON) -m venv .venv-tiatoolbox
+	@$(TIA) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/tiatoolbox.txt
+	@touch $(TIA_STAMP)
+
 cpu-bench: $(BENCH_STAMP)
 	@PYTHONPATH=.:kernels:workflows $(BENCH) tests/benchmarks/cpu.py
 	@$(BENCH) tests/readme.py
@@ -122,4 +142,4 @@ wheel-test: $(STAMP)
 	@$(PY) tests/wheel.py
 
 clean:
-	rm -rf .venv .venv-peers workflows/viewer/node_modules workflows/unetpp_workflows/viewer/static dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers .venv-tiatoolbox workflows/viewer/node_modules workflows/unetpp_workflows/viewer/static dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

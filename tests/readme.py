@@ -255,6 +255,84 @@ def archive() -> str:
     return "\n".join(lines)
 
 
+def rivals() -> str:
+    path = ROOT / "tests/benchmarks/rivals.json"
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    speed = _rivals_speed(facts["speed"]) if "speed" in facts else ["Speed and seams: not measured."]
+    memory = _rivals_memory(facts["memory"]) if "memory" in facts else ["Memory on a gigapixel: not measured."]
+    return "\n".join([*speed, "", *memory])
+
+
+def _rivals_speed(facts: dict[str, Any]) -> list[str]:
+    lines = [
+        "| contestant | weights | slide px | settings | Mpx/s end to end | after start-up | peak PSS MB | "
+        "labels unlike the whole image's | inside | unlike fp32's |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in facts["rows"].items():
+        used, seams = row.get("settings"), facts["seams"].get(name, {})
+        settings = "as it comes"
+        if used:
+            settings = f"{used['precision']}, {used['layout']}, tile {used['tile']}, batch {used['batch']}"
+        speeds = row.get("failed", f"{row.get('mpx_s', 0):.2f}")
+        ready = f"{row['ready_mpx_s']:.2f}" if "ready_mpx_s" in row else ""
+        weights = "ours" if row["network"] == "same" else "own, random"
+        errors = " | | "
+        if "seam" in seams:
+            errors = f"{seams['seam']['all']:.2%} | {seams['seam']['inside']:.2%} | {seams['fp32']['all']:.2%}"
+        lines.append(
+            f"| {name} | {weights} | {row['side']}² | {settings} | {speeds} | {ready} | {row.get('peak_pss_mb', '')} | "
+            f"{errors} |"
+        )
+    ours = facts["rows"]["unetpp segment"]
+    others = [row for name, row in facts["rows"].items() if name != "unetpp segment" and "mpx_s" in row]
+    ratios = [
+        f"{ours['mpx_s'] / max(row['mpx_s'] for row in rows):.1f} times the fastest rival {which}"
+        for which, rows in (("with our weights", [r for r in others if r["network"] == "same"]), ("of all", others))
+        if rows
+    ]
+    versions = facts["versions"] | {
+        key: value for row in others for run in row["runs"] for key, value in run.get("versions", {}).items()
+        if key != "torch"
+    }  # fmt: skip
+    loads = [run["load"] for row in facts["rows"].values() for run in row["runs"]]
+    return [
+        *lines,
+        "",
+        f"`unetpp segment` is {' and '.join(ratios)} (target 4). It also writes pyramid, polygons and areas, the "
+        "others labels alone. Seams: a slide of "
+        f"{facts['crop']}² px against one call over the whole of it, same library, weights and precision; inside is "
+        f"{facts['edge']} px from the image's edge; fp32 is one call of ours over the "
+        f"whole. {facts['threads']} threads, no tissue mask; {facts['cpu']}, mean "
+        f"load {min(loads)} to {max(loads)}; {', '.join(f'{name} {number}' for name, number in versions.items())}; "
+        f"commit {facts['commit']}, {facts['date']}; `{facts['command']}`; sweeps and all runs in "
+        "[rivals.json](tests/benchmarks/rivals.json).",
+    ]
+
+
+def _rivals_memory(facts: dict[str, Any]) -> list[str]:
+    lines = ["| contestant | network | peak PSS MB | of them at start | seconds | ended |", "|---|---|--:|--:|--:|---|"]
+    for name, row in facts["rows"].items():
+        network = "ours" if row["network"] == "same" else "one convolution"
+        lines.append(
+            f"| {name} | {network} | {row['peak_pss_mb']} | {row.get('ready_pss_mb', '')} | {row['seconds']:.0f} | "
+            f"{row['ended']} |"
+        )
+    lines += [
+        "",
+        f"One slide of {facts['height']} x {facts['width']} px. The others run one convolution, so that what shows is "
+        "what the library needs for a slide of that size; the peak of a run that was stopped is a lower bound. "
+        f"torch alone is {facts['torch_mb']['peers']} MB of each, {facts['torch_mb']['tiatoolbox']} of TIAToolbox, "
+        "which requires torch < 2.13, found as a build for CUDA only. "
+        f"{facts['memory_mb']} MB of memory; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
+    ]
+    rest = [row["peak_pss_mb"] for name, row in facts["rows"].items() if name != "unetpp segment"]
+    if rest and "unetpp segment" in facts["rows"]:
+        share = facts["rows"]["unetpp segment"]["peak_pss_mb"] / min(rest)
+        lines[-1] += f" `unetpp segment` needs {share:.2f} of the smallest rival's memory (target 0.5)."
+    return lines
+
+
 def view() -> str:
     path = ROOT / "tests/benchmarks/view.json"
     if not path.is_file():
@@ -321,7 +399,7 @@ def _first_clause(path: Path) -> str:
 
 def render(text: str) -> str:
     parts = {"models": models, "speed": speed, "cpu": cpu, "train": train, "gpu": gpu, "read": read}
-    parts |= {"papers": papers, "archive": archive, "view": view, "tree": tree}
+    parts |= {"papers": papers, "archive": archive, "rivals": rivals, "view": view, "tree": tree}
     for name, part in parts.items():
         content = part()
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"

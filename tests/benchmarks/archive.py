@@ -4,7 +4,7 @@
 
 Beside the whole command stands, from the same run, what the engine alone writes per second: the mean of a measurement
 before and one after, on interior tiles of the size that segment uses. Memory is the proportional set size (PSS) of the
-process and all below it, looked at every half second.
+process and all below it; see watch.py.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import psutil
 import tifffile
 from speed import provenance
+from watch import watch
 
 from unetpp.engine.bench import bench
 from unetpp.package import bundled_package, load_package
@@ -67,29 +65,13 @@ def run(slide: Path, output: Path, workers: int) -> dict[str, Any]:
     """Segment one slide; return seconds, peak PSS in MB and what the record says."""
     command = [sys.executable, "-m", "unetpp_workflows", "segment", str(slide), "-m", MODEL, "-o", str(output)]
     settings = ["--workers", str(workers), "--tissue", "none", "--set", "tracking.enabled=false"]
-    began, processor, peak, loads = time.perf_counter(), 0.0, 0.0, []
-    with subprocess.Popen(
-        [*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        watched = psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                times = watched.cpu_times()
-                processor = times.user + times.system
-                members = [watched, *watched.children(recursive=True)]
-                peak = max(peak, sum(member.memory_full_info().pss for member in members) / 1e6)
-            except psutil.Error:
-                pass  # it ended between two looks
-            loads.append(os.getloadavg()[0])
-            time.sleep(0.5)
-        text = process.communicate()[0]
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        sys.exit(text)
+    watched = watch([*command, *settings])
+    if watched.ended != "done":
+        sys.exit(f"{watched.ended}\n{watched.text}")
     record = json.loads((output / slide.stem / "record.json").read_text())
-    line = next(line for line in text.splitlines() if " shards in " in line)
+    line = next(line for line in watched.text.splitlines() if " shards in " in line)
     shards = float(line.split(" shards in ")[1].split(" s")[0])
-    pixels = record["shards"]["valid_px"] / 1e6
+    pixels, seconds, processor = record["shards"]["valid_px"] / 1e6, watched.seconds, watched.processor_seconds
     return {
         "mpx": round(pixels, 1),
         "seconds": round(seconds, 1),
@@ -98,13 +80,13 @@ def run(slide: Path, output: Path, workers: int) -> dict[str, Any]:
         "written_mpx_s": round(pixels / seconds, 3),
         "shards_written_mpx_s": round(pixels / shards, 3),
         "written_mpx_per_processor_s": round(pixels / processor, 3),
-        "peak_pss_mb": round(peak),
+        "peak_pss_mb": round(watched.peak_pss_mb),
         "limited_by": record["limited_by"],
         "stages": {name: round(value, 1) for name, value in record["seconds"].items()},
         "engine": f"{record['engine']['name']} {record['engine']['precision']}",
         "tile": record["plan"]["tile_shape"][0],
         "objects": record["figures"]["classes"][1]["objects"],
-        "load": round(sum(loads) / len(loads), 2),
+        "load": round(watched.load, 2),
     }
 
 
