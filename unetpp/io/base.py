@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -155,13 +155,28 @@ def _groups(edges: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _average(part: Window, cells: tuple[NDArray[np.int64], NDArray[np.int64]]) -> tuple[Pixels, Mask]:
-    values = np.where(part.valid[..., None], part.pixels, 0).astype(np.float64)
-    total = np.add.reduceat(np.add.reduceat(values, cells[0], axis=0), cells[1], axis=1)
-    count = np.add.reduceat(np.add.reduceat(part.valid.astype(np.int64), cells[0], axis=0), cells[1], axis=1)
+    if part.valid.all():
+        pixels = part.pixels
+        count = np.multiply.outer(*(np.diff(c, append=size) for c, size in zip(cells, part.valid.shape, strict=True)))
+    else:
+        pixels = np.where(part.valid[..., None], part.pixels, np.zeros((), part.pixels.dtype))
+        count = _sums(part.valid, cells)
+    total = _sums(pixels, cells)
     mean = total / np.maximum(count, 1)[..., None]
     if part.pixels.dtype.kind != "f":
         mean = np.rint(mean)
     return mean.astype(part.pixels.dtype), count > 0
+
+
+def _sums(values: NDArray[Any], cells: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
+    """Return the sums over cells of rows and columns that begin at these; exact for whole numbers."""
+    rows, columns = cells
+    kind = np.int64 if values.dtype.kind in "bui" and values.itemsize <= 4 else np.float64
+    # One sum per row of cells: `reduceat` along the first axis takes eight times as long.
+    high = np.empty((len(rows), *values.shape[1:]), kind)
+    for k, (begin, end) in enumerate(pairwise([*rows.tolist(), len(values)])):
+        np.sum(values[begin:end], axis=0, dtype=kind, out=high[k])
+    return np.asarray(np.add.reduceat(high, columns, axis=1))
 
 
 def fingerprint(source: Raster | str | Path) -> str:
