@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.durable import output_errors
+from unetpp.finalize.threads import in_order
 from unetpp.finalize.trace import Bools, Ints, Traced, trace_block
 from unetpp.geometry import Box
 from unetpp.store import NO_DATA
@@ -53,7 +54,7 @@ def write_pieces(
     """Trace every block of a label map and store its pieces in `folder`; blocks that are there already stay.
 
     Args:
-        read: returns the class values of a box inside the image.
+        read: returns the class values of a box inside the image; called from several threads.
         shards: boxes that tile the image, in the order of the shard grid.
         keep: (256,) which class values are outlined; 255 never.
 
@@ -63,7 +64,8 @@ def write_pieces(
     height, width = max(b.y1 for b in shards), max(b.x1 for b in shards)
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for count, shard in enumerate(shards):
+
+        def write(shard: Box) -> None:
             missing = [box for box in block_boxes([shard]) if not zipfile.is_zipfile(_path(folder, box))]
             for _, row in groupby(missing, key=lambda box: box.y0):
                 blocks = list(row)
@@ -73,7 +75,9 @@ def write_pieces(
                 labels[inside.slices(around)] = read(inside)
                 for box in blocks:
                     _save(trace_block(labels[box.expand(1).slices(around)], keep), _path(folder, box))
-            progress((count + 1) / len(shards))
+
+        for count, _ in enumerate(in_order(write, shards), 1):
+            progress(count / len(shards))
 
 
 def _path(folder: Path, box: Box) -> Path:

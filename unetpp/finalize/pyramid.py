@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.durable import file_sha256, output_errors, sync, write_file
+from unetpp.finalize.threads import in_order
 from unetpp.geometry import Box
 from unetpp.store import NO_DATA, Levels, delete_object, level_shapes, level_shard
 
@@ -50,14 +52,20 @@ def write_pyramid(
         StoreError: level 0 is damaged.
     """
     with _Journal(journal, store) as done:
-        targets = list(_targets(store))
-        for count, target in enumerate(targets):
-            if target.first and not done.started(target.level):
-                store.create_level(target.level)
-                done.start(target.level)
-            if not done.has(target.object):
-                done.add(target.object, _write_shard(store, target, reduce or halve))
-            progress((count + 1) / len(targets))
+        targets, count = list(_targets(store)), 0
+        for level, group in groupby(targets, key=lambda target: target.level):
+            if not done.started(level):
+                store.create_level(level)
+                done.start(level)
+            shards = list(group)
+            missing = [shard for shard in shards if not done.has(shard.object)]
+            count += len(shards) - len(missing)
+            paths = in_order(lambda shard: _write_shard(store, shard, reduce or halve), missing)
+            for shard, path in zip(missing, paths, strict=True):
+                done.add(shard.object, path)
+                count += 1
+                progress(count / len(targets))
+        progress(1.0)
         return done.objects()
 
 
@@ -95,7 +103,6 @@ def halve_mean(values: Labels) -> Labels:
 class _Target:
     level: int
     box: Box
-    first: bool
     object: str
 
 
@@ -106,7 +113,7 @@ def _targets(store: Levels) -> Iterator[_Target]:
             for col in range(-(-width // side)):
                 y, x = row * side, col * side
                 box = Box(y, x, y + side, x + side).clip(height, width)
-                yield _Target(level, box, row == col == 0, store.object_name(level, row, col))
+                yield _Target(level, box, store.object_name(level, row, col))
 
 
 def _write_shard(store: Levels, target: _Target, reduce: Callable[[Labels], Labels]) -> Path | None:

@@ -45,17 +45,17 @@ class Traced:
     """(n,) whether the piece goes on in a neighbouring block."""
     vertices: npt.NDArray[np.int32]
     starts: Ints
-    piece: Ints
+    piece: npt.NDArray[np.integer[Any]]
     """(chains,) piece id of each chain."""
     closed: Bools
     """(chains,) whether the chain is a whole ring; an open one runs from its first to its last vertex."""
     pinched: Bools
     """(chains,) whether the chain passes a point where its class touches itself diagonally."""
-    north: Ints
+    north: npt.NDArray[np.integer[Any]]
     """(w,) piece id of each pixel of the first row, 0 where none; `south`, `west`, `east` likewise."""
-    south: Ints
-    west: Ints
-    east: Ints
+    south: npt.NDArray[np.integer[Any]]
+    west: npt.NDArray[np.integer[Any]]
+    east: npt.NDArray[np.integer[Any]]
 
 
 def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
@@ -119,36 +119,34 @@ class _Nodes:
         self.pinched = np.concatenate(self._pinched)
         self.next = self._link()
 
-    def _shifted(self, dy: int, dx: int) -> npt.NDArray[np.uint8]:
-        return self.marked[1 + dy : 1 + dy + self.height, 1 + dx : 1 + dx + self.width]
-
     def _collect(self, direction: int) -> None:
         (dy, dx), (oy, ox) = _STEP[direction], _STEP[direction - 1]
-        own = self._shifted(0, 0)
-        edge = (own > 0) & (own != self._shifted(oy, ox))
-        ahead = edge & (own == self._shifted(dy, dx))
-        diagonal = edge & (own == self._shifted(dy + oy, dx + ox))
-        concave = ahead & diagonal
-        convex = np.flatnonzero(edge & ~ahead)
-        self._add(convex, direction, ends=direction, begins=(direction + 1) % 4)
-        self._pinched[-1] = diagonal.ravel()[convex]
-        leaves = self._outside(dy, dx) | (concave & self._outside(oy, ox))
-        open_end = ahead & leaves
-        self._add(np.flatnonzero(concave & ~open_end), direction, ends=direction, begins=(direction - 1) % 4)
-        self._add(np.flatnonzero(open_end), direction, ends=direction, begins=None)
-        behind = edge & (own == self._shifted(-dy, -dx))
-        turned = behind & (own == self._shifted(oy - dy, ox - dx))
-        entered = behind & (self._outside(-dy, -dx) | (turned & self._outside(oy, ox)))
-        self._add(np.flatnonzero(entered), direction - 1, ends=None, begins=direction)
+        height, width, marked = self.height, self.width, self.marked
+        own, outer = (marked[1 + v : 1 + v + height, 1 + u : 1 + u + width] for v, u in ((0, 0), (oy, ox)))
+        edge = np.flatnonzero((own > 0) & (own != outer))
+        y, x = np.divmod(edge, width)
+        flat, place = marked.ravel(), (y + 1) * (width + 2) + x + 1
+        value = flat[place]
 
-    def _outside(self, dy: int, dx: int) -> Bools:
-        """Return where the neighbour at this offset lies outside the block."""
-        mask = np.zeros((self.height, self.width), bool)
-        if dy:
-            mask[0 if dy < 0 else -1] = True
-        if dx:
-            mask[:, 0 if dx < 0 else -1] = True
-        return mask
+        def equal(v: int, u: int) -> Bools:
+            """Return where the neighbour at this offset has the same value."""
+            return np.asarray(value == flat[place + v * (width + 2) + u])
+
+        def outside(v: int, u: int) -> Bools:
+            """Return where the neighbour at this offset, one step along an axis, lies outside the block."""
+            return np.asarray(y == (0 if v < 0 else height - 1) if v else x == (0 if u < 0 else width - 1))
+
+        ahead, diagonal = equal(dy, dx), equal(dy + oy, dx + ox)
+        concave = ahead & diagonal
+        self._add(edge[~ahead], direction, ends=direction, begins=(direction + 1) % 4)
+        self._pinched[-1] = diagonal[~ahead]
+        open_end = ahead & (outside(dy, dx) | (concave & outside(oy, ox)))
+        self._add(edge[concave & ~open_end], direction, ends=direction, begins=(direction - 1) % 4)
+        self._add(edge[open_end], direction, ends=direction, begins=None)
+        behind = equal(-dy, -dx)
+        turned = behind & equal(oy - dy, ox - dx)
+        entered = behind & (outside(-dy, -dx) | (turned & outside(oy, ox)))
+        self._add(edge[entered], direction - 1, ends=None, begins=direction)
 
     def _add(self, pixels: Ints, corner: int, *, ends: int | None, begins: int | None) -> None:
         ids = np.arange(self.count, self.count + len(pixels))
@@ -184,6 +182,8 @@ def _follow(nodes: _Nodes) -> tuple[Ints, Ints, Bools]:
     """
     from scipy.sparse.csgraph import connected_components, depth_first_order
 
+    if not nodes.count:  # the block lies inside one object
+        return np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, bool)
     following, every = nodes.next, np.arange(nodes.count)
     left = following >= 0
     chain = connected_components(_graph(following), connection="weak")[1]
@@ -219,14 +219,18 @@ def _graph(following: Ints) -> Any:
     return csr_array((np.ones(edges[-1]), following[left], edges), shape=(len(left), len(left)))
 
 
-def _components(core: npt.NDArray[np.uint8]) -> Ints:
+def _components(core: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Return 4-connected components of equal nonzero values, numbered from 1."""
+    from scipy import ndimage
     from skimage.measure import label
 
-    return np.asarray(label(core, background=0, connectivity=1), np.int64)
+    if np.count_nonzero(core) > np.count_nonzero(core == core.max()):
+        return np.asarray(label(core, background=0, connectivity=1), np.int32)
+    found: npt.NDArray[np.int32] = ndimage.label(core)[0]  # three times as fast, but knows one class only
+    return found
 
 
-def _first_pixels(components: Ints, count: int) -> Ints:
+def _first_pixels(components: npt.NDArray[np.int32], count: int) -> Ints:
     """Return each component's first pixel; it is one whose upper and left neighbours in the block differ."""
     starts = components > 0
     starts[1:] &= components[1:] != components[:-1]
@@ -237,7 +241,7 @@ def _first_pixels(components: Ints, count: int) -> Ints:
     return np.stack(np.divmod(first[1:], components.shape[1]), axis=1)
 
 
-def _crossing(marked: npt.NDArray[np.uint8], components: Ints, count: int) -> Bools:
+def _crossing(marked: npt.NDArray[np.uint8], components: npt.NDArray[np.int32], count: int) -> Bools:
     """Return which components have an equal neighbour in the margin."""
     core = marked[1:-1, 1:-1]
     crossing = np.zeros(count + 1, bool)

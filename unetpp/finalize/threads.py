@@ -1,0 +1,26 @@
+"""Runs independent parts of a finishing step on a few threads; knows nothing of what they do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_MOST = 4
+"""Threads at most: each holds a block and what is made of it, and Python itself runs in one of them at a time."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield `work(item)` in the order of the items; an error is raised in its turn, and no other one begins."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(_MOST, cores), thread_name_prefix="finalize") as pool:
+        waiting = [pool.submit(work, item) for item in items]
+        try:
+            for future in waiting:
+                yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
