@@ -55,14 +55,8 @@ $(VIEWER): workflows/viewer/package-lock.json workflows/viewer/build.mjs $(wildc
 demo: $(STAMP)
 	@$(PY) -m unetpp_workflows demo
 
-# Two runs beside each other: Triton's interpreter acts on all kernels of a process, and needs a core for minutes.
 test: $(STAMP)
-	@TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels/computed >.computed.log 2>&1 & computed=$$!; \
-	trap 'kill $$computed; exit 130' INT TERM; \
-	$(PY) -m pytest -m "not slow"; code=$$?; \
-	echo "Waiting for the kernels in Triton's interpreter"; \
-	wait $$computed; other=$$?; tail -n 40 .computed.log; \
-	exit $$((code || other))
+	@$(PY) tests/run.py
 
 check: $(STAMP)
 	@$(PY) -m ruff format --check .

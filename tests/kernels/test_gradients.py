@@ -149,7 +149,7 @@ def test_checkpointing_and_compile_give_the_same_gradients(conv: str) -> None:
             torch.testing.assert_close(found[name], truth, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("conv", ["pw_dw", "dw_pw"])
+@pytest.mark.parametrize("conv", ["pw_dw", pytest.param("dw_pw", marks=pytest.mark.slow)])
 def test_fifty_steps_of_training_follow_plain_torch(conv: str) -> None:
     """Same data, same start: the loss curves of both ways agree while rounding has not grown, and both fall."""
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

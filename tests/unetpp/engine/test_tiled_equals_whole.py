@@ -146,8 +146,16 @@ def test_every_kind_of_network(
     assert_tiled_equals_whole(choose_engine(package, name=engine, precision="fp32"), plan, image)
 
 
-@pytest.mark.parametrize("upsample", ["bilinear", "nearest"])
-@pytest.mark.parametrize(("engine", "alike"), [("torch", 64), ("openvino", 64), ("openvino", 1)])
+@pytest.mark.parametrize(
+    ("engine", "upsample", "alike"),
+    [
+        ("torch", "bilinear", 64),
+        ("torch", "nearest", 64),
+        ("openvino", "bilinear", 64),
+        ("openvino", "nearest", 64),
+        ("openvino", "bilinear", 1),
+    ],
+)
 def test_exactly_with_integer_weights(
     make_package: Callable[..., Package], engine: str, upsample: str, alike: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

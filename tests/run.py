@@ -1,0 +1,69 @@
+"""Runs the whole suite for `make test`: the kernels' tests beside all others, for two cores.
+
+Triton's interpreter acts on all kernels of a process from its start, so its tests have a process of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG = ROOT / ".kernels.log"
+KERNELS = "tests/kernels"
+PYTEST = [sys.executable, "-m", "pytest", "-m", "not slow"]
+
+
+def main() -> int:
+    beside = Beside(
+        [
+            ([*PYTEST, f"{KERNELS}/computed"], {"TRITON_INTERPRET": "1"}),
+            ([*PYTEST, KERNELS], {}),
+        ]
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    beside.start()
+    try:
+        code = subprocess.call([*PYTEST, f"--ignore={KERNELS}"], cwd=ROOT)
+        print("Waiting for the kernels' tests", flush=True)
+        beside.join()
+    except (KeyboardInterrupt, SystemExit):
+        beside.stop()
+        return 130
+    print(LOG.read_text(encoding="utf-8", errors="replace")[-6000:])
+    return next((found for found in [code, *beside.codes] if found), 0)
+
+
+class Beside(threading.Thread):
+    """Commands with more environment, one after the other, into one log."""
+
+    def __init__(self, commands: list[tuple[list[str], dict[str, str]]]) -> None:
+        super().__init__(daemon=True)
+        self.codes: list[int] = []
+        self._commands = commands
+        self._running: subprocess.Popen[Any] | None = None
+        self._stopped = False
+
+    def run(self) -> None:
+        with LOG.open("wb") as log:
+            for command, more in self._commands:
+                if self._stopped:
+                    return
+                environment = os.environ | more
+                self._running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+                self.codes.append(self._running.wait())
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._running is not None:
+            self._running.terminate()
+        self.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
