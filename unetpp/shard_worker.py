@@ -146,9 +146,8 @@ class ShardWorker:
             if part is not None:
                 layers = np.full((len(part), *shard.box.shape), NO_DATA, np.uint8) if layers is None else layers
                 layers[(..., *tile.write_box.slices(shard.box))] = part
-                found = np.bincount(part[0].ravel(), minlength=256)
                 for value in counts:
-                    counts[value] += int(found[value])
+                    counts[value] += int(np.count_nonzero(part[0] == value))
         return layers
 
     def _read(self, box: Box, before: _Window | None) -> _Window:

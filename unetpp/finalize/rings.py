@@ -69,9 +69,9 @@ def signed_area(ring: Ints) -> int:
 
 def _turns(ring: Ints) -> Ints:
     """Drop vertices where the walk goes straight on, as it does where a seam cut a straight edge."""
-    incoming = np.sign(ring - np.roll(ring, 1, axis=0))
-    outgoing = np.roll(incoming, -1, axis=0)
-    turning = (incoming != outgoing).any(axis=1)
+    step = np.sign(np.diff(ring, axis=0, append=ring[:1]))
+    direction = step[:, 0] + 2 * step[:, 1]
+    turning = direction != np.append(direction[-1:], direction[:-1])
     return ring if turning.all() else ring[turning]
 
 

@@ -84,7 +84,7 @@ def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
     return Traced(
         labels=core[first[:, 0], first[:, 1]] - np.uint8(1),
         first=first,
-        pixels=np.bincount(components.ravel(), minlength=count + 1)[1:],
+        pixels=np.bincount(components[core > 0], minlength=count + 1)[1:],
         crossing=_crossing(marked, components, count),
         vertices=nodes.vertex[walked[gather]].astype(np.int32),
         starts=np.concatenate(([0], np.cumsum(lengths))),

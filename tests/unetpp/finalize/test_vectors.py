@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -20,6 +21,7 @@ from unetpp.finalize.lonlat import LonLat, bent
 from unetpp.finalize.outlines import Outlines
 from unetpp.finalize.pieces import write_pieces
 from unetpp.finalize.polygons import iter_batches
+from unetpp.finalize.rows import well_known_binary
 from unetpp.finalize.vectors import write_vectors
 from unetpp.geometry import Box, Spacing, Transform
 from unetpp.package import ClassInfo
@@ -282,3 +284,39 @@ def test_a_polygon_round_a_pole_covers_the_pole() -> None:
     cap = found.bounds
     assert cap[0] == -180 and cap[2] == 180 and cap[1] == -90 and -86 < cap[3] < -83
     assert found.contains(shapely.Point(10.0, -89.9)) and not found.contains(shapely.Point(10.0, -80.0))
+
+
+@pytest.mark.parametrize("step", [1.0, 2.5, 1 / 3])
+def test_geojson_text_is_what_the_json_module_writes(step: float, tmp_path: Path) -> None:
+    grid = Grid(50, 41, spacing=Spacing(0.25, 0.25, "um"), step_y=step, step_x=step)
+    write(random_labels(), grid, tmp_path)
+    lines = (tmp_path / "polygons.geojson").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 100
+    for line in lines[1:-1]:
+        feature = json.loads(line.rstrip(","))
+        assert json.dumps(feature, separators=(",", ":"), ensure_ascii=False) == line.rstrip(",")
+        points = np.concatenate([np.array(ring) for ring in feature["geometry"]["coordinates"]])
+        assert np.allclose(points, np.round(np.round(points / step) * step, 4), rtol=0, atol=1e-9)
+        assert all(ring[0] == ring[-1] for ring in feature["geometry"]["coordinates"])
+
+
+def test_ids_are_those_of_the_uuid_module_and_name_class_and_first_pixel(tmp_path: Path) -> None:
+    labels = random_labels()
+    write(labels, Grid(*labels.shape[::-1]), tmp_path)
+    found = {feature["id"] for feature in features(tmp_path)}
+    places = [(int(labels[y, x]), y, x) for y, x in np.ndindex(labels.shape) if labels[y, x] in (1, 4)]
+    possible = {str(uuid.uuid5(uuid.NAMESPACE_OID, f"k/{label}/{y}/{x}")) for label, y, x in places}
+    assert len(found) == len(features(tmp_path)) and found <= possible
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_well_known_binary_is_shapelys(mirrored: bool) -> None:
+    square = np.array([[0, 0], [9, 0], [9, 9], [0, 9]])
+    hole = np.array([[2, 2], [2, 4], [4, 4], [4, 2]])
+    outlines = Outlines.of([[square, hole], [square + 20], [square + 40, hole + 40, hole + 43]])
+    made = well_known_binary(outlines, (1.0, 0.0, 5.0, 0.0, -2.0 if mirrored else 2.0, 7.0))
+    for binary, holes in zip(made, (1, 0, 2), strict=True):
+        polygon = shapely.from_wkb(binary)
+        assert shapely.to_wkb(polygon, byte_order=1) == binary
+        assert len(polygon.interiors) == holes and polygon.exterior.is_ccw and polygon.is_valid
+        assert polygon.area == 2 * (81 - 4 * holes)
