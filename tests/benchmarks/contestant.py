@@ -137,7 +137,8 @@ def monai(arguments: argparse.Namespace) -> None:
     ready()
     image = _whole_slide(slide)
     side = (arguments.tile, arguments.tile)
-    found = sliding_window_inference(image, side, arguments.batch, logits, overlap=0.25, mode="constant")
+    with torch.inference_mode():
+        found = sliding_window_inference(image, side, arguments.batch, logits, overlap=0.25, mode="constant")
     assert isinstance(found, Tensor)
     del image
     for y in range(0, slide.height, STRIP):  # in strips: argmax makes eight bytes of every pixel
