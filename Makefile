@@ -8,7 +8,7 @@ TIA := .venv-tiatoolbox/bin/python
 TIA_STAMP := .venv-tiatoolbox/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup viewer demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory papers gpu-bench wheel-test clean
+.PHONY: help setup viewer demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills papers gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -24,6 +24,7 @@ help:
 	@echo "make archive-bench  measure segment on 0.1 and 1 gigapixel, update the README (quiet machine, UNETPP_DATA, half an hour)"
 	@echo "make rivals      segment a slide beside MONAI, TIAToolbox and a plain loop, update the README (quiet machine, UNETPP_DATA, 15 minutes)"
 	@echo "make rivals-memory  the same for peak memory on 1 gigapixel (an hour and a half; ONLY=unetpp for one of them)"
+	@echo "make kills       kill 20 workers and 5 drivers of a segmentation of 1 gigapixel, compare (UNETPP_DATA; FOLDER=, resumable, 2 hours)"
 	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
 	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
@@ -97,6 +98,11 @@ rivals: $(STAMP) $(BENCH_STAMP) $(TIA_STAMP)
 rivals-memory: $(STAMP) $(BENCH_STAMP) $(TIA_STAMP)
 	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/rivals.py --memory $(if $(ONLY),--only $(ONLY))
 	@$(PY) tests/readme.py
+
+FOLDER ?= runs/kills
+
+kills: $(STAMP)
+	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/kills.py $(FOLDER)
 
 read-bench: $(STAMP)
 	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/read.py
