@@ -313,15 +313,16 @@ def _rivals_speed(facts: dict[str, Any]) -> list[str]:
 def _rivals_memory(facts: dict[str, Any]) -> list[str]:
     lines = ["| contestant | network | peak PSS MB | of them at start | seconds | ended |", "|---|---|--:|--:|--:|---|"]
     for name, row in facts["rows"].items():
-        network = "ours" if row["network"] == "same" else "one convolution"
+        network = {"same": "our weights", "tiny": "one convolution"}.get(row["network"], "own")
         lines.append(
             f"| {name} | {network} | {row['peak_pss_mb']} | {row.get('ready_pss_mb', '')} | {row['seconds']:.0f} | "
             f"{row['ended']} |"
         )
     lines += [
         "",
-        f"One slide of {facts['height']} x {facts['width']} px. The others run one convolution, so that what shows is "
-        "what the library needs for a slide of that size; the peak of a run that was stopped is a lower bound. "
+        f"One slide of {facts['height']} x {facts['width']} px. MONAI and TIAToolbox run one convolution, so that what "
+        "shows is their canvas; the peak of a run that was stopped is a lower bound. The loop holds one tile at a time "
+        "and is stopped when that has shown. "
         f"torch alone is {facts['torch_mb']['peers']} MB of each, {facts['torch_mb']['tiatoolbox']} of TIAToolbox, "
         "which requires torch < 2.13, found as a build for CUDA only. "
         f"{facts['memory_mb']} MB of memory; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",

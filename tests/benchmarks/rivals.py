@@ -11,13 +11,15 @@ it, a network of their own of the size class with random weights; precision, mem
 fastest of a small sweep. Seams: labels on a slide of 2048 px against one call of the same network, in the same
 library, precision and layout, over the whole of it.
 
-For memory the others run one convolution instead of a network: what they need for a slide of that size is their
-canvas, and so they get to the end of it. Where a run is stopped, its peak is a lower bound.
+For memory MONAI and TIAToolbox run one convolution instead of a network: what they need for a slide of that size is
+their canvas, and so they get to the end of it; where a run is stopped, its peak is a lower bound. The loop holds one
+tile at a time whatever the slide: it runs with its networks and is stopped after five minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -25,9 +27,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,15 @@ from unetpp.package import bundled_package, load_package
 HERE = Path(__file__).parent
 RESULT = HERE / "rivals.json"
 PYTHON = {name: HERE.parents[1] / f".venv-{name}/bin/python" for name in ("peers", "tiatoolbox")}
+Settings = dict[str, Any]
 CROP = 2048
 EDGE = 128
 """Pixels from the image's edge that do not count as inside: there, libraries differ in what they pad with."""
+LEAST: Settings = {"precision": "bf16", "layout": "channels_last", "tile": 512, "batch": 1}
+"""Settings for little memory."""
+LOOP_MINUTES = 5
 SPARE_MB = 2500
 """Memory that a run must leave to the machine."""
-Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -257,18 +261,19 @@ def measure_seams(bench: Bench, settings: Settings) -> dict[str, Any]:
     return seams
 
 
-def measure_memory(bench: Bench, height: int, width: int, minutes: float, only: Sequence[str]) -> dict[str, Any]:
-    """Return peak memory on one slide; ours with the real network, the others with one convolution."""
-    slide, rows = bench.slide(height, width), {}
-    least: Settings = {"precision": "fp32", "layout": "contiguous", "tile": 512, "batch": 1}
-    for contestant in (OURS, *SAME):
+def measure_memory(
+    bench: Bench, slide: Path, minutes: float, only: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each contestant's name and its figures on one slide."""
+    for contestant in (OURS, SAME[0], OWN[0], *SAME[1:]):
         if only and not any(word.lower() in contestant.name.lower() for word in only):
             continue
-        tiny = contestant if not contestant.runner else Contestant(contestant.name, contestant.runner, "tiny")
-        figures, _ = bench.run(tiny, slide, least, minutes * 60)
-        rows[contestant.name] = {**figures, "network": tiny.network, "mpx": round(height * width / 1e6, 1)}
+        canvas = contestant.runner in ("monai", "tiatoolbox")
+        run = dataclasses.replace(contestant, network="tiny") if canvas else contestant
+        seconds = 60 * (min(minutes, LOOP_MINUTES) if contestant.runner == "plain" else minutes)
+        figures, _ = bench.run(run, slide, LEAST, seconds)
         print(f"{contestant.name}: {json.dumps(figures)}", flush=True)
-    return {"height": height, "width": width, "minutes": minutes, "rows": rows}
+        yield contestant.name, {**figures, "network": run.network}
 
 
 def main() -> None:
@@ -295,15 +300,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="unetpp-rivals-", dir=arguments.work) as folder:
         bench = Bench(Path(folder))
         if arguments.memory:
-            found = measure_memory(bench, arguments.height, arguments.width, arguments.minutes, arguments.only)
+            size = {"height": arguments.height, "width": arguments.width}
             before = results.get("memory", {})
-            if arguments.only and (before.get("height"), before.get("width")) == (arguments.height, arguments.width):
-                found["rows"] = {**before["rows"], **found["rows"]}
-            results["memory"] = {**facts, **found}
+            same = arguments.only and {name: before.get(name) for name in size} == size
+            rows = before["rows"] if same else {}
+            slide = bench.slide(**size)
+            for name, row in measure_memory(bench, slide, arguments.minutes, arguments.only):
+                rows[name] = row | {"commit": facts["commit"]}
+                results["memory"] = {**facts, **size, "minutes": arguments.minutes, "rows": rows}
+                save(results, arguments.output)
         else:
             results["speed"] = {**facts, **compare(bench, arguments.side, arguments.rounds)}
-    results["written"] = datetime.now(UTC).isoformat(timespec="seconds")
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            save(results, arguments.output)
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
