@@ -27,6 +27,7 @@ import psutil
 from archive import MODEL, SIZES, SOURCE, make_slide
 
 WORKERS, DRIVERS = 20, 5
+LEAST_SHARDS = 64
 UNFINISHED = 3
 PLAN = "kills.json"
 COMPARED = ("labels.ome.zarr/**/*", "polygons.geojson*", "picture.jpg")
@@ -90,10 +91,12 @@ def make_plan(shards: int, seed: int) -> list[Kill]:
 
     One kill of the driver comes after the last commit, while polygons and pyramid are made.
     """
+    if shards < LEAST_SHARDS:
+        sys.exit(f"{shards} shards are too few for {WORKERS + DRIVERS} kills; take {LEAST_SHARDS} or more")
     chance = random.Random(seed)  # noqa: S311  # no secret
     who = ["worker"] * WORKERS + ["driver"] * (DRIVERS - 1)
     chance.shuffle(who)
-    commits = sorted(chance.randint(1, max(1, shards - 4)) for _ in who)
+    commits = sorted(chance.sample(range(1, shards * 4 // 5), len(who)))
     kills = [{"who": name, "commits": count} for name, count in zip(who, commits, strict=True)]
     kills.append({"who": "driver", "commits": shards})
     return [kill | {"pause": round(chance.uniform(0, 2), 3), "done": False} for kill in kills]
@@ -107,11 +110,13 @@ def disturb(trial: Trial) -> None:
         path.write_text(json.dumps({"seed": seed, "kills": make_plan(trial.shards, seed)}, indent=1))
     plan = json.loads(path.read_text())
     driver = trial.start("disturbed", "ray")
+    # A commit lies between two kills: segment gives up, rightly, when three workers in a row die while they start.
+    least = trial.commits() + 1
     try:
         for kill in plan["kills"]:
             if kill["done"]:
                 continue
-            if not trial.wait(driver, kill["commits"]):
+            if not trial.wait(driver, min(max(kill["commits"], least), trial.shards)):
                 sys.exit(f"the run ended before the kill after {kill['commits']} commits; delete {trial.folder}")
             time.sleep(kill["pause"])
             if kill["who"] == "worker":
@@ -119,6 +124,7 @@ def disturb(trial: Trial) -> None:
             else:
                 kill_driver(driver)
             kill |= {"done": True, "at": trial.commits()}
+            least = kill["at"] + 1
             path.write_text(json.dumps(plan, indent=1))
             print(f"killed {kill['who']} at {kill['at']} of {trial.shards} commits", flush=True)
             if kill["who"] == "driver":
