@@ -8,7 +8,7 @@ TIA := .venv-tiatoolbox/bin/python
 TIA_STAMP := .venv-tiatoolbox/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup viewer demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills papers gpu-bench wheel-test clean
+.PHONY: help setup viewer viewer-check demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills papers gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -65,6 +65,13 @@ check: $(STAMP)
 	@$(PY) -m mypy
 	@$(PY) tests/readme.py --check
 	@$(PY) -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory viewer-check; \
+	elif [ -n "$$UNETPP_NO_SKIP" ]; then echo "npm is not here: the types of the viewer's page cannot be checked"; exit 1; \
+	else echo "npm is not here: the types of the viewer's page were not checked"; fi
+
+viewer-check:
+	@cd workflows/viewer && { [ node_modules/.package-lock.json -nt package-lock.json ] || \
+	npm ci --no-fund --no-audit --silent; } && npm run --silent check
 
 slow: $(STAMP)
 	@$(PY) -m pytest -m slow --timeout 3600

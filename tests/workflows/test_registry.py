@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, OutputError, RegistryError
+from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, OutputError, PromotionError, RegistryError
 from unetpp.geometry import Spacing
 from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.package import ClassInfo, ModelSpec, load_package, save_package
@@ -144,18 +144,36 @@ def test_register_is_idempotent_by_digest_and_aliases_move(filled_home: Path, pa
     assert registry.register_package(package, tracking_uri=uri) == "1"
     other = make_package(tmp_path / "other", seed=1)
     assert registry.register_package(other, alias="challenger", tracking_uri=uri) == "2"
-    assert registry.register_package(other, alias="champion", tracking_uri=uri) == "2"
-    assert registry.register_package(package, alias="previous", tracking_uri=uri) == "1"
+    assert registry.register_package(other, alias="candidate", tracking_uri=uri) == "2"
+    assert registry.register_package(package, alias="candidate", tracking_uri=uri) == "1"
     rows = registry.list_models(tracking_uri=uri)
-    assert [(row.version, row.aliases) for row in rows] == [("2", ("challenger", "champion")), ("1", ("previous",))]
+    assert [(row.version, row.aliases) for row in rows] == [("2", ("challenger",)), ("1", ("candidate", "champion"))]
     assert rows[0].tags["unetpp.digest"] == load_package(other).digest
     assert rows[0].tags["unetpp.spacing"] == "0.5 m/px"
-    resolved = registry.resolve("models:/toy@champion", tracking_uri=uri, cache=tmp_path / "cache")
+    resolved = registry.resolve("models:/toy@challenger", tracking_uri=uri, cache=tmp_path / "cache")
     assert (resolved.version, resolved.digest) == ("2", load_package(other).digest)
     # The same weights under another registered name are a version of that model, not of this one.
     assert registry.register_package(other, "second", tracking_uri=uri) == "1"
     with pytest.raises(ModelNotFoundError, match="no version 5"):
         registry.set_alias("toy", "champion", "5", tracking_uri=uri)
+
+
+def test_registering_does_not_replace_a_champion(filled_home: Path, package: Path, tmp_path: Path) -> None:
+    uri = copy_home(filled_home, tmp_path / "home")
+    assert registry.register_package(package, alias="champion", tracking_uri=uri) == "1"  # it is that already
+    other = make_package(tmp_path / "other", seed=1)
+    for _ in range(2):
+        with pytest.raises(PromotionError, match=r"version 1 of 'toy' is @champion.*unetpp promote toy"):
+            registry.register_package(other, alias="champion", tracking_uri=uri)
+        assert {row.version: row.aliases for row in registry.list_models(tracking_uri=uri)}["1"] == ("champion",)
+        # Refused before anything is registered, then once more with the version there.
+        registry.register_package(other, tracking_uri=uri)
+    with pytest.raises(PromotionError, match="@champion"):
+        registry.set_alias("toy", "champion", "2", tracking_uri=uri)
+    with pytest.raises(PromotionError, match="@champion"):
+        registry.check_alias("toy", "champion", tracking_uri=uri)
+    registry.check_alias("new", "champion", tracking_uri=uri)
+    assert registry.register_package(other, "new", alias="champion", tracking_uri=uri) == "1"
 
 
 @pytest.mark.parametrize("alias", ["v1", "latest", "a/b", "1st", ""])

@@ -45,10 +45,12 @@ def models_list(tracking_uri: Tracking = None) -> None:
 def models_register(
     package: Annotated[str, typer.Argument(metavar="PACKAGE", help="A model package folder or a bundled name.")],
     name: Annotated[str | None, typer.Option("--name", help="Registered name; default: the package's own.")] = None,
-    alias: Annotated[str | None, typer.Option("--alias", help="Alias to set, like champion.")] = None,
+    alias: Annotated[str | None, typer.Option("--alias", help="Alias to set, like challenger.")] = None,
     tracking_uri: Tracking = None,
 ) -> None:
     """Put a model package into the registry; weights that are there already keep their version.
+
+    The alias champion is given only where no other version has it; after that `unetpp promote` does, through its gates.
 
     [bold]Example[/]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from unetpp.errors import PromotionError
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.summary import ImageResult, Summary, print_summary
 from unetpp_workflows.truth import Truth
@@ -63,10 +64,16 @@ def run_demo(output: Path, console: Console) -> int:
 def register_bundled(tracking_uri: str) -> Iterator[tuple[str, str]]:
     """Register every bundled model, give it the alias champion, and yield name and version."""
     from unetpp.package import bundled_package
-    from unetpp_workflows.registry import register_package
+    from unetpp_workflows.promotion import rollback
+    from unetpp_workflows.registry import CHAMPION, register_package, set_alias
 
     for name in _MODEL_OF.values():
-        yield name, register_package(bundled_package(name), alias="champion", tracking_uri=tracking_uri)
+        version = register_package(bundled_package(name), tracking_uri=tracking_uri)
+        try:
+            set_alias(name, CHAMPION, version, tracking_uri=tracking_uri)
+        except PromotionError:  # another release's model: it becomes @previous, on record
+            rollback(name, to=version, outcome="set by hand", tracking_uri=tracking_uri)
+        yield name, version
 
 
 def choose_images(folder: Path) -> Choice:

@@ -190,8 +190,8 @@ def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, 
     from unetpp_workflows.evaluation import EvaluationData
     from unetpp_workflows.gates import load_gates
     from unetpp_workflows.mlflow_store import init_store, store_uri
-    from unetpp_workflows.promotion import CHALLENGER, CHAMPION, promote
-    from unetpp_workflows.registry import aliases_of
+    from unetpp_workflows.promotion import CHALLENGER, promote
+    from unetpp_workflows.registry import CHAMPION, aliases_of
     from unetpp_workflows.training_job import device
 
     uri = store_uri(config.segment.tracking.uri)

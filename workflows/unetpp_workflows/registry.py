@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError
+from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, PromotionError
 from unetpp.package import CARD, SPEC, WEIGHTS, bundled_names, bundled_package, load_package
 from unetpp_workflows.logged_model import DIGEST_TAG, create_version
 from unetpp_workflows.mlflow_store import (
@@ -27,6 +27,7 @@ from unetpp_workflows.mlflow_store import (
     store_uri,
 )
 
+CHAMPION = "champion"
 LOCK_MARK = ".unetpp-lock."
 """In the name of a registered model that is no model but a lock; see `unetpp_workflows.registry_lock`."""
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
@@ -81,9 +82,12 @@ def register_package(
     Args:
         folder: package folder; it must load, a broken one is refused before anything is written.
         name: registered name, by default the package's own.
-        alias: set on the version, whether new or found.
+        alias: set on the version, whether new or found; `champion` only where no other version is it.
         tracking_uri: MLflow store, see `store_uri`.
         run_id: the run that trained it.
+
+    Raises:
+        PromotionError: another version is the champion; nothing was registered.
     """
     package = load_package(folder)
     package.load_model()
@@ -96,7 +100,9 @@ def register_package(
         same = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{package.digest}'")
         if same:
             version = str(max(int(row.version) for row in same))
+            _refuse_second_champion(client, name, alias, version)
         else:
+            _refuse_second_champion(client, name, alias, None)
             if name not in _names(client):
                 with made_elsewhere():
                     client.create_registered_model(name)
@@ -107,7 +113,14 @@ def register_package(
 
 
 def set_alias(name: str, alias: str, version: str, *, tracking_uri: str | None = None) -> None:
-    """Point `models:/name@alias` at a version; raises `ModelNotFoundError` when there is no such version."""
+    """Point `models:/name@alias` at a version.
+
+    Raises:
+        ModelNotFoundError: there is no such version.
+        PromotionError: the alias is `champion` and another version has it: that one is replaced by `promote` only.
+    """
+    from unetpp_workflows.registry_lock import RegistryLock
+
     uri = store_uri(tracking_uri)
     client = init_store(uri)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", alias) or re.fullmatch(r"v[0-9]+|latest", alias):
@@ -115,7 +128,22 @@ def set_alias(name: str, alias: str, version: str, *, tracking_uri: str | None =
     with registry_errors(uri):
         model = _registered(client, uri, name)
         _version(client, model, str(version))
-        client.set_registered_model_alias(name, alias, str(version))
+        if alias != CHAMPION:
+            client.set_registered_model_alias(name, alias, str(version))
+        elif dict(model.aliases).get(CHAMPION) != str(version):
+            with RegistryLock(client, uri, name) as lock:
+                _refuse_second_champion(client, name, alias, str(version))
+                lock.check()
+                client.set_registered_model_alias(name, alias, str(version))
+
+
+def check_alias(name: str, alias: str | None, *, tracking_uri: str | None = None) -> None:
+    """Raise `PromotionError` where a new version of `name` could not be given the alias; for long work's beginning."""
+    if alias == CHAMPION:
+        uri = store_uri(tracking_uri)
+        client = init_store(uri)
+        with registry_errors(uri):
+            _refuse_second_champion(client, name, alias, None)
 
 
 def resolve(reference: str | Path, *, tracking_uri: str | None = None, cache: Path | None = None) -> ResolvedModel:
@@ -265,6 +293,19 @@ def _intact(folder: Path, digest: str) -> bool:
         return load_package(folder).digest == digest
     except (ModelNotFoundError, ModelPackageError, OSError):
         return False
+
+
+def _refuse_second_champion(client: Any, name: str, alias: str | None, version: str | None) -> None:
+    """Only the gates, or a person by name, replace a champion; `version` None stands for one that is not there yet."""
+    if alias != CHAMPION or name not in _names(client):
+        return
+    champion = dict(client.get_registered_model(name).aliases).get(CHAMPION)
+    if champion is not None and str(champion) != version:
+        raise PromotionError(
+            f"version {champion} of {name!r} is @champion and is not replaced without gates: register with the alias "
+            f"challenger, then run `unetpp promote {name}`; `unetpp models alias {name} VERSION champion` passes the "
+            "gates by and records who did"
+        )
 
 
 def _names(client: Any) -> list[str]:

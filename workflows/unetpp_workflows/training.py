@@ -9,6 +9,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from unetpp.package import SPEC, load_package
 from unetpp.train.job import config_from
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.recipe import Recipe, architecture, load_recipe
+from unetpp_workflows.registry import check_alias
 from unetpp_workflows.training_data import TrainingData, open_data, prepared_store
 from unetpp_workflows.training_job import OVERLAYS, RECIPE, TrainingJob, device, work
 from unetpp_workflows.training_result import LEVELS
@@ -90,6 +92,9 @@ def run_training(
     if (output / SPEC).is_file():
         console.print(f"{output} is finished already; give a new --output to train anew", highlight=False)
         return watcher.finish(load_package(output))
+    if options.register:
+        with suppress(RegistryError):  # the watcher tells of a store that is away; training goes on
+            check_alias(config.name, options.alias, tracking_uri=options.tracking_uri)
     try:
         with watcher:
             result = _train(job, options, watcher)
