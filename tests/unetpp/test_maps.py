@@ -236,6 +236,7 @@ def test_pyramids_are_means_of_what_is_valid(tmp_path: Path, pixels: Bytes, tiny
 
 
 def test_other_readers_open_the_maps(tmp_path: Path, image: Path, tiny_package: Path) -> None:
+    from napari_ome_zarr import napari_get_reader
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
 
@@ -246,6 +247,11 @@ def test_other_readers_open_the_maps(tmp_path: Path, image: Path, tiny_package: 
     node = next(iter(Reader(parse_url(folder))()))
     assert np.array_equal(np.asarray(node.data[0]), stored(job, "probabilities"))
     assert [axis["name"] for axis in node.metadata["axes"]] == ["c", "y", "x"]
+    read = napari_get_reader(str(folder))
+    assert read is not None
+    ((levels, metadata, kind),) = read(str(folder))
+    assert kind == "image" and metadata["channel_axis"] == 0
+    assert np.array_equal(np.asarray(levels[0]), stored(job, "probabilities"))
     group = zarr.open_group(folder, mode="r")
     assert group.attrs["unetpp"]["quantization"] == {"scale": 1 / 254, "offset": 0.0, "no_data": 255}  # type: ignore[index]
     assert len([path for path in (folder / "0" / "c").rglob("*") if path.is_file()]) == 12

@@ -86,6 +86,29 @@ def test_ome_zarr_reads_every_level(make_job: Callable[..., SegmentJob], tmp_pat
         expected = halve(expected)
 
 
+def test_napari_shows_every_level_in_its_place_and_colours(make_job: Callable[..., SegmentJob], tmp_path: Path) -> None:
+    from napari_ome_zarr import napari_get_reader
+
+    labels = random_labels(1050, 300)
+    job = make_job(labels, shard=256, spacing=Spacing(0.5, 0.25, "um"))
+    write_pyramid(job.store, tmp_path / "journal")
+    read = napari_get_reader(str(job.store.root / "classes"))
+    assert read is not None
+    ((levels, metadata, kind),) = read(str(job.store.root / "classes"))
+    assert kind == "labels" and len(levels) == 3
+    expected = labels
+    for level in levels:
+        assert np.array_equal(np.asarray(level), expected)
+        expected = halve(expected)
+    place = np.asarray(metadata["affine"].affine_matrix) @ np.diag([*metadata["scale"], 1.0])
+    assert np.allclose(place, np.diag([0.5, 0.25, 1.0]))
+    assert metadata["axis_labels"] == ("y", "x")
+    assert metadata["properties"]["class"] == [*(info.name for info in job.classes), "no data"]
+    for info in job.classes:
+        assert np.allclose(np.multiply(metadata["colormap"][info.value][:3], 255), info.color)
+    assert metadata["colormap"][255][3] == 0
+
+
 def test_shards_in_the_journal_are_not_written_again(
     make_job: Callable[..., SegmentJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
