@@ -158,8 +158,10 @@ def shown(text: str) -> str:
 
 
 def import_mlflow() -> Any:
-    """Import MLflow quietly: no telemetry, no migration log, and seconds rather than minutes for a dead server."""
+    """Import MLflow quietly: no telemetry, bars or migration log, and seconds rather than minutes for a dead server."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Otherwise it draws bars of its own over ours wherever tqdm happens to be installed.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

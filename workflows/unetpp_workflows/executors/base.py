@@ -133,9 +133,12 @@ class ShardQueue:
 
     def _pending(self, job: SegmentJob) -> array[int]:
         """Return the places, row by row, of a job's shards that this run is to compute."""
+        from unetpp import commit
         from unetpp.segment import pending
 
-        columns = job.plan.grid_shape[1]
+        rows, columns = job.plan.grid_shape
+        if self._only is None and not commit.listed(job.store):
+            return array("I", range(rows * columns))
         mine = (shard for shard in pending(job) if self._only is None or self._only(job, shard))
         return array("I", (shard.row * columns + shard.col for shard in mine))
 
