@@ -25,6 +25,7 @@ from unetpp.store import LabelStore, Levels
 from unetpp.tiling import Shard
 
 COMMITS, JOURNAL = "commits", "journal"
+_LONGEST_RECORD = 2**20
 STAGES = ("read", "compute", "write")
 
 
@@ -62,8 +63,9 @@ class CommitRecord:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> CommitRecord:
         """Build from JSON values; raises `TypeError`, `ValueError` or `KeyError` when they are not a record."""
-        record = cls(**{**values, "counts": {int(value): int(px) for value, px in values["counts"].items()}})
-        if not all({"sha256", "size"} <= set(entry) for entry in record.maps.values()):
+        counts = {int(value): int(px) for value, px in values["counts"].items()}
+        record = cls(**{**values, "counts": counts})
+        if record.maps and not all({"sha256", "size"} <= set(entry) for entry in record.maps.values()):
             raise ValueError("a map of a commit record has no hash or size")
         if not (isinstance(record.size, int) and isinstance(record.key, str) and isinstance(record.shard, str)):
             raise ValueError("fields of a commit record have the wrong type")
@@ -96,7 +98,7 @@ def write(store: LabelStore, record: CommitRecord) -> None:
         if not folder.is_dir():
             folder.mkdir(exist_ok=True)
             sync(store.folder)
-    write_file(folder / f"{record.shard}.json", json.dumps(record.to_json(), indent=1).encode())
+    write_file(folder / f"{record.shard}.json", json.dumps(record.to_json()).encode())
     _note(store, "committed", record.shard, record.key)
 
 
@@ -105,9 +107,8 @@ def listed(store: LabelStore) -> frozenset[str]:
 
     One listing instead of one failing open per shard: on network storage each of those is a round trip.
     """
-    folder = store.folder / COMMITS
     try:
-        names = [path.name for path in folder.iterdir()]
+        names = os.listdir(store.folder / COMMITS)  # noqa: PTH208 (a path object for each is dear)
     except FileNotFoundError:
         return frozenset()
     return frozenset(name.removesuffix(".json") for name in names)
@@ -116,10 +117,19 @@ def listed(store: LabelStore) -> frozenset[str]:
 def read(store: LabelStore, shard: Shard) -> CommitRecord | None:
     """Return a shard's record, or None where there is none that can be read."""
     try:
-        record = CommitRecord.from_json(json.loads(record_path(store, shard).read_bytes()))
+        # Text instead of pathlib here and in `_objects`: a driver looks after ten million records.
+        record = CommitRecord.from_json(json.loads(_content(f"{store.folder}/{COMMITS}/{shard.id}.json")))
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return record if record.shard == shard.id else None
+
+
+def _content(path: str) -> str:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, _LONGEST_RECORD).decode()
+    finally:
+        os.close(file)
 
 
 def revoke(store: LabelStore, shard: Shard) -> None:
@@ -232,7 +242,7 @@ def _fault(store: LabelStore, shard: Shard, record: CommitRecord, key: str) -> s
         return f"made by another job: key {record.key[:12]}, expected {key[:12]}"
     for name, path, sha256, expected in _objects(store, shard, record):
         try:
-            size = path.stat().st_size
+            size = os.stat(path).st_size  # noqa: PTH116
         except FileNotFoundError:
             if sha256 is not None:
                 return f"{name} is missing"
@@ -246,14 +256,15 @@ def _fault(store: LabelStore, shard: Shard, record: CommitRecord, key: str) -> s
 
 def _changes(store: LabelStore, shard: Shard, record: CommitRecord) -> Iterator[str]:
     for name, path, sha256, _ in _objects(store, shard, record):
-        if sha256 is not None and (digest := file_sha256(path)) != sha256:
+        if sha256 is not None and (digest := file_sha256(Path(path))) != sha256:
             subject = "content" if name == "object" else f"content of {name}"
             yield f"{subject} changed: sha256 {digest}, expected {sha256}"
 
 
-def _objects(store: LabelStore, shard: Shard, record: CommitRecord) -> Iterator[tuple[str, Path, str | None, int]]:
+def _objects(store: LabelStore, shard: Shard, record: CommitRecord) -> Iterator[tuple[str, str, str | None, int]]:
     """Yield name, file, hash and size of everything that the record speaks of."""
-    yield "object", store.shard_object(shard), record.sha256, record.size
+    place = f"{store.folder}/{store.object_name(0, shard.row, shard.col)}"
+    yield "object", place, record.sha256, record.size
     for name, entry in record.maps.items():
-        path = Levels(store.folder, store.plan, name, 1).shard_object(shard)
-        yield f"object of {name}", path, entry["sha256"], entry["size"]
+        place = f"{store.folder}/{Levels(store.folder, store.plan, name, 1).object_name(0, shard.row, shard.col)}"
+        yield f"object of {name}", place, entry["sha256"], entry["size"]

@@ -189,7 +189,7 @@ class TilePlan:
 
     def _shard(self, row: int, col: int) -> Shard:
         y, x = row * self.shard, col * self.shard
-        return Shard(row, col, Box(y, x, y + self.shard, x + self.shard).clip(self.height, self.width))
+        return Shard(row, col, Box(y, x, min(y + self.shard, self.height), min(x + self.shard, self.width)))
 
     def _tile(self, y: int, x: int) -> Tile:
         rows, cols = self.tile_shape

@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from unetpp import commit
@@ -136,10 +137,12 @@ def _commit_check(template: SegmentJob) -> float:
     shards = template.plan.shards()
     for shard in shards:
         commit.write(template.store, replace(_record(template), shard=shard.id))
-    clock, rounds = time.process_time(), 50
-    for _ in range(rounds):
+    rounds = []
+    for _ in range(200):
+        clock = time.process_time()
         assert not pending(template)
-    return (time.process_time() - clock) / rounds / len(shards)
+        rounds.append(time.process_time() - clock)
+    return median(rounds) / len(shards)
 
 
 def _rss() -> int:
