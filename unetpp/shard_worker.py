@@ -15,9 +15,11 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+from numcodecs import zstd
 from numpy.typing import NDArray
 
 from unetpp import commit
@@ -36,6 +38,15 @@ from unetpp.store import NO_DATA, LabelStore, Levels
 from unetpp.tiling import Shard, Tile, cut
 
 _ENGINES_KEPT = 4
+_PART_LEVEL = 1
+
+
+class Turns:
+    """How many of the shards that one process has open may compute, and how many may be written, at once."""
+
+    def __init__(self, compute: int, write: int = 1) -> None:
+        self.compute = threading.BoundedSemaphore(compute)
+        self.write = threading.BoundedSemaphore(write)
 
 
 class ShardWorker:
@@ -43,8 +54,9 @@ class ShardWorker:
 
     Args:
         stop: when set, the running shard ends before its next tile with `CancelledError`, uncommitted.
-        slots: how many shards may compute at once, counted over all workers that are given the same one. With more
-            workers than slots, some read and write while others compute; a worker holds one tile's window meanwhile.
+        turns: how many shards may compute and be written at once, counted over all workers that are given the same.
+            With more workers than may compute, some read and write meanwhile; each holds one tile's window and what
+            it has computed, compressed.
 
     Raises:
         ModelPackageError: the model package changed since the job was prepared.
@@ -52,12 +64,10 @@ class ShardWorker:
         Also what `open_raster` and `choose_engine` raise.
     """
 
-    def __init__(
-        self, job: SegmentJob, stop: threading.Event | None = None, slots: threading.Semaphore | None = None
-    ) -> None:
+    def __init__(self, job: SegmentJob, stop: threading.Event | None = None, turns: Turns | None = None) -> None:
         self.job = job
         self._stop = stop or threading.Event()
-        self._slots = slots or threading.Semaphore()
+        self._turns = turns or Turns(1)
         self._stores: tuple[Levels, ...] = (LabelStore(job.out, job.plan), *job.map_stores)
         package = load_package(job.package)
         if package.digest != job.model_ref["digest"]:
@@ -75,6 +85,7 @@ class ShardWorker:
 
     def close(self) -> None:
         self._open.close()
+        self._engine.release()
 
     def run(self, shard: Shard, attempt: int = 1) -> CommitRecord:
         """Compute, write and commit one shard; what an earlier try left of it is deleted.
@@ -92,9 +103,9 @@ class ShardWorker:
         commit.revoke(self.job.store, shard)
         seconds: defaultdict[str, float] = defaultdict(float)
         counts = dict.fromkeys((c.value for c in self.job.classes), 0)
-        layers = self._layers(shard, counts, seconds)
-        with _timed(seconds, "write"):
-            (_, digest, size), *maps = self._write(shard, layers)
+        parts = self._parts(shard, counts, seconds)
+        with self._turns.write, _timed(seconds, "write"):
+            (_, digest, size), *maps = self._write(shard, parts)
         record = CommitRecord(
             shard=shard.id,
             key=self.job.key,
@@ -110,54 +121,54 @@ class ShardWorker:
         commit.write(self.job.store, record)
         return record
 
-    def _write(self, shard: Shard, layers: NDArray[np.uint8] | None) -> list[tuple[str, str | None, int]]:
+    def _write(self, shard: Shard, parts: list[_Part]) -> list[tuple[str, str | None, int]]:
         """Write labels and maps; returns each array's name and its object's SHA-256 and size."""
         for store in self._stores:
             store.delete_shard(shard)
-        if layers is None:
+        if not parts:
             return [(store.name, None, 0) for store in self._stores]
         written: list[tuple[str, str | None, int]] = []
         begin = 0
         for store in self._stores:
             end = begin + (store.planes or 1)
-            path = store.write_shard(shard, layers[begin] if store.planes is None else layers[begin:end])
+            values = _assembled(shard, parts, slice(begin, end))
+            path = store.write_shard(shard, values[0] if store.planes is None else values)
             written.append((store.name, file_sha256(path), path.stat().st_size))
             begin = end
         return written
 
-    def _layers(self, shard: Shard, counts: dict[int, int], seconds: dict[str, float]) -> NDArray[np.uint8] | None:
-        """Return the shard's labels and maps (planes, h, w), None where nothing is valid.
-
-        Its pixels per class are added to `counts`.
-        """
-        layers: NDArray[np.uint8] | None = None
+    def _parts(self, shard: Shard, counts: dict[int, int], seconds: dict[str, float]) -> list[_Part]:
+        """Return labels and maps of the shard's tiles; their pixels per class are added to `counts`."""
+        parts: list[_Part] = []
         window: _Window | None = None
-        for tile in sorted(self.job.plan.tiles(shard), key=lambda tile: tile.write_box.x0):
+        tiles = [tile for tile in self.job.plan.tiles(shard) if self._coverage.any(tile.write_box)]
+        tiles.sort(key=lambda tile: tile.write_box.x0)
+        for tile, below in zip_longest(tiles, tiles[1:]):
             if self._stop.is_set():
                 raise CancelledError
-            if not self._coverage.any(tile.write_box):
-                continue
             with _timed(seconds, "read"):
                 window = self._read(tile.read_box, window)
-            with self._slots, _timed(seconds, "compute"):
+            with self._turns.compute, _timed(seconds, "compute"):
                 if self._stop.is_set():
                     raise CancelledError
                 part = self._tile(tile, window)
             if part is not None:
-                layers = np.full((len(part), *shard.box.shape), NO_DATA, np.uint8) if layers is None else layers
-                layers[(..., *tile.write_box.slices(shard.box))] = part
+                parts.append(_Part(tile.write_box, part.shape, zstd.compress(part, _PART_LEVEL)))
                 for value in counts:
                     counts[value] += int(np.count_nonzero(part[0] == value))
-        return layers
+            window = None if below is None else window.top_of(self._inside(below.read_box))
+        return parts
 
-    def _read(self, box: Box, before: _Window | None) -> _Window:
-        """Return the pixels of `box`; rows that the tile above has read already are taken from `before`."""
-        box = box.clip(self.job.plan.height, self.job.plan.width)
-        if before is None or not before.holds_top_of(box):
+    def _inside(self, box: Box) -> Box:
+        return box.clip(self.job.plan.height, self.job.plan.width)
+
+    def _read(self, box: Box, top: _Window | None) -> _Window:
+        """Return the pixels of `box`, whose first rows the tile above may have read already."""
+        box = self._inside(box)
+        if top is None:
             return self._read_box(box)
-        y = min(before.box.y1, box.y1)
-        kept = before.crop(Box(box.y0, box.x0, y, box.x1))
-        return kept if y == box.y1 else kept.above(self._read_box(Box(y, box.x0, box.y1, box.x1)))
+        y = top.box.y1
+        return top if y == box.y1 else top.above(self._read_box(Box(y, box.x0, box.y1, box.x1)))
 
     def _read_box(self, box: Box) -> _Window:
         found = self._reader.read(box)
@@ -192,16 +203,40 @@ class _Window:
     pixels: NDArray[Any]
     valid: NDArray[np.bool_]
 
-    def holds_top_of(self, box: Box) -> bool:
-        return self.box.y0 <= box.y0 < self.box.y1 and self.box.x0 <= box.x0 and box.x1 <= self.box.x1
-
-    def crop(self, box: Box) -> _Window:
-        part = box.slices(self.box)
-        return _Window(box, self.pixels[part], self.valid[part])
+    def top_of(self, box: Box) -> _Window | None:
+        """Return a copy of the first rows of `box` as far as they are here, None where they are not."""
+        if not (self.box.y0 <= box.y0 < self.box.y1 and self.box.x0 <= box.x0 and box.x1 <= self.box.x1):
+            return None
+        top = Box(box.y0, box.x0, min(self.box.y1, box.y1), box.x1)
+        part = top.slices(self.box)
+        return _Window(top, self.pixels[part].copy(), self.valid[part].copy())
 
     def above(self, below: _Window) -> _Window:
         box = Box(self.box.y0, self.box.x0, below.box.y1, below.box.x1)
         return _Window(box, np.concatenate([self.pixels, below.pixels]), np.concatenate([self.valid, below.valid]))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Labels and maps (planes, h, w) of one tile's write box, compressed.
+
+    A shard is open for many seconds, most of them waiting for its tiles; plain, its labels would take 17 MB all along.
+    """
+
+    box: Box
+    shape: tuple[int, ...]
+    content: bytes
+
+    def values(self) -> NDArray[np.uint8]:
+        return np.frombuffer(zstd.decompress(self.content), np.uint8).reshape(self.shape)
+
+
+def _assembled(shard: Shard, parts: list[_Part], planes: slice) -> NDArray[np.uint8]:
+    """Return some planes (planes, h, w) of the shard's labels and maps."""
+    layers = np.full((planes.stop - planes.start, *shard.box.shape), NO_DATA, np.uint8)
+    for part in parts:
+        layers[(..., *part.box.slices(shard.box))] = part.values()[planes]
+    return layers
 
 
 def _fill_values(spec: ModelSpec) -> NDArray[Any]:

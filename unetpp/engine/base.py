@@ -54,6 +54,10 @@ class Engine(Protocol):
         """Return (planes, H, W) uint8 labels and maps of one pass, see `unetpp.engine.maps.layers`."""
         ...
 
+    def release(self) -> None:
+        """Give back memory kept for the next call, which then takes it again; for the pause between two jobs."""
+        ...
+
 
 def check_tile(tile: NDArray[Any], spec: ModelSpec) -> None:
     """Raise unless `tile` is (H, W, C) with the model's bands and sample type."""

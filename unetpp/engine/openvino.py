@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from unetpp.package import ModelSpec, Package
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 _COMPILED_SHAPES: Final = 2
-"""Compiled graphs kept per concurrent call; each holds every layer's buffers."""
+"""Compiled graphs kept per concurrent call: interior tiles and those at an edge take turns."""
 
 _Key = tuple[Output, tuple[int, int], Margins]
 
@@ -105,6 +106,9 @@ class OpenVinoEngine:
         planes: NDArray[np.uint8] = layers(heads, self._values, maps).numpy()
         return planes
 
+    def release(self) -> None:
+        self._pool.release()
+
     def _run(self, output: Output, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[Any]:
         check_tile(tile, self.spec)
         height, width = tile.shape[:2]
@@ -175,16 +179,26 @@ class OpenVinoEngine:
         return graph
 
 
+@dataclass
+class _Idle:
+    """A request that waits for its next call; `buffers` says whether it still holds every layer's."""
+
+    key: _Key
+    request: Any
+    buffers: bool = True
+
+
 class _RequestPool:
     """Requests that wait for their next call, the least recently used first.
 
     They belong to the engine, not to threads: threads come and go with every run, and a thread that ends would destroy
-    its compiled graphs while others compute.
+    its compiled graphs while others compute. Buffers, hundreds of megabytes a graph, are kept for as many graphs as
+    run at once; an older one gives its buffers back, which costs its next call far less than compiling.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: list[tuple[_Key, Any]] = []
+        self._free: list[_Idle] = []
         self._busy = self._peak = 0
 
     def take(self, key: _Key) -> Any | None:
@@ -192,22 +206,32 @@ class _RequestPool:
         with self._lock:
             self._busy += 1
             self._peak = max(self._peak, self._busy)
-            for index in reversed(range(len(self._free))):
-                if self._free[index][0] == key:
-                    return self._free.pop(index)[1]
-            # The caller makes room before it allocates.
-            self._trim(_COMPILED_SHAPES * self._peak - self._busy)
-            return None
+            found = next((idle for idle in reversed(self._free) if idle.key == key), None)
+            # Room is made before the caller allocates.
+            if found is None:
+                del self._free[: max(0, len(self._free) - _COMPILED_SHAPES * self._peak + self._busy)]
+            else:
+                self._free.remove(found)
+            self._empty(keep=self._peak - self._busy)
+            return None if found is None else found.request
 
     def give(self, key: _Key, request: Any | None) -> None:
         """Take back what a call used; None where it could not be made."""
         with self._lock:
             self._busy -= 1
             if request is not None:
-                self._free.append((key, request))
+                self._free.append(_Idle(key, request))
 
-    def _trim(self, most: int) -> None:
-        del self._free[: max(0, len(self._free) - most)]
+    def release(self) -> None:
+        """Give the buffers of all waiting requests back."""
+        with self._lock:
+            self._empty(keep=0)
+
+    def _empty(self, keep: int) -> None:
+        full = [idle for idle in self._free if idle.buffers]
+        for idle in full[: max(0, len(full) - keep)]:
+            idle.request.get_compiled_model().release_memory()
+            idle.buffers = False
 
 
 def _without_normalisation(spec: ModelSpec) -> ModelSpec:

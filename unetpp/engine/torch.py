@@ -60,6 +60,9 @@ class TorchEngine:
         values = self._networks[output].values
         return self._run(output, tile, lambda x: layers(x if x.ndim == 4 else x[None], values, maps))
 
+    def release(self) -> None:
+        """Nothing: plain torch keeps no buffers between calls."""
+
     def _run(
         self, output: Output, tile: NDArray[Any], finish: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> NDArray[Any]:

@@ -91,6 +91,9 @@ class TritonEngine:
     def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
         return self._run(tuple(maps), tile)
 
+    def release(self) -> None:
+        """Nothing: captured graphs are worth more than the device's memory between two jobs."""
+
     def _run(self, output: _Function, tile: NDArray[Any]) -> NDArray[Any]:
         check_tile(tile, self.spec)
         height, width = tile.shape[:2]

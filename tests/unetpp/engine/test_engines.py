@@ -165,6 +165,35 @@ def test_openvino_gives_the_same_bits_in_another_process(package: Package) -> No
     assert hashlib.sha256(logits.tobytes()).hexdigest() == other.stdout.strip()
 
 
+IDLE = """
+import numpy as np, psutil
+from unetpp.engine.openvino import OpenVinoEngine
+from unetpp.package import bundled_package, load_package
+engine = OpenVinoEngine(load_package(bundled_package("nuclei")))
+tile = np.random.default_rng(0).integers(0, 256, (768, 768, 3), np.uint8)
+inner, edge = (64, 64, 64, 64), (0, 64, 64, 64)
+def used():
+    return psutil.Process().memory_full_info().uss >> 20
+before = used()
+first = engine.labels(tile, inner)
+one = used() - before
+engine.labels(tile, edge)
+two = used() - before
+again = engine.labels(tile, inner)
+engine.release()
+print(one, two, used() - before, int((first != again).sum()))
+"""
+
+
+def test_openvino_keeps_the_buffers_of_one_graph_per_concurrent_call() -> None:
+    run = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, check=True)
+    one, two, idle, changed = map(int, run.stdout.split())
+    assert changed == 0
+    assert one >= 200, "the tile is too small to tell"
+    assert two < 1.5 * one, f"{one} MB with one graph, {two} with two"
+    assert idle < 0.6 * one, f"{one} MB with one graph, {idle} after release"
+
+
 def test_results_stay_valid_after_the_next_call(package: Package) -> None:
     engine = choose_engine(package, name="openvino", precision="fp32")
     first = engine.labels(picture(32, 32))

@@ -17,6 +17,7 @@ from unetpp_workflows.machine import return_freed_memory
 if TYPE_CHECKING:
     from unetpp.commit import CommitRecord
     from unetpp.segment import SegmentJob, ShardWorker
+    from unetpp.shard_worker import Turns
     from unetpp.tiling import Shard
 
 ATTEMPTS = 3
@@ -164,19 +165,23 @@ class Crew:
 
     Args:
         slots: shards that may compute at once; threads beyond that read and write meanwhile.
+        threads: that call.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, threads: int) -> None:
+        from unetpp.shard_worker import Turns
+
         return_freed_memory()
         self.stop = threading.Event()
-        self._slots = threading.Semaphore(slots)
+        # Writing takes a whole shard's plain labels, up to 17 MB; shards that take turns at computing end together.
+        self._turns = Turns(compute=slots, write=max(1, threads // 2))
         self._own = threading.local()
         self._all: list[Worker] = []
 
     def run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
         """See `Worker.run`."""
         if not hasattr(self._own, "worker"):
-            self._own.worker = Worker(self.stop, self._slots)
+            self._own.worker = Worker(self.stop, self._turns)
             self._all.append(self._own.worker)
         worker: Worker = self._own.worker
         return worker.run(job, shard_id, attempt)
@@ -189,9 +194,9 @@ class Crew:
 class Worker:
     """Computes shards one at a time, keeping the image of the last job open."""
 
-    def __init__(self, stop: threading.Event | None = None, slots: threading.Semaphore | None = None) -> None:
+    def __init__(self, stop: threading.Event | None = None, turns: Turns | None = None) -> None:
         self._stop = stop
-        self._slots = slots
+        self._turns = turns
         self._current: ShardWorker | None = None
 
     def run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
@@ -219,7 +224,7 @@ class Worker:
 
         if self._current is None or self._current.job != job:
             self.close()
-            self._current = ShardWorker(job, stop=self._stop, slots=self._slots)
+            self._current = ShardWorker(job, stop=self._stop, turns=self._turns)
         return self._current
 
 

@@ -46,12 +46,12 @@ def run_local(
     """
     queue = ShardQueue(jobs, attempts, on_commit, only)
     workers = max(1, min(workers, len(queue)))
-    crew = Crew(workers)
-    # Each open shard holds up to 17 MB of labels. From a local disk reading is short, from afar it mostly waits.
+    # From a local disk reading is short, from afar it mostly waits.
     remote = any(is_remote(job.uri) for job in jobs)
     threads = SHARDS_PER_SLOT * workers if remote else workers + (workers + 1) // 2
     if any(job.engine.device != "cpu" for job in jobs):
         threads = max(threads, workers + cpu_count())
+    crew = Crew(workers, threads)
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
             try:

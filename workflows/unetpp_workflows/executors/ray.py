@@ -89,7 +89,7 @@ class ShardActor:
     """The process that computes shards, one at a time; Ray gives it as many OpenMP threads as CPUs."""
 
     def __init__(self) -> None:
-        self._crew = Crew(slots=1)
+        self._crew = Crew(slots=1, threads=SHARDS_PER_SLOT)
 
     def ready(self) -> int:
         """Return the process id: the actor runs."""
