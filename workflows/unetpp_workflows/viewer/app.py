@@ -156,7 +156,8 @@ class _Viewer:
     def _find(self, result: Result, box: tuple[float, float, float, float]) -> dict[str, Any]:
         objects = self._objects.get((result.id, result.job.key, result.record is None), lambda: open_objects(result))
         if objects is None:
-            return {"type": "FeatureCollection", "features": [], "complete": True, "note": "no searchable polygon file"}
+            note = "no file of this result can be searched: segment with --formats flatgeobuf"
+            return {"type": "FeatureCollection", "features": [], "complete": True, "note": note}
         found = objects.within(box)
         return {"type": "FeatureCollection", "features": found.features, "complete": found.complete}
 

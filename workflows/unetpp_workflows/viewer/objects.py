@@ -1,17 +1,20 @@
 """Finds the outlined objects of a result near a place; reads the vector files that `segment` wrote, draws nothing.
 
-GeoPackage and FlatGeobuf have an index of their own. QuPath's GeoJSON has one feature per line: its first use notes
-each line's place and bounding box, 40 bytes per object. Coordinates are level-0 pixels, x right and y down.
+GeoPackage and FlatGeobuf have an index of their own. GeoJSON has one feature per line: its first use notes each line's
+place and bounding box, 40 bytes per object; a gzipped one is unpacked into a temporary file for that. Coordinates are
+level-0 pixels, x right and y down.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import tempfile
 import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,22 +54,21 @@ def open_objects(result: Result) -> ObjectFile | None:
         path = result.folder / VECTOR_FILES[kind]
         if path.is_file():
             return _Layer(path, result)
-    path = result.folder / VECTOR_FILES["geojson"]
-    if not path.is_file() or result.job.grid.crs is not None:
-        return None
-    if path.stat().st_size > MAX_GEOJSON_BYTES:
-        raise StoreError(
-            f"{path.name} of {result.name} has {path.stat().st_size:,} bytes, too many to search; "
-            "segment with --formats flatgeobuf to see its objects"
-        )
-    return _Lines(path)
+    for kind in ("geojson", "geojson.gz"):
+        path = result.folder / VECTOR_FILES[kind]
+        if path.is_file():
+            return _Lines(path, result)
+    return None
 
 
 class _Lines:
-    """A GeoJSON file of one feature per line."""
+    """A GeoJSON file of one feature per line: in level-0 pixels for a slide, in degrees for a scene."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, result: Result) -> None:
+        self._unpacked = _unpacked(path, result.name) if path.suffix == ".gz" else None
+        self._path = path if self._unpacked is None else Path(self._unpacked.name)
+        _check_size(self._path.stat().st_size, path, result.name)
+        self._pixels = None if result.job.grid.crs is None else _Degrees(result)
 
     @cached_property
     def _index(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -75,9 +77,10 @@ class _Lines:
             for line in file:
                 text = line.strip().rstrip(b",")
                 if text.startswith(b'{"type":"Feature",'):
-                    shell = np.asarray(json.loads(text)["geometry"]["coordinates"][0])
+                    corners = np.concatenate([shell for shell, *_ in _polygons(json.loads(text)["geometry"])])
+                    corners = corners if self._pixels is None else self._pixels(corners)
                     starts.append(at)
-                    boxes.append((*shell.min(0), *shell.max(0)))
+                    boxes.append((*corners.min(0), *corners.max(0)))
                 at += len(line)
         return np.asarray(starts, np.int64), np.asarray(boxes, np.float64).reshape(-1, 4)
 
@@ -90,8 +93,57 @@ class _Lines:
             for hit in hits[:MAX_OBJECTS]:
                 file.seek(int(starts[hit]))
                 feature = json.loads(file.readline().strip().rstrip(b","))
-                features.append({**feature, "properties": _facts(feature["properties"])})
+                geometry = feature["geometry"] if self._pixels is None else self._moved(feature["geometry"])
+                features.append({**feature, "geometry": geometry, "properties": _facts(feature["properties"])})
         return Found(features, len(hits) <= MAX_OBJECTS)
+
+    def _moved(self, geometry: dict[str, Any]) -> dict[str, Any]:
+        assert self._pixels is not None
+        polygons = [[self._pixels(ring).round(3).tolist() for ring in rings] for rings in _polygons(geometry)]
+        return {"type": "MultiPolygon", "coordinates": polygons}
+
+
+class _Degrees:
+    """Longitude and latitude -> level-0 pixels of a scene."""
+
+    def __init__(self, result: Result) -> None:
+        from pyproj import CRS, Transformer
+        from rasterio.transform import Affine
+
+        self._to_crs = Transformer.from_crs("EPSG:4326", CRS.from_wkt(result.job.grid.crs), always_xy=True)
+        self._inverse = ~Affine(*result.details()["transform"])
+
+    def __call__(self, degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+        a, b, c, d, e, f = tuple(self._inverse)[:6]
+        x, y = self._to_crs.transform(degrees[:, 0], degrees[:, 1])
+        return np.stack([a * x + b * y + c, d * x + e * y + f], 1)
+
+
+def _polygons(geometry: dict[str, Any]) -> list[list[NDArray[np.float64]]]:
+    """Return the rings (n, 2) of each polygon, shell first; objects across longitude 180 have several."""
+    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    return [[np.asarray(ring, np.float64) for ring in rings] for rings in polygons]
+
+
+def _unpacked(path: Path, name: str) -> IO[bytes]:
+    """Return the plain text as a temporary file, which goes when its last holder does. Raises `StoreError`."""
+    target = tempfile.NamedTemporaryFile(prefix="unetpp-", suffix=".geojson")  # noqa: SIM115
+    size = 0
+    with gzip.open(path) as source:
+        while part := source.read(2**20):
+            size += len(part)
+            _check_size(size, path, name)
+            target.write(part)
+    target.flush()
+    return target
+
+
+def _check_size(size: int, path: Path, name: str) -> None:
+    if size > MAX_GEOJSON_BYTES:
+        raise StoreError(
+            f"{path.name} of {name} has more than {MAX_GEOJSON_BYTES:,} bytes, too many to search; "
+            "segment with --formats flatgeobuf to see its objects"
+        )
 
 
 class _Layer:
