@@ -1,9 +1,11 @@
 """What one driver costs at the scale of a million slides: its memory, its seconds, its share of the makespan.
 
     python tests/benchmarks/scale.py --images 1000000 --gpus 1000
+    python tests/benchmarks/scale.py --check
 
 The real plan, job and queue are run against simulated workers: each takes a time per shard that is given, not measured
-here, and is taken away now and then like a spot machine. Only the driver's own work is timed.
+here, and is taken away now and then like a spot machine. Only the driver's own work is timed. `--check` simulates this
+machine instead, with the time per shard that a small slide took on one worker, and then runs a larger one for real.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import random
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,9 +38,45 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1000)
     parser.add_argument("--mpx", type=float, default=100.0, help="Mpx/s of a GPU end to end; an assumption")
     parser.add_argument("--lost", type=float, default=0.01, help="share of shards whose worker is taken away")
+    parser.add_argument("--check", action="store_true", help="compare predictions with real runs on this machine")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(options, Path(folder)), indent=1))
+        print(json.dumps(check(Path(folder)) if options.check else measure(options, Path(folder)), indent=1))
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Predict real runs of one and two workers from what a smaller slide took on one, and run them."""
+    for _ in range(2):  # the first also compiles
+        job, seconds = _run(folder, "small", 3072, 1)
+    rate = seconds / (job.plan.height * job.plan.width)
+    found: dict[str, Any] = {"s per Mpx on one worker": round(rate * 1e6, 4)}
+    for workers in (1, 2):
+        job, real = _run(folder, "large", 8192, workers)
+        record = _record(job).to_json()
+        _, predicted, _ = _simulate(ShardQueue([job]), workers, job.plan.shard**2 * rate, lost=0.0, record=record)
+        found[f"{workers} workers"] = {
+            "shards": len(job.plan.shards()),
+            "predicted s": round(predicted, 1),
+            "real s": round(real, 1),
+            "predicted / real": round(predicted / real, 3),
+        }
+    return found
+
+
+def _run(folder: Path, name: str, side: int, workers: int) -> tuple[SegmentJob, float]:
+    """Compute all shards of a drawn slide; returns the job and the seconds it took."""
+    from unetpp.drawing.slide import draw_slide
+    from unetpp.package import bundled_package
+    from unetpp_workflows.executors.local import run_local
+
+    slide, out = folder / f"{name}.tif", folder / f"{name}-{time.monotonic_ns()}"
+    if not slide.exists():
+        draw_slide(slide, folder / "truth.tif", side=side, seed=0)
+    job = prepare_job(slide, out, bundled_package("nuclei"), tissue="none", core=1024, shard=1024)
+    start = time.perf_counter()
+    run_local([job], workers=workers)
+    assert not pending(job)
+    return job, time.perf_counter() - start
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -53,7 +92,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     queued = time.process_time() - clock
     rss = _rss()
     total = len(queue)
-    scheduled, makespan, lost = _simulate(queue, options, template)
+    seconds = template.plan.shard**2 / 1e6 / options.mpx
+    scheduled, makespan, lost = _simulate(
+        queue, options.gpus, seconds, lost=options.lost, record=_record(template).to_json()
+    )
     check = _commit_check(template)
     outcomes = queue.outcomes()
     assert sum(outcome.done for outcome in outcomes) == total and not any(outcome.failed for outcome in outcomes)
@@ -80,8 +122,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _template(folder: Path, side: int) -> SegmentJob:
     """Return the real job of a small picture with the plan of a large one."""
-    from dataclasses import replace
-
     import numpy as np
     from PIL import Image
 
@@ -101,28 +141,33 @@ def _job(text: str, folder: Path, index: int) -> SegmentJob:
     return SegmentJob.from_json({**json.loads(text), **own})
 
 
-def _simulate(queue: ShardQueue, options: argparse.Namespace, template: SegmentJob) -> tuple[float, float, int]:
-    """Return the driver's seconds, the simulated makespan and how many shards were lost with a worker."""
+def _simulate(
+    queue: ShardQueue, workers: int, seconds: float, *, lost: float, record: dict[str, Any]
+) -> tuple[float, float, int]:
+    """Return the driver's seconds, the simulated makespan and how many shards were lost with a worker.
+
+    Args:
+        seconds: that a worker takes for a shard, give or take a fifth; each has several open, which share its time.
+        lost: share of the shards whose worker is taken away.
+    """
     chance = random.Random(0)  # noqa: S311 (no secret)
-    seconds = template.plan.shard**2 / 1e6 / options.mpx
-    record = _record(template).to_json()
     events: list[tuple[float, int, Task]] = []
     order = itertools.count()
-    now, lost = 0.0, 0
+    now, again = 0.0, 0
     clock = time.process_time()
-    for _ in range(options.gpus * SHARDS_PER_SLOT):
+    for _ in range(workers * SHARDS_PER_SLOT):
         if (task := queue.take()) is not None:
             heapq.heappush(events, (now + SHARDS_PER_SLOT * seconds * chance.uniform(0.8, 1.2), next(order), task))
     while events:
         now, _, task = heapq.heappop(events)
-        if task.attempt == 1 and chance.random() < options.lost:
-            lost += 1
+        if task.attempt == 1 and chance.random() < lost:
+            again += 1
             queue.settle(task, Result(error="taken away"))
         else:
             queue.settle(task, Result(record=record))
         if (following := queue.take()) is not None:
             heapq.heappush(events, (now + SHARDS_PER_SLOT * seconds * chance.uniform(0.8, 1.2), next(order), following))
-    return time.process_time() - clock, now, lost
+    return time.process_time() - clock, now, again
 
 
 def _record(job: SegmentJob) -> CommitRecord:
@@ -132,8 +177,6 @@ def _record(job: SegmentJob) -> CommitRecord:
 
 def _commit_check(template: SegmentJob) -> float:
     """Return the seconds of a core that looking after one committed shard takes."""
-    from dataclasses import replace
-
     shards = template.plan.shards()
     for shard in shards:
         commit.write(template.store, replace(_record(template), shard=shard.id))

@@ -109,6 +109,40 @@ def test_an_array_of_parts_requeued_in_the_middle_is_the_whole(cluster: Slurm, a
 
 
 @pytest.mark.slow
+def test_one_job_segments_with_a_ray_of_its_own(cluster: Slurm, archive: Path, tmp_path: Path) -> None:
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    number = cluster.run(
+        "sbatch", "--parsable", "--nodes=1", f"--cpus-per-task={os.cpu_count()}", f"--output={tmp_path}/segment.txt",
+        FOLDER / "segment.sbatch", archive, "nuclei", output,
+    )  # fmt: skip
+    assert cluster.wait(number, 900)["JobState"] == "COMPLETED", _logs(tmp_path)
+    record = ImageRecord.read(output / "slide")
+    assert record is not None and record.status == "done" and record.executor["kind"] == "ray"
+    config = load_config(options={"tracking.enabled": False})
+    assert segment([archive], "nuclei", whole, config=config).exit_code == 0
+    assert hashes(output) == hashes(whole)
+
+
+@pytest.mark.slow
+def test_a_night_queues_the_next_one_and_ends(cluster: Slurm, archive: Path, tmp_path: Path) -> None:
+    register = "--wrap=unetpp models register nuclei --alias champion"
+    number = cluster.run("sbatch", "--parsable", f"--output={tmp_path}/register.txt", register)
+    assert cluster.wait(number)["JobState"] == "COMPLETED", _logs(tmp_path)
+    config, output = tmp_path / "nightly.toml", tmp_path / "out"
+    config.write_text(f'archive = ["{archive}"]\noutput = "{output}"\nmodel = "nuclei"\n')
+    number = cluster.run(
+        "sbatch", "--parsable", "--cpus-per-task=1", f"--output={tmp_path}/night.txt", FOLDER / "nightly.sbatch", config
+    )
+    assert cluster.wait(number, 900)["JobState"] == "COMPLETED", _logs(tmp_path)
+    record = ImageRecord.read(output / "slide")
+    assert record is not None and record.status == "done"
+    assert (output / "nightly" / "ledger.json").is_file()
+    waiting = cluster.run("squeue", "--noheader", "--format=%j %T %S").splitlines()
+    assert [line.split()[:2] for line in waiting] == [["unetpp-nightly", "PENDING"]], waiting
+    cluster.run("scancel", "--name=unetpp-nightly")
+
+
+@pytest.mark.slow
 def test_a_training_out_of_time_queues_itself_again(cluster: Slurm, tmp_path: Path) -> None:
     seed, output = tmp_path / "seed", tmp_path / "run"
     # `smoke` draws its own images; a training that stops at once leaves the store of them.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +113,33 @@ def test_the_same_weights_on_the_same_images_are_measured_once(
     (tmp_path / "out" / "evaluation.json").write_text("{")
     with pytest.raises(TypeError, match="NoneType"):
         evaluated(resolve(folder), data, output=tmp_path / "out")
+
+
+def test_a_killed_evaluation_goes_on_with_the_same_counts(
+    ink_variant: Callable[..., Path], ink_store: Callable[..., Path], ready_home: Path, tmp_path: Path
+) -> None:
+    model, store = ink_variant(tmp_path / "strict", 60), ink_store(*range(0, 90, 5))
+    command = [sys.executable, "-m", "unetpp_workflows", "evaluate", str(model), "--data", str(store)]
+    options = ["--tracking-uri", f"sqlite:///{tmp_path / 'runs.db'}", "--output", str(tmp_path / "page")]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    journals, deadline = ready_home / "evaluations", time.monotonic() + 120
+    while not list(journals.glob("*.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    (journal,) = journals.glob("*.jsonl")
+    judged = sum(line.endswith(b"}\n") for line in journal.read_bytes().splitlines(keepends=True))
+    assert 0 < judged < 18
+    with journal.open("ab") as file:
+        file.write(b'\n{"image": 17, "counts": {"confu')  # as a kill in the middle of a line leaves it
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    assert f"{judged} images were judged before an interruption" in done.stdout
+    assert not list(journals.glob("*.jsonl"))
+    resumed = json.loads((tmp_path / "page/evaluation.json").read_text())
+    whole = json.loads(run(model, EvaluationData.open(store, "test")).to_json())
+    for counts in ("figures", "groups", "images", "totals", "key", "data"):
+        assert resumed[counts] == whole[counts]
 
 
 def test_a_model_that_does_not_fit_the_images_is_refused(

@@ -182,6 +182,20 @@ def test_aliases_that_mlflow_reserves_are_refused(alias: str) -> None:
         registry.set_alias("toy", alias, "1")
 
 
+def test_the_way_back_is_moved_by_promotions_only(filled_home: Path, package: Path, tmp_path: Path) -> None:
+    uri = copy_home(filled_home, tmp_path / "home")
+    other = make_package(tmp_path / "other", seed=1)
+    for refused in (
+        lambda: registry.set_alias("toy", "previous", "1", tracking_uri=uri),
+        lambda: registry.register_package(other, alias="previous", tracking_uri=uri),
+        lambda: registry.check_alias("toy", "previous", tracking_uri=uri),
+    ):
+        with pytest.raises(ConfigError, match=r"'previous' is kept by promotions.*unetpp rollback"):
+            refused()
+    (row,) = (row for row in registry.list_models(tracking_uri=uri) if row.name == "toy")
+    assert row.version == "1" and "previous" not in row.aliases
+
+
 def test_a_broken_package_is_refused_before_anything_is_written(package: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(package, broken)

@@ -17,11 +17,11 @@ import psutil
 import pytest
 from rich.console import Console
 
-from unetpp.errors import DataError, StoreError
+from unetpp.errors import ConfigError, DataError, PromotionError, StoreError
 from unetpp.package import load_package
 from unetpp_workflows.mlflow_store import init_store, store_uri
 from unetpp_workflows.recipe import load_recipe
-from unetpp_workflows.registry import list_models, resolve
+from unetpp_workflows.registry import list_models, register_package, resolve
 from unetpp_workflows.training import TIME_UP, TrainOptions, export_training, run_training
 from unetpp_workflows.training_data import STORE, prepared_store
 from unetpp_workflows.training_job import PROGRESS, Journal
@@ -48,6 +48,14 @@ def run(output: Path, store: Path | None, sets: list[str] = SMALL, **options: An
 
 def losses(output: Path) -> list[tuple[int, float]]:
     return [(e["step"], e["loss"]) for e in json.loads((output / "history.json").read_text())]
+
+
+def test_an_alias_that_cannot_be_given_is_refused_before_training(ink_package: Path, tmp_path: Path) -> None:
+    register_package(ink_package, "smoke", alias="champion")
+    for alias, error in (("champion", PromotionError), ("previous", ConfigError), ("latest", ConfigError)):
+        with pytest.raises(error, match=r"alias|@champion"):
+            run(tmp_path / "out", None, alias=alias)
+    assert not (tmp_path / "out" / "history.json").exists()
 
 
 def test_a_recipe_becomes_a_registered_model_with_its_run(tmp_path: Path) -> None:

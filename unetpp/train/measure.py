@@ -6,9 +6,11 @@ group, not from pixel to pixel: intervals come from drawing groups again (`unetp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from heapq import merge
 from itertools import chain, groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from unetpp.metrics import BoundaryF1, CalibrationError, Confusion, ObjectQualit
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.objects import split_objects
 from unetpp.train.normalise import Normalise
-from unetpp.train.source import Source
+from unetpp.train.source import Source, SourceImage
 from unetpp.train.validate import Prediction, decide, predict
 
 WHOLE = 2**26
@@ -41,6 +43,20 @@ class Counts:
         quality = ObjectQuality() if objects else None
         sums = Confusion(classes), BoundaryF1(classes), CalibrationError(), Temperature(), PrecisionRecall(classes)
         return cls(*sums, quality)
+
+    def state(self) -> dict[str, list[Any] | None]:
+        """Return the counts as whole numbers by metric; None for objects that are not measured."""
+        metrics = {info.name: getattr(self, info.name) for info in fields(self)}
+        return {name: None if metric is None else metric.state().tolist() for name, metric in metrics.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Counts:
+        """Return the counts that have this state; raises `KeyError` or `ValueError` where it is none."""
+        made = cls.of(len(state["confusion"]), state["objects"] is not None)
+        for info in fields(cls):
+            if (metric := getattr(made, info.name)) is not None:
+                setattr(made, info.name, type(metric).from_state(np.array(state[info.name], np.int64)))
+        return made
 
     def merge(self, other: Counts) -> None:
         for name in ("confusion", "boundary", "calibration", "temperature", "curves"):
@@ -79,28 +95,49 @@ def measure(
     norm: Normalise,
     *,
     precision: str,
-    on_image: Callable[[], None] | None = None,
+    known: Mapping[int, Counts] | None = None,
+    on_image: Callable[[int, Counts], None] | None = None,
 ) -> Measurement:
-    """Predict every labelled image and count; `on_image` is called after each.
+    """Predict every labelled image and count.
 
     Objects are measured where the source numbers them and there are two classes: the foreground is split by a watershed
     (`unetpp.objects`).
+
+    Args:
+        known: counts of images by their index that need not be predicted again.
+        on_image: called with index and counts after each image that was predicted.
     """
     classes = max(2, network.config.classes)
     found = Measurement()
-    predictions = predict(network, source, norm, precision=precision)
-    for index, tiles in groupby(predictions, lambda tile: tile.image):
+    known = known or {}
+    predictions = predict(network, source, norm, precision=precision, skip=known)
+    for index, counts in merge(sorted(known.items()), _counts(predictions, source, classes, on_image), key=_index):
         image = source.images[index]
-        whole = image.height * image.width <= WHOLE
-        if not whole:
+        if not _whole(image):
             found.skipped.append(image.name)
-        counts = _count(tiles, (image.height, image.width), classes, whole=whole)
         found.images[index] = counts.confusion
         for by, name in ((found.groups, image.group), (found.strata, image.stratum)):
             by.setdefault(name, Counts.of(classes, counts.objects is not None)).merge(counts)
-        if on_image is not None:
-            on_image()
     return found
+
+
+def _index(pair: tuple[int, Counts]) -> int:
+    return pair[0]
+
+
+def _whole(image: SourceImage) -> bool:
+    return image.height * image.width <= WHOLE
+
+
+def _counts(
+    predictions: Iterator[Prediction], source: Source, classes: int, on_image: Callable[[int, Counts], None] | None
+) -> Iterator[tuple[int, Counts]]:
+    for index, tiles in groupby(predictions, lambda tile: tile.image):
+        image = source.images[index]
+        counts = _count(tiles, (image.height, image.width), classes, whole=_whole(image))
+        if on_image is not None:
+            on_image(index, counts)
+        yield index, counts
 
 
 def _count(tiles: Iterator[Prediction], shape: tuple[int, int], classes: int, *, whole: bool) -> Counts:

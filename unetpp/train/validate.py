@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,7 @@ def predict(
     precision: str,
     every_head: bool = False,
     ranks: Ranks | None = None,
+    skip: Container[int] = (),
 ) -> Iterator[Prediction]:
     """Yield the labelled parts of this worker's share of the images, exactly as whole images would be predicted.
 
@@ -55,12 +56,15 @@ def predict(
         precision: "bf16" (autocast) or "fp32".
         every_head: yield all heads' logits, not only the deepest's.
         ranks: the workers that share the images.
+        skip: indices of images to leave out.
     """
     network.eval()
     forward: Callable[[Tensor], tuple[Tensor, ...]]
     forward = network.heads if every_head else lambda pixels: (network(pixels),)
     device = torch.device(norm.device)
     for index in (ranks or Ranks()).share(len(source.images)):
+        if index in skip:
+            continue
         image = source.images[index]
         labelled = [Box(*map(int, box)) for box in source.blocks.box[source.blocks.image == index]]
         plan = make_plan(image.height, image.width, halo=network.halo, multiple=network.multiple, core=_CORE)

@@ -35,7 +35,7 @@ def evaluate(
     """Measure a model on a frozen split of a prepared store: figures, a page, and an MLflow run.
 
     Figures per class and group with intervals, calibration, speed and memory. The same weights on the same images are
-    measured once: a second call finds the first one's result in MLflow.
+    measured once: a second call finds the first one's result in MLflow, and goes on where an interrupted one ended.
 
     [bold]Examples[/]
 
@@ -67,6 +67,8 @@ def evaluate(
             on_image=lambda: bar.advance(task),
         )
     print_evaluation(result.evaluation, console)
+    if result.resumed:
+        console.print(f"{result.resumed} images were judged before an interruption", highlight=False)
     if result.found:
         console.print("measured before, nothing was computed", highlight=False)
     if result.evaluation.run:

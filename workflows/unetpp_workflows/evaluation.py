@@ -130,7 +130,8 @@ def evaluate(
     *,
     precision: str = "fp32",
     device: str = "cpu",
-    on_image: Callable[[], None] | None = None,
+    known: Mapping[int, Counts] | None = None,
+    on_image: Callable[[int, Counts], None] | None = None,
 ) -> Evaluation:
     """Predict every image of the split as a whole image and count; then time the deployed engine.
 
@@ -138,7 +139,7 @@ def evaluate(
         model, package: what is evaluated, resolved and opened.
         precision: of the network in plain torch, "fp32" or "bf16".
         device: where it runs, "cpu" or "cuda".
-        on_image: called after each image.
+        known, on_image: see `unetpp.train.measure.measure`.
 
     Raises:
         DataError: the store's classes, bands, sample type or pixel size are not the model's.
@@ -147,7 +148,7 @@ def evaluate(
     spec = package.spec
     network = package.load_model().to(device)
     norm = Normalise(spec.mean, spec.std, device)
-    found = measure(network, data.source, norm, precision=precision, on_image=on_image)
+    found = measure(network, data.source, norm, precision=precision, known=known, on_image=on_image)
     names = [info.name for info in spec.classes]
     total = found.total()
     return Evaluation(

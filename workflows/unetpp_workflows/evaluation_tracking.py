@@ -1,5 +1,7 @@
 """Finds an evaluation that was made before, or makes and records it: a local folder first, then MLflow; draws nothing.
 
+One that was interrupted goes on after the last image that it judged.
+
 An evaluation is one finished MLflow run, found by its key, with evaluation.json and evaluation.html as artifacts. What
 the key says cannot change, so a found one is as good as a new one; only its speed belongs to the machine it was
 measured on.
@@ -19,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from unetpp.durable import write_file
 from unetpp.errors import RegistryError, StoreError
 from unetpp.package import load_package
+from unetpp.train.measure import Counts
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, check_fit, evaluate, evaluation_key
+from unetpp_workflows.evaluation_journal import EvaluationJournal
 from unetpp_workflows.mlflow_store import experiment, import_mlflow, init_store, locked, registry_errors, store_uri
 from unetpp_workflows.registry import model_id
 from unetpp_workflows.tracking import flat, log, numbers
@@ -36,12 +40,16 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation, whether it was found rather than made, and why it is not in MLflow where it is not."""
+    """An evaluation, whether it was found rather than made, and why it is not in MLflow where it is not.
+
+    `resumed` is the number of images that an interrupted evaluation had judged.
+    """
 
     evaluation: Evaluation
     found: bool
     page: str
     warning: str | None = None
+    resumed: int = 0
 
 
 def evaluated(
@@ -59,6 +67,7 @@ def evaluated(
     Args:
         output: folder that evaluation.json and evaluation.html are written to; also looked into first.
         tracking_uri: MLflow store, see `store_uri`. One that does not answer is a warning, not an error.
+        on_image: called for each image that is judged, or was before an interruption.
         Others: as for `unetpp_workflows.evaluation.evaluate`.
 
     Raises:
@@ -74,11 +83,20 @@ def evaluated(
         except RegistryError as error:
             warning = str(error)
     fresh = found is None
+    journal = EvaluationJournal(key, device)
+    known = journal.known() if fresh else {}
     if found is None:
         from unetpp_workflows.cases import draw_cases
         from unetpp_workflows.evaluation_page import evaluation_page
 
-        made = evaluate(model, package, data, precision=precision, device=device, on_image=on_image)
+        def judged(image: int, counts: Counts) -> None:
+            journal.add(image, counts)
+            advance()
+
+        advance = on_image or (lambda: None)
+        for _ in known:
+            advance()
+        made = evaluate(model, package, data, precision=precision, device=device, known=known, on_image=judged)
         found = made, evaluation_page(made, *draw_cases(made, package, data))
     evaluation, page = found
     # The same weights may by now have another name or version; what was measured is the same.
@@ -90,7 +108,9 @@ def evaluated(
             warning = str(error)
     if output is not None:
         write_evaluation(evaluation, page, output)
-    return Evaluated(evaluation, not fresh, page, warning)
+    if output is not None or warning is None:
+        journal.discard()
+    return Evaluated(evaluation, not fresh, page, warning, len(known))
 
 
 def find_evaluation(key: str, *, tracking_uri: str | None = None) -> tuple[Evaluation, str] | None:

@@ -9,8 +9,9 @@ recognised by its record alone.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
 from unetpp_workflows.inputs import Source, assign_folders, expand, identity, owner
 from unetpp_workflows.lease import Lease
-from unetpp_workflows.machine import worker_count
+from unetpp_workflows.machine import cpu_count, worker_count
 from unetpp_workflows.manifest import Entry
 from unetpp_workflows.metrics import RunMetrics, exported
 from unetpp_workflows.progress import Display
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from unetpp.job import SegmentJob
     from unetpp_workflows.executors.base import Only, Outcome
     from unetpp_workflows.truth import Truth
+
+_PREPARED_AT_ONCE = 8
+"""Opening an image mostly waits for its storage; each that is open may hold a thumbnail."""
 
 
 def segment(
@@ -73,8 +77,7 @@ def segment(
         sources = [source for source in sources if selection.takes(source)]
         log.write("run_started", images=len(sources), model=call.model.reference(), config=shown_config(call.config))
         jobs: dict[str, SegmentJob] = {}
-        for source in sources:
-            ready = prepared(call, source, force=selection.force)
+        for source, ready in _all_prepared(call, sources, force=selection.force):
             if isinstance(ready, ImageResult):
                 results[source.uri] = ready
                 log_result(log, ready)
@@ -149,6 +152,27 @@ def log_result(log: EventLog, result: ImageResult) -> None:
     """Write down how an image ended."""
     facts = {"status": result.status, "reused": result.reused, "seconds": round(result.seconds, 3)}
     log.write("image_finished", image=result.name, uri=result.uri, message=result.message, **facts)
+
+
+def _all_prepared(
+    call: Call, sources: Iterable[Source], *, force: bool
+) -> Iterator[tuple[Source, SegmentJob | ImageResult]]:
+    """Yield every image, in order, with what `prepared` says of it; several are opened at once."""
+    threads = min(_PREPARED_AT_ONCE, 2 * cpu_count())
+    waiting: deque[tuple[Source, Future[SegmentJob | ImageResult]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
+        try:
+            for source in sources:
+                waiting.append((source, pool.submit(prepared, call, source, force=force)))
+                if len(waiting) > threads:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
 def prepared(call: Call, source: Source, *, force: bool) -> SegmentJob | ImageResult:

@@ -27,12 +27,12 @@ from unetpp_workflows.mlflow_store import (
     runs_of,
     store_uri,
 )
-from unetpp_workflows.registry import CHAMPION, aliases_of, read_card, resolve, version_of
+from unetpp_workflows.registry import CHAMPION, PREVIOUS, aliases_of, read_card, resolve, version_of
 from unetpp_workflows.registry_lock import RegistryLock, holder
 from unetpp_workflows.tracking import SEGMENTATION, flat, log, numbers
 
 EXPERIMENT = "unetpp-promotion"
-CHALLENGER, PREVIOUS = "challenger", "previous"
+CHALLENGER = "challenger"
 JSON, PAGE = "decision.json", "decision.html"
 OUTCOME_TAG, VERSION_TAG = "unetpp.decision.outcome", "unetpp.decision"
 Outcome = Literal[

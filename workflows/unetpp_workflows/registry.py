@@ -27,7 +27,7 @@ from unetpp_workflows.mlflow_store import (
     store_uri,
 )
 
-CHAMPION = "champion"
+CHAMPION, PREVIOUS = "champion", "previous"
 LOCK_MARK = ".unetpp-lock."
 """In the name of a registered model that is no model but a lock; see `unetpp_workflows.registry_lock`."""
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
@@ -87,8 +87,10 @@ def register_package(
         run_id: the run that trained it.
 
     Raises:
+        ConfigError: the alias is none that can be given, see `set_alias`; nothing was registered.
         PromotionError: another version is the champion; nothing was registered.
     """
+    _check_name(alias)
     package = load_package(folder)
     package.load_model()
     name = name or package.spec.name
@@ -116,15 +118,15 @@ def set_alias(name: str, alias: str, version: str, *, tracking_uri: str | None =
     """Point `models:/name@alias` at a version.
 
     Raises:
+        ConfigError: MLflow or unetpp keeps that alias for itself; `previous` is the way back from a promotion.
         ModelNotFoundError: there is no such version.
         PromotionError: the alias is `champion` and another version has it: that one is replaced by `promote` only.
     """
     from unetpp_workflows.registry_lock import RegistryLock
 
+    _check_name(alias)
     uri = store_uri(tracking_uri)
     client = init_store(uri)
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", alias) or re.fullmatch(r"v[0-9]+|latest", alias):
-        raise ConfigError(f"alias {alias!r}: use letters, digits, _ and -, not v<number> or latest")
     with registry_errors(uri):
         model = _registered(client, uri, name)
         _version(client, model, str(version))
@@ -138,7 +140,8 @@ def set_alias(name: str, alias: str, version: str, *, tracking_uri: str | None =
 
 
 def check_alias(name: str, alias: str | None, *, tracking_uri: str | None = None) -> None:
-    """Raise `PromotionError` where a new version of `name` could not be given the alias; for long work's beginning."""
+    """Raise what `set_alias` would if a new version of `name` were given the alias; for long work's beginning."""
+    _check_name(alias)
     if alias == CHAMPION:
         uri = store_uri(tracking_uri)
         client = init_store(uri)
@@ -293,6 +296,18 @@ def _intact(folder: Path, digest: str) -> bool:
         return load_package(folder).digest == digest
     except (ModelNotFoundError, ModelPackageError, OSError):
         return False
+
+
+def _check_name(alias: str | None) -> None:
+    if alias is None:
+        return
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", alias) or re.fullmatch(r"v[0-9]+|latest", alias):
+        raise ConfigError(f"alias {alias!r}: use letters, digits, _ and -, not v<number> or latest")
+    if alias == PREVIOUS:
+        raise ConfigError(
+            f"alias {alias!r} is kept by promotions as the way back; move the champion with `unetpp promote`, "
+            "`unetpp rollback --to VERSION` or `unetpp models alias NAME VERSION champion`"
+        )
 
 
 def _refuse_second_champion(client: Any, name: str, alias: str | None, version: str | None) -> None:

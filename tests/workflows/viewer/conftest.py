@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +69,73 @@ def page_built() -> None:
 @pytest.fixture(scope="session")
 def address(archives: Archives, page_built: None) -> Iterator[str]:
     """A real server over both archives; its address."""
+    with served([archives.first, archives.second]) as address:
+        yield address
+
+
+DOUBTS = {"a": (20_000, 400), "b": (5_000, 10_000), "c": (10_000, 4_000)}
+"""Pixels of ink and of smudge in each picture: by area a, c, b and by uncertainty b, c, a."""
+INK_AT, SMUDGE_AT, PAPER_AT = (75, 150), (400, 150), (550, 300)
+
+
+@pytest.fixture(scope="session")
+def doubts(ink_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of pictures 600 x 340 with both maps, by a network whose two heads differ on smudges only."""
+    import torch
+
+    from unetpp.model import GridConfig, UNetPlusPlus
+    from unetpp.package import load_package, save_package
+    from unetpp_workflows.config import load_config
+    from unetpp_workflows.pipeline import segment
+
+    root = tmp_path_factory.mktemp("doubts")
+    config = GridConfig(bands=3, classes=1, filters=(2, 2, 2), norm="none", deep_supervision=True)
+    network = UNetPlusPlus(config)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.zero_()
+            centre = weight.shape[-1] ** 2 // 2
+            if name.startswith("nodes.0_") and not name.endswith("bias"):
+                weight.view(-1)[centre] = -1.0 if name.endswith("0_0.first.standard") else 1.0
+            elif name.startswith("head_convs"):
+                thresholds = {"1": -5.0, "2": -21.25}
+                weight.view(-1)[0] = thresholds[name.split(".")[1]] if name.endswith("bias") else 20.0
+    spec = replace(load_package(ink_package).spec, name="doubts", architecture=config)
+    package = save_package(root / "package", network, spec, "# doubts\n").folder
+    (root / "in").mkdir()
+    for name, (ink, smudge) in DOUBTS.items():
+        drawn = np.full((340, 600, 3), 220, np.uint8)
+        drawn[100:200, 50 : 50 + ink // 100] = 20
+        drawn[100:200, 360 : 360 + smudge // 100] = 90
+        Image.fromarray(drawn).save(root / "in" / f"{name}.png")
+    options = {"output.probabilities": True, "output.uncertainty": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETPP_HOME", str(root / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        done = segment(
+            [str(root / "in")],
+            model=str(package),
+            output=root / "out",
+            config=load_config(None, options=options, sets=()),
+        )
+    assert done.exit_code == 0, done.sentence()
+    return root / "out"
+
+
+@pytest.fixture(scope="session")
+def doubts_address(doubts: Path, page_built: None) -> Iterator[str]:
+    """A real server over `doubts`; its address."""
+    with served([doubts]) as address:
+        yield address
+
+
+@contextmanager
+def served(outputs: list[Path]) -> Iterator[str]:
     import uvicorn
 
     from unetpp_workflows.viewer.app import create_app
 
-    app = create_app([archives.first, archives.second])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(outputs), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

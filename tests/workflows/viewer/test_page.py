@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
-from .conftest import Archives
+from unetpp.geometry import Box
+
+from .conftest import INK_AT, PAPER_AT, SMUDGE_AT, Archives
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -40,6 +47,26 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext
 
 @pytest.fixture
 def page(browser: BrowserContext, address: str) -> Iterator[Page]:
+    with opened(browser, address) as page:
+        page.locator("#images button", has_text=re.compile(r"^plain.*first", re.DOTALL)).click()
+        wait_for(page, "document.getElementById('title').textContent === 'plain' && location.hash.includes('at=')")
+        yield page
+
+
+@pytest.fixture
+def doubtful(browser: BrowserContext, doubts_address: str) -> Iterator[Page]:
+    """The picture b of `doubts`, without labels and outlines."""
+    with opened(browser, doubts_address) as page:
+        page.locator("#images button[title=b]").click()
+        wait_for(page, "document.getElementById('title').textContent === 'b' && location.hash.includes('at=')")
+        page.locator("[data-class='1']").uncheck()
+        page.locator("#outlines").uncheck()
+        yield page
+
+
+@contextmanager
+def opened(browser: BrowserContext, address: str) -> Iterator[Page]:
+    """A page that must not fail or ask anything of another address."""
     page = browser.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -47,8 +74,6 @@ def page(browser: BrowserContext, address: str) -> Iterator[Page]:
         "request", lambda request: request.url.startswith((address, "data:", "blob:")) or faults.append(request.url)
     )
     page.goto(address)
-    page.locator("#images button", has_text=re.compile(r"^plain.*first", re.DOTALL)).click()
-    wait_for(page, "document.getElementById('title').textContent === 'plain' && location.hash.includes('at=')")
     yield page
     page.close()
     assert not faults, faults
@@ -125,6 +150,83 @@ def test_layers_change_what_is_seen(page: Page) -> None:
     page.keyboard.press("t")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
     page.keyboard.press("t")
+
+
+def colour(page: Page, at: tuple[int, int], until: Callable[[NDArray[np.float64]], bool]) -> NDArray[np.float64]:
+    """Return what is seen at a place of the image once it fulfils `until`, or what it was when the time was over."""
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while True:
+        x, y, scale = place(page)
+        shot = np.asarray(Image.open(io.BytesIO(page.locator("#stage-a").screenshot())).convert("RGB"), np.float64)
+        row, column = shot.shape[0] / 2 + (at[1] - y) * scale, shot.shape[1] / 2 + (at[0] - x) * scale
+        seen: NDArray[np.float64] = shot[int(row) - 3 : int(row) + 3, int(column) - 3 : int(column) + 3].mean((0, 1))
+        if until(seen) or time.monotonic() > deadline:
+            return seen
+
+
+def is_near(expected: Sequence[float]) -> Callable[[NDArray[np.float64]], bool]:
+    return lambda seen: bool(np.abs(seen - expected).max() <= 8)  # JPEG and rounding
+
+
+def slide(page: Page, label: str, value: float) -> None:
+    page.get_by_label(label).evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) }", str(value)
+    )
+
+
+def stored(output: Path, kind: str, at: tuple[int, int]) -> int:
+    """The byte of class 1 (or of the only plane) of a map of picture b."""
+    from unetpp.job import SegmentJob
+
+    job = SegmentJob.load(output / "b")
+    assert job is not None
+    (store,) = (store for store in job.map_stores if store.name.startswith(kind))
+    x, y = at
+    return int(store.read(Box(y, x, y + 1, x + 1))[-1, 0, 0])
+
+
+def test_a_class_shows_in_its_colour_until_it_is_switched_off(doubtful: Page) -> None:
+    source, ink = np.full(3, 20.0), np.array([200.0, 30.0, 60.0])
+    assert is_near(source)(colour(doubtful, INK_AT, is_near(source)))
+    doubtful.locator("[data-class='1']").check()
+    for opacity in (1.0, 0.3, 0.0):
+        slide(doubtful, "Opacity of labels", opacity)
+        mixed = list(source + opacity * (ink - source))
+        assert colour(doubtful, INK_AT, is_near(mixed)) == pytest.approx(mixed, abs=8)
+        assert colour(doubtful, PAPER_AT, is_near([220] * 3)) == pytest.approx([220] * 3, abs=8)
+
+
+def test_the_probability_is_seen_as_it_is_stored(doubtful: Page, doubts: Path) -> None:
+    doubtful.select_option("#map", "probabilities.1")
+    slide(doubtful, "Opacity of the map", 1.0)
+    for at, source in ((INK_AT, 20.0), (SMUDGE_AT, 90.0), (PAPER_AT, 220.0)):
+        share = stored(doubts, "probabilities", at) / 254
+        mixed = list(source + share * (np.array([200.0, 30.0, 60.0]) - source))
+        assert colour(doubtful, at, is_near(mixed)) == pytest.approx(mixed, abs=8), at
+    slide(doubtful, "Opacity of the map", 0.0)
+    assert colour(doubtful, SMUDGE_AT, is_near([90] * 3)) == pytest.approx([90] * 3, abs=8)
+
+
+def test_uncertainty_shines_where_the_heads_differ_only(doubtful: Page, doubts: Path) -> None:
+    assert stored(doubts, "uncertainty", SMUDGE_AT) > 20 > stored(doubts, "uncertainty", PAPER_AT)
+    doubtful.select_option("#map", "uncertainty")
+    slide(doubtful, "Opacity of the map", 1.0)
+    seen = colour(doubtful, SMUDGE_AT, lambda seen: not is_near([90] * 3)(seen))
+    assert np.abs(seen - 90).max() > 30
+    assert "map=uncertainty" in doubtful.url
+    doubtful.select_option("#map", "")
+    assert colour(doubtful, SMUDGE_AT, is_near([90] * 3)) == pytest.approx([90] * 3, abs=8)
+
+
+def test_images_are_sorted_by_what_is_in_them(doubtful: Page) -> None:
+    def order() -> str:
+        return "".join(name or "" for name in doubtful.locator("#images .name").all_text_contents())
+
+    assert order() == "abc"
+    doubtful.select_option("#sort", "area")
+    assert order() == "acb"
+    doubtful.select_option("#sort", "uncertainty")
+    assert order() == "bca"
 
 
 def test_a_click_on_an_object_shows_its_measurements(page: Page) -> None:

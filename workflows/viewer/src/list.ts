@@ -39,7 +39,7 @@ export class ImageList {
       ].filter(Boolean).join(" · ");
       const figures = [
         entry.area !== null && area(entry.area, entry.unit),
-        entry.uncertainty !== null && `unc. ${number(entry.uncertainty)}`,
+        entry.uncertainty !== null && `uncertainty ${number(entry.uncertainty)}`,
       ].filter(Boolean).join(" · ");
       const picture = (layer: string) =>
         h("img", { src: tileUrl(entry.id, layer, entry.zooms - 1, 0, 0), alt: "", loading: "lazy" });

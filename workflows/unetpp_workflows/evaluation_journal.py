@@ -1,0 +1,52 @@
+"""Keeps the counts of the images that an evaluation has judged, so that an interrupted one goes on; judges nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from unetpp.durable import output_errors
+from unetpp.train.measure import Counts
+from unetpp_workflows.mlflow_store import home
+
+
+class EvaluationJournal:
+    """A file of one line per judged image, in unetpp's folder of this user.
+
+    Lines are whole or ignored. Two processes that judge the same append equal lines.
+
+    Args:
+        key: see `evaluation_key`; the device and torch's version, which move the last bits, have files of their own.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, key: str, device: str) -> None:
+        self.path: Path = home() / "evaluations" / f"{key}-{device}-{torch.__version__}.jsonl"
+
+    def known(self) -> dict[int, Counts]:
+        """Return the counts of the images that were judged, by their index."""
+        found: dict[int, Counts] = {}
+        if not self.path.is_file():
+            return found
+        for line in self.path.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+                found[int(entry["image"])] = Counts.from_state(entry["counts"])
+            except (ValueError, KeyError, TypeError):
+                continue  # a process was killed while it wrote this line: the image is judged again
+        return found
+
+    def add(self, image: int, counts: Counts) -> None:
+        """Keep an image's counts. Raises `OutputError`."""
+        line = json.dumps({"image": image, "counts": counts.state()}) + "\n"
+        with output_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                # A line that an earlier process left half must not swallow this one.
+                file.write(b"\n" + line.encode())
+
+    def discard(self) -> None:
+        """Delete the file: the evaluation is kept elsewhere."""
+        self.path.unlink(missing_ok=True)
