@@ -16,7 +16,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from unetpp.tiling import Shard
 
 COMMITS, JOURNAL = "commits", "journal"
 _LONGEST_RECORD = 2**20
+_decode = json.JSONDecoder().decode
 STAGES = ("read", "compute", "write")
 
 
@@ -63,13 +64,22 @@ class CommitRecord:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> CommitRecord:
         """Build from JSON values; raises `TypeError`, `ValueError` or `KeyError` when they are not a record."""
+        if not _REQUIRED <= values.keys() <= _FIELDS:
+            raise ValueError("a commit record lacks fields or has unknown ones")
+        # A frozen class sets its fields one by one: a quarter of a check's time, and a driver checks ten million.
+        record = object.__new__(cls)
         counts = {int(value): int(px) for value, px in values["counts"].items()}
-        record = cls(**{**values, "counts": counts})
+        vars(record).update(_OPTIONAL, **{**values, "counts": counts})
         if record.maps and not all({"sha256", "size"} <= set(entry) for entry in record.maps.values()):
             raise ValueError("a map of a commit record has no hash or size")
         if not (isinstance(record.size, int) and isinstance(record.key, str) and isinstance(record.shard, str)):
             raise ValueError("fields of a commit record have the wrong type")
         return record
+
+
+_REQUIRED = {info.name for info in fields(CommitRecord) if info.name not in ("attempt", "finished", "seconds", "maps")}
+_OPTIONAL: Mapping[str, Any] = {"attempt": 1, "finished": "", "seconds": {}, "maps": {}}
+_FIELDS = _REQUIRED | _OPTIONAL.keys()
 
 
 def limiting_stage(seconds: Mapping[str, float]) -> str | None:
@@ -118,7 +128,7 @@ def read(store: LabelStore, shard: Shard) -> CommitRecord | None:
     """Return a shard's record, or None where there is none that can be read."""
     try:
         # Text instead of pathlib here and in `_objects`: a driver looks after ten million records.
-        record = CommitRecord.from_json(json.loads(_content(f"{store.folder}/{COMMITS}/{shard.id}.json")))
+        record = CommitRecord.from_json(_decode(_content(f"{store.folder}/{COMMITS}/{shard.id}.json")))
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return record if record.shard == shard.id else None

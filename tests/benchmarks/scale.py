@@ -52,7 +52,7 @@ def check(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"s per Mpx on one worker": round(rate * 1e6, 4)}
     for workers in (1, 2):
         job, real = _run(folder, "large", 8192, workers)
-        record = _record(job).to_json()
+        record, job = _record(job).to_json(), replace(job, out=folder / "not-begun")
         _, predicted, _ = _simulate(ShardQueue([job]), workers, job.plan.shard**2 * rate, lost=0.0, record=record)
         found[f"{workers} workers"] = {
             "shards": len(job.plan.shards()),
