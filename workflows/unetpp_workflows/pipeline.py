@@ -2,6 +2,8 @@
 
     expand -> prepare each -> one queue of all shards -> finalize each -> score, picture, record, report, MLflow run
 
+Images are prepared several at once; on a cluster they are finalized by its CPUs, and else one after the other here.
+
 A bad image is one line in the summary and never stops the others. Everything resumes: a finished, unchanged image is
 recognised by its record alone.
 """
@@ -12,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +90,7 @@ def segment(
                 results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # keeps the place
         if jobs:
             outcomes = run_shards(call, list(jobs.values()), lease, log, metrics)
+            _finish_on_cluster(call, [job for job, out in zip(jobs.values(), outcomes, strict=True) if not out.failed])
             for source, (uri, job), outcome in zip(
                 (source for source in sources if source.uri in jobs), jobs.items(), outcomes, strict=True
             ):
@@ -191,6 +195,18 @@ def _completed(call: Call, source: Source, job: SegmentJob, outcome: Outcome) ->
             return complete(call, source, job, outcome.failed)
     except Exception as error:  # noqa: BLE001 (as above)
         return failed(source, error)
+
+
+def _finish_on_cluster(call: Call, jobs: Sequence[SegmentJob]) -> None:
+    """Make the products of several images on a cluster's CPUs; `complete` finds them, or makes what is missing."""
+    options, output = call.config.executor, call.config.output
+    if options.kind != "ray" or options.address is None or len(jobs) < 2:
+        return
+    from unetpp.finalize import finalize
+    from unetpp_workflows.executors.ray import run_each
+
+    with call.display.step(f"finishing {len(jobs)} images on the cluster"):
+        run_each(partial(finalize, formats=output.formats, instances=output.instances), jobs, address=options.address)
 
 
 def run_shards(

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import venv
 from collections.abc import Callable
@@ -20,11 +21,13 @@ import pytest
 from unetpp import commit
 from unetpp.commit import CommitRecord
 from unetpp.errors import EngineError
+from unetpp.finalize import finalize
+from unetpp.lock import FolderLock
 from unetpp.segment import SegmentJob, pending
 from unetpp_workflows.executors import ray as ray_executor
 from unetpp_workflows.executors.base import Outcome, Result
 from unetpp_workflows.executors.local import run_local
-from unetpp_workflows.executors.ray import ShardActor, run_ray
+from unetpp_workflows.executors.ray import ShardActor, run_each, run_ray
 
 Prepare = Callable[..., SegmentJob]
 Files = Callable[[SegmentJob], dict[str, str]]
@@ -106,6 +109,30 @@ def test_a_shard_beside_a_poisonous_one_is_not_blamed(
     [outcome] = run_ray([job], workers=1, attempts=2)
     assert list(outcome.failed) == ["0.1"] and outcome.done == 3
     assert json.loads((job.out / "commits/0.0.json").read_text())["attempt"] == 2
+
+
+def finish_but_one(job: SegmentJob) -> None:
+    """Finalize a job and leave the process's number; the one called `bad` fails."""
+    if job.out.name == "bad":
+        raise OSError("no room")
+    finalize(job)
+    (job.out / "process").write_text(str(os.getpid()))
+
+
+def test_images_are_finished_by_the_clusters_cpus(
+    prepare: Prepare, hashes: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there, bad, held = prepare("here"), prepare("there"), prepare("bad"), prepare("held")
+    run_local([here, there, bad, held], workers=2)
+    figures = finalize(here)
+    lock = FolderLock(held.out, exclusive=False)  # as a worker that is about to end holds it
+    threading.Timer(2, lock.close).start()
+    run_each(finish_but_one, [there, bad, held], address="auto")
+    for job in (there, held):
+        assert int((job.out / "process").read_text()) != os.getpid()
+        assert finalize(job) == figures and hashes(job) == hashes(here)
+        assert (job.out / "polygons.geojson").read_bytes() == (here.out / "polygons.geojson").read_bytes()
+    assert not (bad.out / "polygons.geojson").exists() and "bad" in caplog.text and "no room" in caplog.text
 
 
 def test_nothing_to_do_starts_nothing(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,17 @@ paths. Ray's own retries are off: they would repeat a shard that kills its worke
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +37,12 @@ from unetpp_workflows.executors.base import (
     Task,
     one_line,
 )
+from unetpp_workflows.machine import return_freed_memory
 
 if TYPE_CHECKING:
     from unetpp.segment import SegmentJob
 
+log = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 100 * 2**20
 _PAYLOADS_KEPT = 256
 _STARTS = 4
@@ -83,6 +87,39 @@ def run_ray(
         finally:
             actors.close()
     return queue.outcomes()
+
+
+def run_each(work: Callable[[SegmentJob], object], jobs: Sequence[SegmentJob], *, address: str) -> None:
+    """Do the same for every job on the CPUs of a cluster; what fails there is logged and left to the caller.
+
+    Args:
+        work: can be pickled.
+        address: of a running cluster; a session that this process has open already is used.
+    """
+    import ray
+
+    with redirect_stdout(sys.stderr), ray_session(address, cpus=1):
+        task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_work_on)
+        most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        waiting, running = iter(jobs), dict[Any, str]()
+        while True:
+            for job in islice(waiting, most - len(running)):
+                running[task.remote(work, job.to_json())] = job.uri
+            if not running:
+                return
+            for reference in ray.wait(list(running), num_returns=1)[0]:
+                uri = running.pop(reference)
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    log.warning("%s: not finished on the cluster, but here: %s", uri, one_line(error))
+
+
+def _work_on(work: Callable[[SegmentJob], object], values: dict[str, Any]) -> None:
+    from unetpp.segment import SegmentJob
+
+    return_freed_memory()
+    work(SegmentJob.from_json(values))
 
 
 class ShardActor:
