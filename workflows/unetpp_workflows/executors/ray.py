@@ -104,15 +104,16 @@ def run_each(work: Callable[[SegmentJob], object], jobs: Sequence[SegmentJob], *
         waiting, running = iter(jobs), dict[Any, str]()
         while True:
             for job in islice(waiting, most - len(running)):
-                running[task.remote(work, job.to_json())] = job.uri
+                running[task.remote(work, job.to_json())] = job.out.name
             if not running:
                 return
             for reference in ray.wait(list(running), num_returns=1)[0]:
-                uri = running.pop(reference)
+                name = running.pop(reference)
                 try:
                     ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    log.warning("%s: not finished on the cluster, but here: %s", uri, one_line(error))
+                    why = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                    log.warning("%s: not finished on the cluster, but here: %s", name, one_line(why))
 
 
 def _work_on(work: Callable[[SegmentJob], object], values: dict[str, Any]) -> None:
