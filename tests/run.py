@@ -1,4 +1,4 @@
-"""Runs the whole suite for `make test`: the kernels' tests beside all others, for two cores.
+"""Runs the whole suite for `make test` in two lanes, for two cores: kernels and `unetpp` beside all others.
 
 Triton's interpreter acts on all kernels of a process from its start, so its tests have a process of their own.
 """
@@ -14,28 +14,28 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-LOG = ROOT / ".kernels.log"
-KERNELS = "tests/kernels"
+LOG = ROOT / ".beside.log"
+BESIDE = ("tests/kernels", "tests/unetpp")
 PYTEST = [sys.executable, "-m", "pytest", "-m", "not slow"]
 
 
 def main() -> int:
     beside = Beside(
         [
-            ([*PYTEST, f"{KERNELS}/computed"], {"TRITON_INTERPRET": "1"}),
-            ([*PYTEST, KERNELS], {}),
+            ([*PYTEST, "tests/kernels/computed"], {"TRITON_INTERPRET": "1"}),
+            *(([*PYTEST, folder], {}) for folder in BESIDE),
         ]
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     beside.start()
     try:
-        code = subprocess.call([*PYTEST, f"--ignore={KERNELS}"], cwd=ROOT)
-        print("Waiting for the kernels' tests", flush=True)
+        code = subprocess.call([*PYTEST, *(f"--ignore={folder}" for folder in BESIDE)], cwd=ROOT)
+        print(f"Waiting for the tests beside these: {', '.join(BESIDE)}", flush=True)
         beside.join()
     except (KeyboardInterrupt, SystemExit):
         beside.stop()
         return 130
-    print(LOG.read_text(encoding="utf-8", errors="replace")[-6000:])
+    print(LOG.read_text(encoding="utf-8", errors="replace")[-30000:])
     return next((found for found in [code, *beside.codes] if found), 0)
 
 

@@ -241,17 +241,21 @@ class Progress:
         shards: of the plan.
         committed: finished shards, the empty ones among them.
         empty: finished shards without any valid pixel.
+        retried: finished shards that were tried repeatedly.
         valid_px: output pixels that are not 255.
         counts: pixels per class value.
         seconds: wall time per stage, summed over shards.
+        labels: SHA-256 (hex) over the hashes of all shards, row by row.
     """
 
     shards: int
-    committed: int = 0
-    empty: int = 0
-    valid_px: int = 0
-    counts: dict[int, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    committed: int
+    empty: int
+    retried: int
+    valid_px: int
+    counts: dict[int, int]
+    seconds: dict[str, float]
+    labels: str
 
     @property
     def status(self) -> Literal["done", "empty", "partial"]:
@@ -262,21 +266,27 @@ class Progress:
 
 
 def progress(job: SegmentJob) -> Progress:
-    """Read how far a job is from its folder."""
+    """Read how far a job is from its folder, each record once."""
     shards = job.plan.shards()
-    found = (commit.committed_record(job.store, shard, job.key) for shard in shards)
-    records: list[CommitRecord] = [record for record in found if record is not None]
+    records: list[CommitRecord] = []
     counts: Counter[int] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
-    for record in records:
-        counts.update(record.counts)
-        for stage, value in record.seconds.items():
-            seconds[stage] += value
+    labels = hashlib.sha256()
+    for shard in shards:
+        record = commit.committed_record(job.store, shard, job.key)
+        labels.update(f"{shard.id} {record.sha256 if record else 'missing'}\n".encode())
+        if record is not None:
+            records.append(record)
+            counts.update(record.counts)
+            for stage, value in record.seconds.items():
+                seconds[stage] += value
     return Progress(
         shards=len(shards),
         committed=len(records),
         empty=sum(record.sha256 is None for record in records),
+        retried=sum(record.attempt > 1 for record in records),
         valid_px=sum(record.valid_px for record in records),
         counts=dict(counts),
         seconds=dict(seconds),
+        labels=labels.hexdigest(),
     )

@@ -142,6 +142,16 @@ def test_a_killed_evaluation_goes_on_with_the_same_counts(
         assert resumed[counts] == whole[counts]
 
 
+def test_a_home_that_cannot_be_written_costs_only_the_resuming(
+    data: EvaluationData, ink_package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = store_uri()
+    monkeypatch.setenv("UNETPP_HOME", "/proc/unetpp")
+    found = evaluated(resolve(ink_package), data, tracking_uri=uri)
+    assert found.evaluation.data["images"] == 3 and found.evaluation.run and not found.resumed
+    assert caplog.text.count("would begin anew") == 1
+
+
 def test_a_model_that_does_not_fit_the_images_is_refused(
     data: EvaluationData, ink_variant: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -122,7 +122,7 @@ def test_a_dry_run_decides_nothing(store: Path, registered: Callable[..., str], 
 
 def test_a_version_with_an_alias_is_not_deleted(store: Path, registered: Callable[..., str]) -> None:
     registered(60, alias="champion")
-    registered(112, alias="previous")
+    registered(112, alias="trial")
     with pytest.raises(PromotionError, match="models:/ink/1 is @champion and was not deleted"):
         delete_version("ink", "1")
     registered(61)
@@ -134,7 +134,8 @@ def test_a_version_with_an_alias_is_not_deleted(store: Path, registered: Callabl
     assert [d.outcome for d in history("ink")] == ["deleted"]
     by_hand = run("models", "alias", "ink", "2", "champion")
     assert by_hand.exit_code == 0 and "by hand and without gates; before: version 1" in by_hand.output
-    assert aliases() == {"champion": "2", "previous": "1"} and history("ink")[0].outcome == "set by hand"
+    assert aliases() == {"champion": "2", "previous": "1", "trial": "2"}
+    assert history("ink")[0].outcome == "set by hand"
 
 
 DIE = """

@@ -26,7 +26,7 @@ from unetpp_workflows.drift import PROFILE, unlike_archive, words
 from unetpp_workflows.record import ImageRecord
 
 if TYPE_CHECKING:
-    from unetpp.job import SegmentJob
+    pass
 
 SUMMARY = "summary"
 Row = dict[str, Any]
@@ -96,20 +96,6 @@ def image_row(folder: Path) -> Row:
     return _row(folder, record)
 
 
-def labels_checksum(job: SegmentJob) -> tuple[str, int]:
-    """Return the SHA-256 (hex) over the hashes of all committed shards, row by row, and the shards tried repeatedly."""
-    import hashlib
-
-    from unetpp import commit
-
-    digest, retries = hashlib.sha256(), 0
-    for shard in job.plan.shards():
-        record = commit.committed_record(job.store, shard, job.key)
-        digest.update(f"{shard.id} {record.sha256 if record else 'missing'}\n".encode())
-        retries += record is not None and record.attempt > 1
-    return digest.hexdigest(), retries
-
-
 def _head(name: str, status: str, message: str | None) -> Row:
     return {"name": name, "uri": None, "status": status, "message": message or None}
 
@@ -126,7 +112,6 @@ def _planned(folder: Path) -> Row:
     if job is None:
         return {}
     state = progress(job)
-    checksum, retries = labels_checksum(job)
     return {
         "uri": job.uri,
         "fingerprint": job.fingerprint,
@@ -139,8 +124,8 @@ def _planned(folder: Path) -> Row:
         "valid_share": state.valid_px / (job.plan.height * job.plan.width),
         "shards": state.shards,
         "committed": state.committed,
-        "retries": retries,
-        "labels_sha256": checksum,
+        "retries": state.retried,
+        "labels_sha256": state.labels,
         **{f"seconds_{stage}": seconds for stage, seconds in state.seconds.items()},
         "limited_by": limiting_stage(state.seconds),
     }

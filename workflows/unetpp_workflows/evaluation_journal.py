@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from unetpp.durable import output_errors
 from unetpp.train.measure import Counts
 from unetpp_workflows.mlflow_store import home
+
+log = logging.getLogger(__name__)
 
 
 class EvaluationJournal:
@@ -24,6 +27,7 @@ class EvaluationJournal:
 
     def __init__(self, key: str, device: str) -> None:
         self.path: Path = home() / "evaluations" / f"{key}-{device}-{torch.__version__}.jsonl"
+        self._broken = False
 
     def known(self) -> dict[int, Counts]:
         """Return the counts of the images that were judged, by their index."""
@@ -39,14 +43,20 @@ class EvaluationJournal:
         return found
 
     def add(self, image: int, counts: Counts) -> None:
-        """Keep an image's counts. Raises `OutputError`."""
+        """Keep an image's counts; where that cannot be written, say so once: the evaluation itself needs no file."""
+        if self._broken:
+            return
         line = json.dumps({"image": image, "counts": counts.state()}) + "\n"
-        with output_errors(self.path):
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 # A line that an earlier process left half must not swallow this one.
                 file.write(b"\n" + line.encode())
+        except OSError as error:
+            self._broken = True
+            log.warning("%s: %s; interrupted, this evaluation would begin anew", self.path, error.strerror)
 
     def discard(self) -> None:
         """Delete the file: the evaluation is kept elsewhere."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # it was never written, or costs a few kilobytes
+            self.path.unlink()

@@ -17,7 +17,6 @@ from unetpp.errors import UnetppError
 from unetpp.geometry import Spacing
 from unetpp.package import WEIGHTS
 from unetpp.store import OUTPUT_FORMAT
-from unetpp_workflows.archive import labels_checksum
 from unetpp_workflows.attention import write_attention
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.drift import job_profile, unlike_training
@@ -237,7 +236,6 @@ def _record(call: Call, source: Source, job: SegmentJob, state: Progress, failur
         + (next(iter(failures.values())) if failures else "interrupted"),
     }
     config = call.config_of(source)
-    checksum, retries = labels_checksum(job)
     return ImageRecord(
         name=job.out.name,
         status=state.status,
@@ -271,8 +269,8 @@ def _record(call: Call, source: Source, job: SegmentJob, state: Progress, failur
             "committed": state.committed,
             "invalid": state.empty,
             "valid_px": state.valid_px,
-            "retries": retries,
-            "sha256": checksum,
+            "retries": state.retried,
+            "sha256": state.labels,
             "failed": dict(failures),
         },
         started=utc_now(),
