@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / ".beside.log"
 BESIDE = ("tests/kernels", "tests/unetpp")
-PYTEST = [sys.executable, "-m", "pytest", "-m", "not slow"]
+PYTEST = [sys.executable, "-m", "pytest", "-m", "not slow", "--durations=12"]
 
 
 def main() -> int:
