@@ -154,19 +154,29 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
     counts: dict[str, int] = {}
     for stem in stems.values():
         counts[stem.casefold()] = counts.get(stem.casefold(), 0) + 1
+    # What is there is listed once: asking for each of a million folders costs minutes, from network storage hours.
+    there, root = _names_in(output), output.resolve()
     sources = []
     for entry in entries:
-        uri = entry.uri
-        plain, hashed = output / stems[uri], output / f"{stems[uri]}-{_uri_hash(uri)}"
-        if owner(plain) == identity(uri):
-            folder = plain
-        else:
-            clash = counts[plain.name.casefold()] > 1 or plain.name.casefold() in RESERVED or owner(plain) is not None
-            folder = hashed if clash or hashed.is_dir() else plain
-        if folder.resolve().parent != output.resolve():
+        uri, stem = entry.uri, stems[entry.uri]
+        key, folder = stem.casefold(), output / stem
+        held = owner(folder) if key in there else None
+        if held is None or held != identity(uri):
+            hashed = output / f"{stem}-{_uri_hash(uri)}"
+            clash = counts[key] > 1 or key in RESERVED or held is not None
+            folder = hashed if clash or (hashed.name.casefold() in there and hashed.is_dir()) else folder
+        if folder.name.casefold() in there and folder.resolve().parent != root:
             raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
         sources.append(Source(uri, folder, entry.spacing, Path(entry.mask) if entry.mask else None, entry.region))
     return sources
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    """Return the names in a folder as file systems compare them that ignore case; empty where there is none."""
+    try:
+        return frozenset(path.name.casefold() for path in folder.iterdir())
+    except FileNotFoundError:
+        return frozenset()
 
 
 def identity(uri: str) -> str:
