@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -120,23 +121,29 @@ def test_a_killed_evaluation_goes_on_with_the_same_counts(
 ) -> None:
     model, store = ink_variant(tmp_path / "strict", 60), ink_store(*range(0, 90, 5))
     command = [sys.executable, "-m", "unetpp_workflows", "evaluate", str(model), "--data", str(store)]
-    options = ["--tracking-uri", f"sqlite:///{tmp_path / 'runs.db'}", "--output", str(tmp_path / "page")]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    journals, deadline = ready_home / "evaluations", time.monotonic() + 120
-    while not list(journals.glob("*.jsonl")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
+    journals = ready_home / "evaluations"
+    for attempt in range(5):  # on a busy machine the kill may come after the last image
+        place = tmp_path / str(attempt)
+        place.mkdir()
+        options = ["--tracking-uri", f"sqlite:///{place / 'runs.db'}", "--output", str(place / "page")]
+        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while not list(journals.glob("*.jsonl")) and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        output = process.communicate()[0]
+        lines = b"".join(journal.read_bytes() for journal in journals.glob("*.jsonl")).splitlines(keepends=True)
+        judged = sum(line.endswith(b"}\n") for line in lines)
+        if 0 < judged < 18:
+            break
+        shutil.rmtree(journals, ignore_errors=True)
+    assert 0 < judged < 18, output
     (journal,) = journals.glob("*.jsonl")
-    judged = sum(line.endswith(b"}\n") for line in journal.read_bytes().splitlines(keepends=True))
-    assert 0 < judged < 18
     with journal.open("ab") as file:
         file.write(b'\n{"image": 17, "counts": {"confu')  # as a kill in the middle of a line leaves it
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     assert f"{judged} images were judged before an interruption" in done.stdout
     assert not list(journals.glob("*.jsonl"))
-    resumed = json.loads((tmp_path / "page/evaluation.json").read_text())
+    resumed = json.loads((place / "page/evaluation.json").read_text())
     whole = json.loads(run(model, EvaluationData.open(store, "test")).to_json())
     for counts in ("figures", "groups", "images", "totals", "key", "data"):
         assert resumed[counts] == whole[counts]
