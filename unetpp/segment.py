@@ -24,7 +24,7 @@ from unetpp.geometry import Spacing
 from unetpp.io import open_raster
 from unetpp.io.base import Raster, fingerprint, thumbnail
 from unetpp.io.resample import OutputGrid, plan_grid
-from unetpp.job import JOB, REGION, VALIDITY, Progress, SegmentJob, job_key, mask_hash, pending, progress
+from unetpp.job import JOB, REGION, VALIDITY, EngineChoice, Progress, SegmentJob, job_key, mask_hash, pending, progress
 from unetpp.lock import FolderLock
 from unetpp.maps import MAPS, MapName, map_folder, ordered
 from unetpp.package import ModelSpec, Package, load_package
@@ -48,6 +48,7 @@ class JobOptions(TypedDict, total=False):
     tissue: "auto" finds tissue on slides; "none" segments the glass too. A mask of the user's wins.
     engine, precision: see `choose_engine`.
     threads: of one call of the engine; part of the key.
+    choice: the engine, where another machine has chosen it; then `engine`, `precision` and `threads` do not count.
     core, shard: see `make_plan`.
     maps: "probabilities" and "uncertainty": also write these beside the labels, see `unetpp.maps`.
     model_ref: version, alias and uri from a registry; kept in the job.
@@ -60,6 +61,7 @@ class JobOptions(TypedDict, total=False):
     engine: str
     precision: str
     threads: int
+    choice: EngineChoice | None
     core: int
     shard: int | Literal["auto"]
     maps: Iterable[MapName]
@@ -124,14 +126,7 @@ def plan_job(
         region = None if written is None else load_region(written, grid)
         image = _describe(raster)
         identity = fingerprint(raster)
-    engine = engine_choice(
-        shared_engine(
-            package,
-            name=options.get("engine", "auto"),
-            precision=options.get("precision", "auto"),
-            threads=options.get("threads", 1),
-        )
-    )
+    engine = options.get("choice") or chosen_engine(package, options)
     validity_hash = None if validity is None else mask_hash(validity.mask)
     key = job_key(
         fingerprint=identity,
@@ -164,6 +159,18 @@ def plan_job(
         image=image,
     )
     return job, Coverage(validity, region)
+
+
+def chosen_engine(package: Package, options: JobOptions) -> EngineChoice:
+    """Return the engine that this machine takes for these options; errors: `choose_engine`."""
+    return engine_choice(
+        shared_engine(
+            package,
+            name=options.get("engine", "auto"),
+            precision=options.get("precision", "auto"),
+            threads=options.get("threads", 1),
+        )
+    )
 
 
 def _with_maps(job: SegmentJob, maps: tuple[MapName, ...]) -> SegmentJob:

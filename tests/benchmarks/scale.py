@@ -3,22 +3,33 @@
     python tests/benchmarks/scale.py --images 1000000 --gpus 1000
     python tests/benchmarks/scale.py --check
 
-The real plan, job and queue are run against simulated workers: each takes a time per shard that is given, not measured
-here, and is taken away now and then like a spot machine. Only the driver's own work is timed. `--check` simulates this
-machine instead, with the time per shard that a small slide took on one worker, and then runs a larger one for real.
+Only the driver's own processor time is measured, with its real code, and workers are simulated:
+
+listing       `find_sources` on a folder of empty files
+preparing     `all_prepared` on Ray, whose tasks open small pictures; the driver sends batches and takes jobs back
+queue, memory the real queue with all jobs; in virtual time workers take shards, and spot machines are taken away
+scheduling    `run_ray`'s loop against simulated actors at the pace of the real ones: a few processes of Ray stand for
+              all of them and sleep instead of computing; every commit is logged and counted
+finishing     `complete` on Ray for small pictures, the driver again only sends and takes back
+
+`--check` simulates this machine instead, with the time per shard that a small slide took on one worker, and then runs a
+larger one for real.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import heapq
 import itertools
 import json
 import random
 import resource
+import shutil
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,8 +38,20 @@ from unetpp import commit
 from unetpp.commit import CommitRecord
 from unetpp.job import SegmentJob, pending
 from unetpp.segment import prepare_job
-from unetpp_workflows.executors.base import SHARDS_PER_SLOT, Result, ShardQueue, Task
+from unetpp_workflows.config import load_config
+from unetpp_workflows.events import EventLog
+from unetpp_workflows.executors.base import SHARDS_PER_SLOT, Outcome, Result, ShardQueue, Task, pending_places
+from unetpp_workflows.executors.local import run_local
+from unetpp_workflows.executors.ray import _Actors, ray_session
+from unetpp_workflows.finishing import Finishing
+from unetpp_workflows.inputs import Source
 from unetpp_workflows.machine import cpu_count
+from unetpp_workflows.metrics import RunMetrics
+from unetpp_workflows.pipeline import _completed, find_sources, start_call
+from unetpp_workflows.preparing import Prepared, all_prepared
+from unetpp_workflows.summary import ImageResult
+
+_PROCESSES = 2
 
 
 def main() -> None:
@@ -67,7 +90,6 @@ def _run(folder: Path, name: str, side: int, workers: int) -> tuple[SegmentJob, 
     """Compute all shards of a drawn slide; returns the job and the seconds it took."""
     from unetpp.drawing.slide import draw_slide
     from unetpp.package import bundled_package
-    from unetpp_workflows.executors.local import run_local
 
     slide, out = folder / f"{name}.tif", folder / f"{name}-{time.monotonic_ns()}"
     if not slide.exists():
@@ -83,40 +105,152 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the figures; seconds are of one core of this machine, on storage that answers at once."""
     template = _template(folder, options.side)
     shards = len(template.plan.shards())
-    before, clock = _rss(), time.process_time()
+    before = _rss()
     text = json.dumps(template.to_json())
-    jobs = [_job(text, folder, index) for index in range(options.images)]
-    made = time.process_time() - clock
+    found = [_prepared(text, folder, index) for index in range(options.images)]
+    results = {ready.source.uri: ImageResult(name="", uri=ready.source.uri, status="failed") for ready in found}
     clock = time.process_time()
-    queue = ShardQueue(jobs)
+    queue = ShardQueue([ready.job for ready in found], places=[ready.places for ready in found])
     queued = time.process_time() - clock
     rss = _rss()
     total = len(queue)
     seconds = template.plan.shard**2 / 1e6 / options.mpx
-    scheduled, makespan, lost = _simulate(
-        queue, options.gpus, seconds, lost=options.lost, record=_record(template).to_json()
-    )
-    check = _commit_check(template)
+    record = _record(template).to_json()
+    _, makespan, lost = _simulate(queue, options.gpus, seconds, lost=options.lost, record=record)
     outcomes = queue.outcomes()
+    assert len(results) == options.images
     assert sum(outcome.done for outcome in outcomes) == total and not any(outcome.failed for outcome in outcomes)
-    driver = made + queued + scheduled
+    check = _commit_check(template)
+    with ray_session(None, cpus=cpu_count()):
+        preparing, finishing = _per_image(folder)
+        scheduling = _per_shard(template, options.gpus, seconds, record, folder)
+    spent = {
+        "listing": _per_listed(folder) * options.images,
+        "preparing": preparing * options.images,
+        "queue": queued,
+        "scheduling": scheduling["us per shard"] / 1e6 * total,
+    }
     return {
         "images": options.images,
         "shards": total,
         "shards per image": shards,
         "peak RSS in GiB": round(rss / 2**30, 3),
         "bytes per shard": round((rss - before) / total, 1),
-        "seconds": {
-            "jobs": round(made, 2),
-            "queue": round(queued, 2),
-            "scheduling": round(scheduled, 2),
-            "commit check, of all": round(check * total, 2),
-        },
+        "driver's seconds": {name: round(value, 1) for name, value in spent.items()},
+        "driver's seconds for finishing": round(finishing * options.images, 1),
+        "cluster's seconds for checking all commits": round(check * total, 1),
+        "scheduling at the real pace": scheduling,
         "makespan in s (simulated)": round(makespan, 1),
-        "driver's share of the makespan": round(driver / makespan, 5),
-        "share of a run that finds all shards done and checks them": round((driver + check * total) / makespan, 5),
+        "driver's share of the makespan": round(sum(spent.values()) / makespan, 4),
+        "with finishing": round((sum(spent.values()) + finishing * options.images) / makespan, 4),
         "shards computed again": lost,
         "cores": cpu_count(),
+    }
+
+
+def _per_listed(folder: Path, count: int = 10_000) -> float:
+    """Return the seconds of the driver for finding one image and giving it a folder."""
+    images = folder / "listed"
+    images.mkdir()
+    for index in range(count):
+        (images / f"slide-{index:07d}.svs").touch()
+    clock = time.process_time()
+    sources, _ = find_sources([images], folder / "not-begun")
+    assert len(sources) == count
+    return (time.process_time() - clock) / count
+
+
+def _per_image(folder: Path, count: int = 256) -> tuple[float, float]:
+    """Return the seconds of the driver for preparing and for finishing one image on a cluster."""
+    images = folder / "small"
+    images.mkdir()
+    for index in range(count):
+        shutil.copy(folder / "image.png", images / f"{index:04d}.png")
+    sets = ("executor.kind=ray", "executor.address=auto", "tracking.enabled=false", "engine.name=torch")
+    call = start_call(load_config(sets=sets), "landcover", {})
+    sources, _ = find_sources([images], folder / "out")
+    list(all_prepared(call, sources[: 4 * cpu_count()], force=False))  # the cluster's processes start
+    clock = time.process_time()
+    found = [ready for _, ready in all_prepared(call, sources, force=False)]
+    prepared = (time.process_time() - clock) / count
+    images_ready = [ready for ready in found if isinstance(ready, Prepared)]
+    assert len(images_ready) == count
+    run_local([ready.job for ready in images_ready])
+    with Finishing(remote=True) as finishing:
+        clock = time.process_time()
+        for ready in images_ready:
+            finishing.begin(partial(_completed, call, ready, Outcome(1), finishing))
+        finishing.wait()
+        finished = (time.process_time() - clock) / count
+    assert all((ready.job.out / "record.json").exists() for ready in images_ready)
+    return prepared, finished
+
+
+class _Crowd(_Actors):
+    """A driver's actors, of which a few processes stand for all."""
+
+    def __init__(self, queue: ShardQueue, workers: int, seconds: float, record: dict[str, Any]) -> None:
+        import ray
+
+        sleeper = ray.remote(num_cpus=0, max_concurrency=workers * SHARDS_PER_SLOT)(_Sleeper)
+        self._real = itertools.cycle([sleeper.remote(seconds, record) for _ in range(_PROCESSES)])
+        super().__init__(queue, workers, threads=1)
+
+    def _start(self) -> None:
+        actor = _Handle(next(self._real))
+        self._send(actor.ready.remote(), actor, ())
+
+    def close(self) -> None:
+        pass
+
+
+class _Handle:
+    """One of many names of an actor."""
+
+    def __init__(self, real: Any) -> None:
+        self.run, self.ready, self.rest = real.run, real.ready, real.ready
+
+
+class _Sleeper:
+    def __init__(self, seconds: float, record: dict[str, Any]) -> None:
+        self._seconds, self._record = seconds, record
+
+    async def ready(self) -> None:
+        """Return at once."""
+
+    async def run(self, job: dict[str, Any], shards: list[str], attempt: int) -> list[Result]:
+        # Two calls of a worker share its time.
+        await asyncio.sleep(len(shards) * SHARDS_PER_SLOT * self._seconds * random.uniform(0.8, 1.2))  # noqa: S311
+        return [Result(record={**self._record, "shard": shard}) for shard in shards]
+
+
+def _per_shard(
+    template: SegmentJob, workers: int, seconds: float, record: dict[str, Any], folder: Path, lasts: float = 60.0
+) -> dict[str, Any]:
+    """Return what a shard costs the driver where so many workers ask at their pace, and whether it keeps up."""
+    shards = len(template.plan.shards())
+    images = max(workers // shards, round(lasts * workers / seconds / shards))
+    text = json.dumps(template.to_json())
+    log, metrics = EventLog(folder / "log"), RunMetrics(workers)
+
+    def on_commit(job: SegmentJob, record: commit.CommitRecord) -> None:
+        facts = {"valid_px": record.valid_px, "attempt": record.attempt, "seconds": record.seconds}
+        log.write("shard_committed", image=job.out.name, shard=record.shard, **facts)
+        metrics.committed(record)
+
+    jobs = [_job(text, folder, index) for index in range(images)]
+    queue = ShardQueue(jobs, on_commit=on_commit, places=[pending_places(job) for job in jobs])
+    total = len(queue)
+    metrics.queued(total, "cuda")
+    crowd = _Crowd(queue, workers, seconds, record)
+    clock, wall = time.process_time(), time.monotonic()
+    crowd.drain()
+    spent, lasted = time.process_time() - clock, time.monotonic() - wall
+    return {
+        "us per shard": round(spent / total * 1e6, 1),
+        "shards": total,
+        "wall s": round(lasted, 1),
+        "workers alone would take s": round(total * seconds / workers, 1),
     }
 
 
@@ -132,6 +266,12 @@ def _template(folder: Path, side: int) -> SegmentJob:
     job = prepare_job(folder / "image.png", folder / "image", bundled_package("landcover"), engine="torch")
     plan = make_plan(side, side, halo=job.plan.halo, multiple=job.plan.multiple, core=2048, shard=8192)
     return replace(job, plan=plan)
+
+
+def _prepared(text: str, folder: Path, index: int) -> Prepared:
+    """Return all that a driver keeps of an image while its shards are computed."""
+    job = _job(text, folder, index)
+    return Prepared(Source(job.uri, job.out), job, pending_places(job), {"prepare": index / 7})
 
 
 def _job(text: str, folder: Path, index: int) -> SegmentJob:

@@ -118,12 +118,13 @@ def test_status_prints_the_rows_as_lines_of_json(run: Any, blots: Draw, tmp_path
 
 def test_instances_are_counted_in_the_record_and_in_the_table(run: Any, blots: Draw, tmp_path: Path) -> None:
     path = blots("a.png")
-    [first] = run(path).images
-    [second] = run(path, sets=("output.instances=true",)).images
-    assert (second.reused, second.record.key) == (False, first.record.key)
-    ink = second.record.figures["classes"][1]
-    assert (ink["objects"], ink["instances"]) == (2, 2) and "instances" not in first.record.figures["classes"][1]
-    assert len(pandas.read_parquet(tmp_path / "out/a" / second.record.outputs["instances"])) == 2
+    first = run(path).images[0].record
+    [image] = run(path, sets=("output.instances=true",)).images
+    second = image.record
+    assert (image.reused, second.key) == (False, first.key)
+    ink = second.figures["classes"][1]
+    assert (ink["objects"], ink["instances"]) == (2, 2) and "instances" not in first.figures["classes"][1]
+    assert len(pandas.read_parquet(tmp_path / "out/a" / second.outputs["instances"])) == 2
     assert pandas.read_parquet(tmp_path / "out/summary.parquet")["instances_ink"].to_list() == [2]
     assert run(path, sets=("output.instances=true",)).images[0].reused
     [plain] = run(path).images

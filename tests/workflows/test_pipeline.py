@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from rich.console import Console
 
 from unetpp.errors import ConfigError, EngineError, ModelNotFoundError
-from unetpp_workflows import pipeline
+from unetpp_workflows import pipeline, preparing
 from unetpp_workflows.config import RunConfig, load_config
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.summary import Summary
@@ -70,7 +71,7 @@ def test_a_second_call_reuses_the_image_without_opening_it(
     def refuse(*_: object) -> None:
         raise AssertionError("a finished image was prepared again")
 
-    monkeypatch.setattr(pipeline, "prepare", refuse)
+    monkeypatch.setattr(preparing, "prepare", refuse)
     [image] = run(path).images
     assert (image.status, image.reused) == ("done", True)
     assert _bytes(tmp_path / "out") == before
@@ -79,18 +80,18 @@ def test_a_second_call_reuses_the_image_without_opening_it(
 @pytest.mark.parametrize("change", ["configuration", "input", "product"])
 def test_what_changed_is_made_again(run: Any, blots: Draw, tmp_path: Path, change: str) -> None:
     path = blots("slide.png")
-    [first] = run(path).images
+    first = run(path).images[0].record
     sets: tuple[str, ...] = ()
     if change == "configuration":
         sets = ("tiling.core=64",)
     elif change == "input":
         blots("slide.png", height=80)
     else:
-        (tmp_path / "out/slide" / first.record.outputs["report"]).unlink()
+        (tmp_path / "out/slide" / first.outputs["report"]).unlink()
     [second] = run(path, sets=sets).images
     assert (second.status, second.reused) == ("done", False)
     assert second.record.figures["classes"][1]["px"] == INK_PX
-    assert (second.record.key == first.record.key) == (change == "product")
+    assert (second.record.key == first.key) == (change == "product")
     assert (tmp_path / "out/slide/report.html").exists()
 
 
@@ -98,14 +99,14 @@ def test_another_format_keeps_the_key_and_the_shards_and_makes_only_itself(
     run: Any, blots: Draw, tmp_path: Path
 ) -> None:
     path = blots("slide.png")
-    [first] = run(path).images
-    assert first.record.formats == ["geojson"]
+    first = run(path).images[0].record
+    assert first.formats == ["geojson"]
     before = _bytes(tmp_path / "out/slide/labels.ome.zarr") | _bytes(tmp_path / "out/slide/commits")
     written = (tmp_path / "out/slide/polygons.geojson").stat().st_mtime_ns
     formats = ("output.formats='geojson,ome-tiff'",)
     [second] = run(path, sets=formats).images
     assert (second.status, second.reused) == ("done", False)
-    assert (second.record.key, second.record.config_hash) == (first.record.key, first.record.config_hash)
+    assert (second.record.key, second.record.config_hash) == (first.key, first.config_hash)
     assert second.record.outputs["ome_tiff"] == "classes.ome.tif"
     assert _bytes(tmp_path / "out/slide/labels.ome.zarr") | _bytes(tmp_path / "out/slide/commits") == before
     assert (tmp_path / "out/slide/polygons.geojson").stat().st_mtime_ns == written
@@ -152,14 +153,14 @@ def test_bad_images_are_named_in_one_line_and_the_others_are_done(run: Any, blot
 def test_an_unexpected_error_of_one_image_does_not_stop_the_others(
     run: Any, blots: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline.prepare
+    real = preparing.prepare
 
     def fragile(call: Any, source: Any) -> Any:
         if source.name == "a":
             raise ZeroDivisionError("surprise")
         return real(call, source)
 
-    monkeypatch.setattr(pipeline, "prepare", fragile)
+    monkeypatch.setattr(preparing, "prepare", fragile)
     first, second = run(blots("a.png"), blots("b.png")).images
     assert first.status == "failed"
     assert first.message is not None
@@ -200,6 +201,28 @@ def test_a_failing_shard_makes_the_image_partial_and_the_next_call_completes_it(
     [image] = run(path).images
     assert image.status == "done"
     assert image.record.figures["classes"][1]["px"] == INK_PX
+
+
+def test_an_image_is_finished_while_the_next_is_computed(
+    run: Any, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetpp_workflows.progress import ShardMeter
+
+    real = ShardMeter.add
+    first = tmp_path / "out/first"
+
+    def wait_for_the_first(self: ShardMeter, *values: Any) -> None:
+        real(self, *values)
+        waits_until = time.monotonic() + 60
+        while self.done == self.total and ImageRecord.read(first) is None and time.monotonic() < waits_until:
+            time.sleep(0.01)
+        if self.done == self.total:
+            seen.append((first / "report.html").exists() and ImageRecord.read(first) is not None)
+
+    seen: list[bool] = []
+    monkeypatch.setattr(ShardMeter, "add", wait_for_the_first)
+    summary = run(blots("first.png"), blots("second.png"))
+    assert seen == [True] and [image.status for image in summary.images] == ["done", "done"]
 
 
 def test_an_interrupted_call_continues_where_it_was(

@@ -41,7 +41,7 @@ def test_empty_and_failed_images_are_named_and_not_counted() -> None:
 
 def test_the_table_has_figures_and_where_the_record_is(tmp_path: Path) -> None:
     record = ImageRecord(
-        name="a",
+        name="[red]a",
         status="done",
         figures={
             "valid_px": 10,
@@ -53,7 +53,7 @@ def test_the_table_has_figures_and_where_the_record_is(tmp_path: Path) -> None:
     )
     file = io.StringIO()
     images = (
-        _image("[red]a", "done", record=record, folder=tmp_path),
+        ImageResult.of(tmp_path / "out/[red]a", record, uri="/in/a.svs"),
         _image("b", "failed", message="b.svs: no mpp in metadata [x]"),
     )
     print_summary(Summary(images, 1.0), Console(file=file, width=200))
@@ -62,8 +62,16 @@ def test_the_table_has_figures_and_where_the_record_is(tmp_path: Path) -> None:
         "[red]a",
         "nucleus 1.25 mm²",
         "4,321",
-        f"{tmp_path.parent}/<image>/record.json",
+        f"{tmp_path}/out/<image>/record.json",
         "failed: b.svs: no mpp in metadata [x]",
     ):
         assert part in text
     assert "rest" not in text
+
+
+def test_a_result_reads_only_its_own_record(tmp_path: Path) -> None:
+    assert _image("a", "failed").record is None and _image("a", "failed", folder=tmp_path / "a").record is None
+    (tmp_path / "a").mkdir()
+    record = ImageRecord(name="a", status="done").write(tmp_path / "a")
+    assert ImageResult.of(tmp_path / "a", record, uri="/in/a.svs").record == record
+    assert _image("a", "failed", folder=tmp_path / "a").record is None, "what an earlier call made is not this one's"

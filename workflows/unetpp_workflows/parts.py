@@ -24,7 +24,8 @@ from unetpp_workflows.events import EventLog
 from unetpp_workflows.inputs import Source
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.metrics import exported
-from unetpp_workflows.pipeline import find_sources, make_folder, prepared, run_shards, start_call
+from unetpp_workflows.pipeline import find_sources, make_folder, run_shards, start_call
+from unetpp_workflows.preparing import Prepared, prepared
 from unetpp_workflows.progress import Display
 from unetpp_workflows.steps import Call, reuse, shown_config, stored_config_hash
 from unetpp_workflows.summary import ImageResult
@@ -69,7 +70,7 @@ def segment_part(
         StoreError: the same part, or a call without a part, is running.
     """
     display = Display(console)
-    call = start_call(config, None, display, {})
+    call = start_call(config, None, {})
     make_folder(output)
     name = f"{part.index}-of-{part.count}"
     # The preparation writes what every part reads: it has the folder for itself.
@@ -78,7 +79,7 @@ def segment_part(
         sources, unnamed = find_sources(inputs, output)
         log.write("part_started", part=str(part), images=len(sources), config=shown_config(call.config))
         faults = [str(result.message) for result in unnamed.values()]
-        jobs: list[SegmentJob] = []
+        jobs: list[Prepared] = []
         for source in sources:
             try:
                 found = _job(call, source, part)
@@ -91,10 +92,10 @@ def segment_part(
                 jobs.append(found)
         done = 0
         if part.index and jobs:
-            for job, outcome in zip(jobs, run_shards(call, jobs, lease, log, metrics, only=part.takes), strict=True):
+            for ready, outcome in zip(jobs, run_shards(call, jobs, display, lease, log, metrics), strict=True):
                 metrics.ended(outcome)
                 done += outcome.done
-                faults += [f"{job.uri}: shard {shard}: {message}" for shard, message in outcome.failed.items()]
+                faults += [f"{ready.source.uri}: shard {shard}: {why}" for shard, why in outcome.failed.items()]
         for fault in faults:
             display.say(f"failed: {fault}")
         display.say(
@@ -108,16 +109,17 @@ def segment_part(
     return code
 
 
-def _job(call: Call, source: Source, part: Part) -> SegmentJob | ImageResult:
+def _job(call: Call, source: Source, part: Part) -> Prepared | ImageResult:
     """Return an image's job, prepared now (part 0) or before; or the result where it needs no work, or failed."""
     if not part.index:
-        return prepared(call, source, force=False)
+        return prepared(call, source)
     return reuse(call, source) or _prepared_before(call, source, part)
 
 
-def _prepared_before(call: Call, source: Source, part: Part) -> SegmentJob:
+def _prepared_before(call: Call, source: Source, part: Part) -> Prepared:
     from unetpp.io.base import fingerprint
     from unetpp.segment import SegmentJob
+    from unetpp_workflows.executors.base import pending_places
 
     job = SegmentJob.load(source.folder)
     same = (
@@ -131,4 +133,4 @@ def _prepared_before(call: Call, source: Source, part: Part) -> SegmentJob:
             f"{source.uri} is not prepared for this model and configuration in {source.folder}; "
             f"run the same command with --part 0/{part.count} first"
         )
-    return job
+    return Prepared(source, job, pending_places(job, part.takes), {})

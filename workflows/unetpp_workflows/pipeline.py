@@ -1,8 +1,10 @@
 """Runs one call from image names to figures, records and reports; knows the order of the steps, not how any is done.
 
-    expand -> prepare each -> one queue of all shards -> finalize each -> score, picture, record, report, MLflow run
+    expand -> prepare each -> one queue of all shards -> complete each: products, score, picture, record -> MLflow run
 
-Images are prepared several at once; on a cluster they are finalized by its CPUs, and else one after the other here.
+Images are prepared several at once. Each is finished as soon as its own shards are done, beside the shards of the
+others: its results are there early, and a run that is killed late has little left to finish. A cluster's CPUs prepare
+and finish; the driver writes MLflow's runs.
 
 A bad image is one line in the summary and never stops the others. Everything resumes: a finished, unchanged image is
 recognised by its record alone.
@@ -10,40 +12,42 @@ recognised by its record alone.
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from unetpp.durable import discard_folder
 from unetpp.errors import ConfigError, OutputError, UnetppError
 from unetpp.io.remote import shown
 from unetpp_workflows.archive import write_summary
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
-from unetpp_workflows.inputs import Source, assign_folders, expand, identity, owner
+from unetpp_workflows.executors.local import run_local
+from unetpp_workflows.finishing import Finishing
+from unetpp_workflows.inputs import Source, assign_folders, expand, identity
 from unetpp_workflows.lease import Lease
-from unetpp_workflows.machine import cpu_count, worker_count
+from unetpp_workflows.machine import worker_count
 from unetpp_workflows.manifest import Entry
 from unetpp_workflows.metrics import RunMetrics, exported
+from unetpp_workflows.preparing import Prepared, all_prepared
 from unetpp_workflows.progress import Display
 from unetpp_workflows.selection import Selection
-from unetpp_workflows.steps import Call, complete, failed, prepare, reuse, shown_config
+from unetpp_workflows.steps import Call, complete, failed, shown_config, track
 from unetpp_workflows.summary import ImageResult, Summary
 
 if TYPE_CHECKING:
     from unetpp.commit import CommitRecord
     from unetpp.job import SegmentJob
-    from unetpp_workflows.executors.base import Only, Outcome
+    from unetpp_workflows.executors.base import OnEnded, Outcome
     from unetpp_workflows.truth import Truth
-
-_PREPARED_AT_ONCE = 8
-"""Opening an image mostly waits for its storage; each that is open may hold a thumbnail."""
 
 
 def segment(
@@ -71,7 +75,7 @@ def segment(
     """
     started = time.perf_counter()
     selection = selection or Selection()
-    call = start_call(config or RunConfig(), model, Display(console), truths or {})
+    call, display = start_call(config or RunConfig(), model, truths or {}), Display(console)
     output = Path(output)
     make_folder(output)
     with Lease(output) as lease, exported(call.config.metrics, call.workers) as metrics:
@@ -79,26 +83,18 @@ def segment(
         sources, results = find_sources(inputs, output)
         sources = [source for source in sources if selection.takes(source)]
         log.write("run_started", images=len(sources), model=call.model.reference(), config=shown_config(call.config))
-        jobs: dict[str, SegmentJob] = {}
-        for source, ready in _all_prepared(call, sources, force=selection.force):
-            if isinstance(ready, ImageResult):
-                results[source.uri] = ready
-                log_result(log, ready)
-            else:
-                jobs[source.uri] = ready
-                log.write("image_prepared", image=source.name, uri=source.uri, shards=len(ready.plan.shards()))
-                results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # keeps the place
-        if jobs:
-            outcomes = run_shards(call, list(jobs.values()), lease, log, metrics)
-            _finish_on_cluster(call, [job for job, out in zip(jobs.values(), outcomes, strict=True) if not out.failed])
-            for source, (uri, job), outcome in zip(
-                (source for source in sources if source.uri in jobs), jobs.items(), outcomes, strict=True
-            ):
-                metrics.ended(outcome)
-                for shard, message in outcome.failed.items():
-                    log.write("shard_failed", image=source.name, shard=shard, message=message)
-                results[uri] = _completed(call, source, job, outcome)
-                log_result(log, results[uri])
+        found: list[Prepared] = []
+        with _cluster(call):
+            for source, ready in all_prepared(call, sources, force=selection.force):
+                if isinstance(ready, ImageResult):
+                    results[source.uri] = ready
+                    log_result(log, ready)
+                else:
+                    found.append(ready)
+                    log.write("image_prepared", image=source.name, uri=source.uri, shards=len(ready.job.plan.shards()))
+                    results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # its place
+            if found:
+                results |= _finished(call, found, display, lease, log, metrics)
         write_summary(output)
         summary = Summary(tuple(results.values()), time.perf_counter() - started)
         metrics.finished(Counter(image.status for image in summary.images), summary.exit_code)
@@ -106,7 +102,7 @@ def segment(
     return summary
 
 
-def start_call(config: RunConfig, model: str | Path | None, display: Display, truths: Mapping[str, Truth]) -> Call:
+def start_call(config: RunConfig, model: str | Path | None, truths: Mapping[str, Truth]) -> Call:
     """Resolve the model once for all images; raises `ModelNotFoundError`, `ModelPackageError` or `ConfigError`."""
     from unetpp.package import load_package
     from unetpp_workflows.registry import resolve
@@ -122,7 +118,6 @@ def start_call(config: RunConfig, model: str | Path | None, display: Display, tr
         config=config,
         model=resolved,
         package=load_package(resolved.folder),
-        display=display,
         workers=config.executor.workers or worker_count(config.engine.threads, gpus=config.engine.name != "openvino"),
         truths={identity(uri): truth for uri, truth in truths.items()},
     )
@@ -158,73 +153,86 @@ def log_result(log: EventLog, result: ImageResult) -> None:
     log.write("image_finished", image=result.name, uri=result.uri, message=result.message, **facts)
 
 
-def _all_prepared(
-    call: Call, sources: Iterable[Source], *, force: bool
-) -> Iterator[tuple[Source, SegmentJob | ImageResult]]:
-    """Yield every image, in order, with what `prepared` says of it; several are opened at once."""
-    threads = min(_PREPARED_AT_ONCE, 2 * cpu_count())
-    waiting: deque[tuple[Source, Future[SegmentJob | ImageResult]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
-        try:
-            for source in sources:
-                waiting.append((source, pool.submit(prepared, call, source, force=force)))
-                if len(waiting) > threads:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def prepared(call: Call, source: Source, *, force: bool) -> SegmentJob | ImageResult:
-    """Return an image's job, ready to be computed, or its result where nothing is to do or it cannot be prepared."""
-    try:
-        if force and owner(source.folder) is not None:
-            discard_folder(source.folder)
-        return reuse(call, source) or prepare(call, source)
-    except Exception as error:  # noqa: BLE001 (one bad image of an archive must not stop the others; it is reported)
-        return failed(source, error)
-
-
-def _completed(call: Call, source: Source, job: SegmentJob, outcome: Outcome) -> ImageResult:
-    try:
-        with call.display.step(f"finishing {source.name}"):
-            return complete(call, source, job, outcome.failed)
-    except Exception as error:  # noqa: BLE001 (as above)
-        return failed(source, error)
-
-
-def _finish_on_cluster(call: Call, jobs: Sequence[SegmentJob]) -> None:
-    """Make the products of several images on a cluster's CPUs; `complete` finds them, or makes what is missing."""
-    options, output = call.config.executor, call.config.output
-    if options.kind != "ray" or options.address is None or len(jobs) < 2:
+@contextmanager
+def _cluster(call: Call) -> Iterator[None]:
+    """Keep the session with a cluster open for all steps of the call."""
+    if call.address is None:
+        yield
         return
-    from unetpp.finalize import finalize
-    from unetpp_workflows.executors.ray import run_each
+    from unetpp_workflows.executors.ray import ray_session
 
-    with call.display.step(f"finishing {len(jobs)} images on the cluster"):
-        run_each(partial(finalize, formats=output.formats, instances=output.instances), jobs, address=options.address)
+    with redirect_stdout(sys.stderr), ray_session(call.address, cpus=1):
+        yield
+
+
+def _finished(
+    call: Call, found: Sequence[Prepared], display: Display, lease: Lease, log: EventLog, metrics: RunMetrics
+) -> dict[str, ImageResult]:
+    """Compute all shards, finish every image as soon as it has its own, and return the results by URI."""
+    by_folder = {ready.job.out: ready for ready in found}
+    results: dict[str, ImageResult] = {}
+
+    def ended(job: SegmentJob, outcome: Outcome) -> None:
+        metrics.ended(outcome)
+        finishing.begin(partial(finish, by_folder[job.out], outcome))
+
+    def finish(ready: Prepared, outcome: Outcome) -> None:
+        for shard, message in outcome.failed.items():
+            log.write("shard_failed", image=ready.source.name, shard=shard, message=message)
+        result = results[ready.source.uri] = _completed(call, ready, outcome, finishing)
+        log_result(log, result)
+
+    def note() -> str:
+        return f"{len(results)} of {len(found)} images finished" if len(found) > 1 else ""
+
+    with Finishing(remote=call.address is not None) as finishing:
+        run_shards(call, found, display, lease, log, metrics, on_ended=ended, note=note)
+        if finishing.left:
+            with display.step(f"finishing {found[0].source.name if len(found) == 1 else f'{finishing.left} images'}"):
+                finishing.wait()
+    return results
+
+
+def _completed(call: Call, ready: Prepared, outcome: Outcome, finishing: Finishing) -> ImageResult:
+    try:
+        result = None if call.address is None or outcome.failed else _completed_there(call, ready, finishing)
+        if result is None:
+            result = complete(call, ready.source, ready.job, outcome.failed, ready.seconds, finishing.check)
+        return track(call, ready.job, result)
+    except CancelledError:
+        raise
+    except Exception as error:  # noqa: BLE001 (one bad image of an archive must not stop the others; it is reported)
+        return failed(ready.source, error)
+
+
+def _completed_there(call: Call, ready: Prepared, finishing: Finishing) -> ImageResult | None:
+    """Complete an image on a CPU of the cluster; None where that failed, and the work there is continued here."""
+    from unetpp_workflows.executors.ray import on_cluster
+
+    try:
+        return on_cluster(complete, call, ready.source, ready.job, {}, ready.seconds, stop=finishing.stop)
+    except UnetppError as error:
+        logging.getLogger(__name__).warning("%s: not finished on the cluster, but here: %s", ready.source.name, error)
+        return None
 
 
 def run_shards(
     call: Call,
-    jobs: Sequence[SegmentJob],
+    found: Sequence[Prepared],
+    display: Display,
     lease: Lease,
     log: EventLog,
     metrics: RunMetrics,
-    only: Only | None = None,
+    *,
+    on_ended: OnEnded | None = None,
+    note: Callable[[], str] = str,
 ) -> Sequence[Outcome]:
-    """Compute all pending shards of all images, or only some, in one queue under one progress display."""
-    from unetpp.job import pending
-
-    total = sum(only is None or only(job, shard) for job in jobs for shard in pending(job))
+    """Compute the shards of all images in one queue under one progress display."""
+    total = sum(len(ready.places) for ready in found)
     options = call.config.executor
-    metrics.queued(total, jobs[0].engine.device)
-    title = f"segmenting {len(jobs)} image{'s' if len(jobs) > 1 else ''}"
-    with call.display.shards(total, title) as (meter, shown):
+    metrics.queued(total, found[0].job.engine.device)
+    title = f"segmenting {len(found)} image{'s' if len(found) > 1 else ''}"
+    with display.shards(total, title, note) as (meter, shown):
 
         def on_commit(job: SegmentJob, record: CommitRecord) -> None:
             lease.check()
@@ -234,17 +242,14 @@ def run_shards(
             metrics.committed(record)
             shown()
 
+        run = partial(run_local, [ready.job for ready in found], workers=call.workers)
         if options.kind == "ray":
             from unetpp_workflows.executors.ray import run_ray
 
-            return run_ray(
-                jobs,
-                workers=call.workers,
-                address=options.address,
-                attempts=options.attempts,
-                on_commit=on_commit,
-                only=only,
-            )
-        from unetpp_workflows.executors.local import run_local
-
-        return run_local(jobs, workers=call.workers, attempts=options.attempts, on_commit=on_commit, only=only)
+            run = partial(run_ray, *run.args, workers=call.workers, address=call.address)
+        return run(
+            attempts=options.attempts,
+            on_commit=on_commit,
+            on_ended=on_ended,
+            places=[ready.places for ready in found],
+        )

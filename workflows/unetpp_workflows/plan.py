@@ -22,7 +22,6 @@ from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.estimates import Estimate, Measured, computed_pixels, estimate, load
 from unetpp_workflows.pipeline import find_sources, start_call
-from unetpp_workflows.progress import Display
 from unetpp_workflows.steps import Call, job_options
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class ImagePlan:
 
 def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, console: Console) -> int:
     """Print the plan of every image and their sum; returns the exit code: 1 where an image cannot be planned."""
-    call = start_call(config, None, Display(console), {})
+    call = start_call(config, None, {})
     sources, unnamed = find_sources(inputs, output or Path("segmented"))
     measured = load()
     problems = [str(result.message) for result in unnamed.values()]

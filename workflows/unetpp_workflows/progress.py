@@ -60,15 +60,22 @@ class Display:
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def shards(self, total: int, title: str) -> Iterator[tuple[ShardMeter, Callable[[], None]]]:
-        """Yield a meter and the function to call after each change of it."""
+    def shards(
+        self, total: int, title: str, note: Callable[[], str] = str
+    ) -> Iterator[tuple[ShardMeter, Callable[[], None]]]:
+        """Yield a meter and the function to call after each change of it; `note` is what else is to be said now."""
         meter = ShardMeter(total)
         if self.console.is_terminal:
             with self._bar() as bar:
                 task = bar.add_task(title, total=total, note="starting workers")
-                yield meter, lambda: bar.update(task, completed=meter.done, note=f"{meter.speed()}  {meter.limit()}")
+
+                def show() -> None:
+                    said = "  ".join(filter(None, (meter.speed(), meter.limit(), note())))
+                    bar.update(task, completed=meter.done, note=said)
+
+                yield meter, show
         else:
-            yield meter, self._lines(meter, title)
+            yield meter, self._lines(meter, title, note)
         if meter.done:
             limit = meter.limit()
             self.say(f"{title}: {meter.done} of {total} shards in {meter.seconds:.1f} s, {meter.speed()}, {limit}")
@@ -95,13 +102,14 @@ class Display:
             transient=True,
         )
 
-    def _lines(self, meter: ShardMeter, title: str) -> Callable[[], None]:
+    def _lines(self, meter: ShardMeter, title: str, note: Callable[[], str]) -> Callable[[], None]:
         last = [meter.started]
 
         def line() -> None:
             now = time.perf_counter()
             if now - last[0] >= _LINE_EVERY_S:
                 last[0] = now
-                self.say(f"{title}: {meter.done}/{meter.total} shards, {meter.speed()}, {meter.limit()}")
+                said = ", ".join(filter(None, (meter.speed(), meter.limit(), note())))
+                self.say(f"{title}: {meter.done}/{meter.total} shards, {said}")
 
         return line

@@ -1,11 +1,15 @@
-"""Takes one image of a call from its name to its record; knows the steps of one image, not the other images."""
+"""Takes one image of a call from its name to its record; knows the steps of one image, not the other images.
+
+reuse, prepare, complete    on any machine that sees the files
+track                       where the call began
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,7 +26,6 @@ from unetpp_workflows.config import RunConfig
 from unetpp_workflows.drift import job_profile, unlike_training
 from unetpp_workflows.inputs import Source, identity
 from unetpp_workflows.mlflow_store import shown, store_uri
-from unetpp_workflows.progress import Display
 from unetpp_workflows.record import CONFIG, RECORD, ImageRecord, software, write_json
 from unetpp_workflows.report import PICTURE, REPORT, SIDE, write_picture, write_report
 from unetpp_workflows.stac import ITEM, write_item
@@ -30,7 +33,7 @@ from unetpp_workflows.summary import ImageResult
 
 if TYPE_CHECKING:
     from unetpp.finalize import Figures
-    from unetpp.job import Progress, SegmentJob
+    from unetpp.job import EngineChoice, Progress, SegmentJob
     from unetpp.package import Package
     from unetpp.segment import JobOptions
     from unetpp_workflows.registry import ResolvedModel
@@ -41,15 +44,23 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Call:
-    """What all images of a call share."""
+    """What all images of a call share; may travel to the machines of a cluster.
+
+    `choice` is the engine where it is chosen once for all of them, `seconds` the time of each image's steps.
+    """
 
     config: RunConfig
     model: ResolvedModel
     package: Package
-    display: Display
     workers: int
     truths: Mapping[str, Truth] = field(default_factory=dict)
+    choice: EngineChoice | None = None
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str | None:
+        """Return where the cluster is, None where all runs on this machine."""
+        return self.config.executor.address if self.config.executor.kind == "ray" else None
 
     def config_of(self, source: Source) -> RunConfig:
         """Return the configuration with what a manifest says of this image."""
@@ -83,15 +94,7 @@ def reuse(call: Call, source: Source) -> ImageResult | None:
     there = _has_formats(call, record) and all((source.folder / path).exists() for path in record.outputs.values())
     if not (same and recorded and there) or fingerprint(source.uri) != record.input.get("fingerprint"):
         return None
-    return ImageResult(
-        name=source.name,
-        uri=source.uri,
-        status=record.status,
-        folder=source.folder,
-        message=record.message,
-        record=record,
-        reused=True,
-    )
+    return ImageResult.of(source.folder, record, uri=source.uri, reused=True)
 
 
 def _has_formats(call: Call, record: ImageRecord) -> bool:
@@ -149,6 +152,7 @@ def job_options(call: Call, source: Source) -> JobOptions:
         "shard": config.tiling.shard,
         "maps": config.output.maps,
         "model_ref": call.model.reference(),
+        "choice": call.choice,
     }
 
 
@@ -169,21 +173,30 @@ def failed(source: Source, error: BaseException) -> ImageResult:
             record.write(source.folder)
     except (UnetppError, OSError) as second:
         message += f" (and no record could be written: {second})"
-    return ImageResult(
-        name=source.name, uri=source.uri, status="failed", folder=source.folder, message=message, record=record
-    )
+    return ImageResult(name=source.name, uri=source.uri, status="failed", folder=source.folder, message=message)
 
 
-def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str, str]) -> ImageResult:
-    """Finalize an image whose shards have run, score it, and write picture, report, record and MLflow run."""
-    from unetpp.finalize import finalize
-    from unetpp.job import progress
+def complete(
+    call: Call,
+    source: Source,
+    job: SegmentJob,
+    failures: Mapping[str, str],
+    before: Mapping[str, float],
+    progress: Callable[[str, float], None] | None = None,
+) -> ImageResult:
+    """Finalize an image whose shards have run, score it, and write picture, report and record.
 
-    state = progress(job)
+    Args:
+        before: seconds of its earlier steps, which another machine may have made.
+        progress: of `finalize`; what it raises ends the work, and the next call goes on with it.
+    """
+    from unetpp import job as jobs
+
+    state = jobs.progress(job)
     record = _record(call, source, job, state, failures)
     if state.status != "partial":
         with call.timed(job.uri, "finalize"):
-            figures = finalize(job, formats=call.config.output.formats, instances=call.config.output.instances)
+            figures = finalized(call, job, progress)
         record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
         record = replace(record, formats=list(figures.formats))
         record = _scored(call, job, _looked_at(call, job, record))
@@ -192,7 +205,7 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
         _write_picture(job, record)
     record = replace(
         record,
-        seconds={**state.seconds, **call.seconds[job.uri]},
+        seconds={**state.seconds, **before, **call.seconds[job.uri]},
         limited_by=limiting_stage(state.seconds),
         outputs={**record.outputs, "report": REPORT},
         finished=utc_now(),
@@ -201,20 +214,30 @@ def complete(call: Call, source: Source, job: SegmentJob, failures: Mapping[str,
         item = write_item(job.out, record, call.package.spec, str(job.package / WEIGHTS))
         record = replace(record, outputs={**record.outputs, **({"stac": item} if item else {})})
     write_report(job.out, record)
-    if state.status != "partial" and call.config.tracking.enabled:
-        record = _tracked(call, job, record)
-        write_report(job.out, record)  # now it names its MLflow run
     record = record.write(job.out)
-    return ImageResult(
-        name=job.out.name,
-        uri=job.uri,
-        status=record.status,
-        folder=job.out,
-        message=record.message,
-        warning=record.warning,
-        record=record,
-        seconds=sum(record.seconds.values()),
-    )
+    return ImageResult.of(job.out, record, uri=job.uri, seconds=sum(record.seconds.values()))
+
+
+def track(call: Call, job: SegmentJob, result: ImageResult) -> ImageResult:
+    """Write a finished image into MLflow, where the call wants that; a store that does not take it is only a warning.
+
+    A step of its own, for the driver alone: the store may be a file of its machine.
+    """
+    if result.status not in ("done", "empty") or not call.config.tracking.enabled:
+        return result
+    record = ImageRecord.read(job.out)
+    assert record is not None
+    record = _tracked(call, job, record)
+    write_report(job.out, record)  # now it names its MLflow run
+    return ImageResult.of(job.out, record.write(job.out), uri=job.uri, seconds=result.seconds)
+
+
+def finalized(call: Call, job: SegmentJob, progress: Callable[[str, float], None] | None = None) -> Figures:
+    """Make the products that the call asks for, or find them."""
+    from unetpp.finalize import finalize
+
+    output = call.config.output
+    return finalize(job, formats=output.formats, instances=output.instances, progress=progress)
 
 
 def utc_now() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,6 +25,9 @@ class ImageResult:
         message: Why the status is not done; one line.
         warning: What went wrong after the image itself was done, like a tracking server that does not answer.
         reused: An earlier call had finished it and nothing was computed now.
+        unusual: What of the image is unlike the training images, in words.
+        uncertainty: Its mean, where it was asked for.
+        areas, objects: Of the classes that are not background, in words; empty where the image is not done.
     """
 
     name: str
@@ -32,9 +36,38 @@ class ImageResult:
     folder: Path | None = None
     message: str | None = None
     warning: str | None = None
-    record: ImageRecord | None = None
     seconds: float = 0.0
     reused: bool = False
+    unusual: str | None = None
+    uncertainty: float | None = None
+    areas: str = ""
+    objects: str = ""
+
+    @classmethod
+    def of(cls, folder: Path, record: ImageRecord, *, uri: str, seconds: float = 0.0, reused: bool = False) -> Self:
+        """Return what a record says; the record itself stays in its file, for a call may have a million images."""
+        areas, objects = _figures(record) if record.status == "done" else ("", "")
+        return cls(
+            name=folder.name,
+            uri=uri,
+            status=record.status,
+            folder=folder,
+            message=record.message,
+            warning=record.warning,
+            seconds=seconds,
+            reused=reused,
+            unusual=words(record.unusual) or None,
+            uncertainty=(record.figures.get("attention") or {}).get("mean"),
+            areas=areas,
+            objects=objects,
+        )
+
+    @property
+    def record(self) -> ImageRecord | None:
+        """Read this result's record, None where there is none. Raises `StoreError`."""
+        record = None if self.folder is None else ImageRecord.read(self.folder)
+        # Of an image that failed now and was done before, the record still says what was done.
+        return record if record is not None and record.status == self.status else None
 
 
 @dataclass(frozen=True)
@@ -78,7 +111,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         table.add_row(
             escape(image.name),
             f"[{_STYLE[image.status]}]{image.status}[/]",
-            *_figures(image.record if image.status == "done" else None),
+            image.areas or "-",
+            image.objects or "-",
             "reused" if image.reused else f"{image.seconds:.1f}",
         )
     if summary.images:
@@ -90,11 +124,11 @@ def print_summary(summary: Summary, console: Console) -> None:
     if look := _most_uncertain(summary):
         console.print(f"most worth a look: {look}", markup=False, highlight=False, soft_wrap=True)
     for image in summary.images:
-        if image.record is not None and image.record.unusual:
-            text = f"look twice: {image.name} is unlike the training images: {words(image.record.unusual)}"
+        if image.unusual:
+            text = f"look twice: {image.name} is unlike the training images: {image.unusual}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(summary.sentence(), markup=False, highlight=False, soft_wrap=True)
-    folders = sorted({str(image.folder.parent) for image in summary.images if image.folder and image.record})
+    folders = sorted({str(image.folder.parent) for image in summary.images if image.folder})
     for folder in folders:
         where = f"records and reports: {folder}/<image>/record.json and report.html"
         console.print(where, markup=False, highlight=False, soft_wrap=True)
@@ -102,16 +136,12 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def _most_uncertain(summary: Summary, count: int = 5) -> str:
     """Name the images with the highest mean uncertainty, with it; empty where none was measured."""
-    found = []
-    for image in summary.images:
-        mean = (image.record.figures.get("attention") or {}).get("mean") if image.record else None
-        if mean is not None:
-            found.append((-mean, image.name))
+    found = [(-image.uncertainty, image.name) for image in summary.images if image.uncertainty is not None]
     return ", ".join(f"{name} {-mean:.3f}" for mean, name in sorted(found)[:count])
 
 
-def _figures(record: ImageRecord | None) -> tuple[str, str]:
-    found = [entry for entry in (record.figures.get("classes", []) if record else []) if not entry["background"]]
+def _figures(record: ImageRecord) -> tuple[str, str]:
+    found = [entry for entry in record.figures.get("classes", []) if not entry["background"]]
     areas = [f"{escape(entry['name'])} {area_text(entry['area'], entry['unit'])}" for entry in found]
     objects = [f"{entry['objects']:,}" for entry in found if entry["objects"] is not None]
-    return "\n".join(areas) or "-", "\n".join(objects) or "-"
+    return "\n".join(areas), "\n".join(objects)

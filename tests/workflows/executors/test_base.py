@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 
 import pytest
 
@@ -115,3 +116,49 @@ def test_shards_given_up_in_the_middle_are_named_once(two_jobs: list[SegmentJob]
     queue.settle(second, Result(error="disk full", job_failed=True))
     assert len(queue) == 0 and queue.take() is None
     assert len(queue.outcomes()[0].failed) == total and set(queue.outcomes()[0].failed.values()) == {"disk full"}
+
+
+def test_a_job_has_ended_when_its_last_shard_is_settled(two_jobs: list[SegmentJob]) -> None:
+    ended: list[tuple[str, Outcome]] = []
+    queue = ShardQueue(two_jobs, attempts=2, on_ended=lambda job, outcome: ended.append((job.out.name, outcome)))
+    tasks = [queue.take() for _ in range(8)]
+    for task in (*tasks[4:], *tasks[:3]):
+        assert task is not None
+        queue.settle(task, Result(record=RECORD))
+    assert ended == [("b", Outcome(4))]
+    last = tasks[3]
+    while last is not None:
+        assert len(ended) == 1
+        queue.settle(last, Result(error="bad"))
+        last = queue.take()
+    assert ended[1:] == [("a", Outcome(3, {"1.1": "bad"}))]
+
+
+def test_a_hopeless_job_has_ended_with_the_last_of_its_running_shards(two_jobs: list[SegmentJob]) -> None:
+    ended: list[Outcome] = []
+    queue = ShardQueue(two_jobs[:1], on_ended=lambda job, outcome: ended.append(outcome))
+    full, running = queue.take(), queue.take()
+    assert full is not None and running is not None
+    queue.settle(full, Result(error="disk full", job_failed=True))
+    assert not ended
+    queue.settle(running, Result(record=RECORD))
+    assert ended == [Outcome(1, dict.fromkeys(("0.0", "1.0", "1.1"), "disk full"))]
+
+
+def test_a_job_of_which_nothing_is_left_has_ended_at_once(two_jobs: list[SegmentJob]) -> None:
+    ended: list[str] = []
+    places = [array("I"), array("I", [2])]
+    queue = ShardQueue(two_jobs, on_ended=lambda job, _: ended.append(job.out.name), places=places)
+    assert ended == ["a"] and len(queue) == 1
+    assert queue.take() == Task(1, "1.0") and queue.take() is None
+
+
+def test_some_tasks_are_of_one_job_and_failed_ones_come_alone(two_jobs: list[SegmentJob]) -> None:
+    queue = ShardQueue(two_jobs, attempts=2)
+    first = queue.take_some(3)
+    assert [task.shard for task in first] == ["0.0", "0.1", "1.0"]
+    for task in first:
+        queue.settle(task, Result(error="bad"))
+    assert queue.take_some(3) == [Task(0, "1.1")]
+    assert queue.take_some(9) == [Task(1, shard) for shard in ("0.0", "0.1", "1.0", "1.1")]
+    assert [queue.take_some(9) for _ in range(4)] == [[Task(0, s, 2)] for s in ("0.0", "0.1", "1.0")] + [[]]

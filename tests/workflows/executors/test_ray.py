@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import psutil
 import pytest
 
 from unetpp import commit
 from unetpp.commit import CommitRecord
-from unetpp.errors import EngineError
+from unetpp.errors import EngineError, OutputError
 from unetpp.finalize import finalize
 from unetpp.lock import FolderLock
 from unetpp.segment import SegmentJob, pending
 from unetpp_workflows.executors import ray as ray_executor
 from unetpp_workflows.executors.base import Outcome, Result
 from unetpp_workflows.executors.local import run_local
-from unetpp_workflows.executors.ray import ShardActor, run_each, run_ray
+from unetpp_workflows.executors.ray import ShardActor, on_cluster, run_ray
+from unetpp_workflows.finishing import Finishing
 
 Prepare = Callable[..., SegmentJob]
 Files = Callable[[SegmentJob], dict[str, str]]
@@ -76,10 +81,10 @@ def test_a_shard_that_kills_its_worker_is_recorded_and_the_rest_is_done(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Poisoned(ShardActor):
-        def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
-            if shard == "2.3":
+        def run(self, job: dict[str, Any], shards: Sequence[str], attempt: int) -> list[Result]:
+            if "2.3" in shards:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().run(job, shard, attempt)
+            return super().run(job, shards, attempt)
 
     monkeypatch.setattr(ray_executor, "ShardActor", Poisoned)
     poisoned, good = prepare("a", engine="torch", shard=128), prepare("b", engine="torch", shard=256)
@@ -88,21 +93,54 @@ def test_a_shard_that_kills_its_worker_is_recorded_and_the_rest_is_done(
     assert second == Outcome(4) and [shard.id for shard in pending(poisoned)] == ["2.3"]
 
 
+def test_many_actors_get_several_shards_at_a_call(
+    prepare: Prepare, hashes: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "calls"
+    calls.mkdir()
+
+    class Poisoned(ShardActor):
+        def run(self, job: dict[str, Any], shards: Sequence[str], attempt: int) -> list[Result]:
+            (calls / f"{time.time_ns()}").write_text(" ".join([str(attempt), *shards]))
+            if "0.2" in shards and Path(job["out"]).name == "bad":
+                super().run(job, shards[: shards.index("0.2")], attempt)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().run(job, shards, attempt)
+
+    monkeypatch.setattr(ray_executor, "ShardActor", Poisoned)
+    monkeypatch.setattr(ray_executor, "_SLOTS_PER_SHARD", 1)
+    expected, good, bad = prepare("expected"), prepare("good"), prepare("bad", engine="torch")
+    run_local([expected])
+    assert run_ray([good, bad], workers=2) == (Outcome(35), Outcome(34, {"0.2": ANY}))
+    assert hashes(good) == hashes(expected) and [shard.id for shard in pending(bad)] == ["0.2"]
+    found = [path.read_text().split() for path in sorted(calls.iterdir())]
+    assert max(len(shards) for _, *shards in found) == 4 and len(found[-1]) == 2
+    assert all(len(shards) == 1 for attempt, *shards in found if int(attempt) > 1)
+    assert len(found) < 70
+
+
+def test_a_call_ends_with_the_shard_that_fails_its_job(prepare: Prepare, image: Path, tmp_path: Path) -> None:
+    job = prepare(uri=shutil.copy(image, tmp_path / "gone.png"))
+    (tmp_path / "gone.png").unlink()
+    [result] = ShardActor().run(job.to_json(), ["0.0", "0.1", "0.2"], 1)
+    assert result.job_failed and "gone.png" in result.error
+
+
 def test_a_shard_beside_a_poisonous_one_is_not_blamed(
     prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = tmp_path / "beside"
 
     class Poisoned(ShardActor):
-        def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
-            if shard == "0.1":
+        def run(self, job: dict[str, Any], shards: Sequence[str], attempt: int) -> list[Result]:
+            if "0.1" in shards:
                 while attempt == 1 and not beside.exists():
                     time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
-            if shard == "0.0" and attempt == 1:
+            if "0.0" in shards and attempt == 1:
                 beside.touch()
                 time.sleep(60)
-            return super().run(job, shard, attempt)
+            return super().run(job, shards, attempt)
 
     monkeypatch.setattr(ray_executor, "ShardActor", Poisoned)
     job = prepare(engine="torch", shard=256)
@@ -111,28 +149,76 @@ def test_a_shard_beside_a_poisonous_one_is_not_blamed(
     assert json.loads((job.out / "commits/0.0.json").read_text())["attempt"] == 2
 
 
-def finish_but_one(job: SegmentJob) -> None:
-    """Finalize a job and leave the process's number; the one called `bad` fails."""
-    if job.out.name == "bad":
-        raise OSError("no room")
+def finish(job: SegmentJob) -> int:
+    """Finalize a job; returns the process's number."""
     finalize(job)
-    (job.out / "process").write_text(str(os.getpid()))
+    return os.getpid()
 
 
-def test_images_are_finished_by_the_clusters_cpus(
-    prepare: Prepare, hashes: Files, caplog: pytest.LogCaptureFixture
-) -> None:
-    here, there, bad, held = prepare("here"), prepare("there"), prepare("bad"), prepare("held")
-    run_local([here, there, bad, held], workers=2)
+def end(how: str, folder: Path) -> None:
+    if how == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "hangs":
+        (folder / "begun").touch()
+        time.sleep(300)
+    raise OutputError("disk full") if how == "ours" else OSError("no room\nat all")
+
+
+def test_a_clusters_cpus_do_any_work(prepare: Prepare, hashes: Files) -> None:
+    here, there = prepare("here"), prepare("there")
+    run_local([here, there], workers=2)
     figures = finalize(here)
-    lock = FolderLock(held.out, exclusive=False)  # as a worker that is about to end holds it
+    lock = FolderLock(there.out, exclusive=False)  # as a worker that is about to end holds it
     threading.Timer(2, lock.close).start()
-    run_each(finish_but_one, [there, bad, held], address="auto")
-    for job in (there, held):
-        assert int((job.out / "process").read_text()) != os.getpid()
-        assert finalize(job) == figures and hashes(job) == hashes(here)
-        assert (job.out / "polygons.geojson").read_bytes() == (here.out / "polygons.geojson").read_bytes()
-    assert not (bad.out / "polygons.geojson").exists() and "bad" in caplog.text and "no room" in caplog.text
+    assert on_cluster(finish, there, stop=threading.Event()) != os.getpid()
+    assert finalize(there) == figures and hashes(there) == hashes(here)
+    assert (there.out / "polygons.geojson").read_bytes() == (here.out / "polygons.geojson").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ("ours", OutputError, "^disk full$"),
+        ("another's", EngineError, "^on the cluster: OSError: no room$"),
+        ("dies", EngineError, "^on the cluster: "),
+    ],
+)
+def test_what_fails_on_the_cluster_is_told(tmp_path: Path, how: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        on_cluster(end, how, tmp_path, stop=threading.Event())
+
+
+def test_work_on_the_cluster_can_be_stopped(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def stop_when_begun() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.1)
+        stop.set()
+
+    threading.Thread(target=stop_when_begun, daemon=True).start()
+    with pytest.raises(CancelledError):
+        on_cluster(end, "hangs", tmp_path, stop=stop)
+
+
+def test_an_image_can_be_finished_while_another_is_computed(prepare: Prepare) -> None:
+    first, second = prepare("first", engine="torch"), prepare("second", engine="torch")
+    finished: list[str] = []
+
+    def finish(job: SegmentJob) -> None:
+        finalize(job)  # waits for the folder's lock: nobody may hold the image open for long
+        finished.append(job.out.name)
+
+    def on_commit(job: SegmentJob, _: CommitRecord) -> None:
+        waits_until = time.monotonic() + 60
+        while job == second and not finished and time.monotonic() < waits_until:
+            time.sleep(0.01)
+
+    with Finishing(remote=False) as finishing:
+        ended = lambda job, _: finishing.begin(partial(finish, job))  # noqa: E731
+        assert run_ray([first, second], workers=2, on_commit=on_commit, on_ended=ended) == (Outcome(35),) * 2
+        finishing.wait()
+    assert finished == ["first", "second"]
 
 
 def test_nothing_to_do_starts_nothing(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,11 +280,11 @@ def test_a_commit_that_the_driver_never_heard_of_is_not_made_again(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch, records: Callable[[SegmentJob], dict[str, tuple[int, int]]]
 ) -> None:
     class Mute(ShardActor):
-        def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
-            result = super().run(job, shard, attempt)
-            if shard == "1.1" and attempt == 1:
+        def run(self, job: dict[str, Any], shards: Sequence[str], attempt: int) -> list[Result]:
+            results = super().run(job, shards, attempt)
+            if "1.1" in shards and attempt == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            return results
 
     monkeypatch.setattr(ray_executor, "ShardActor", Mute)
     job = prepare(engine="torch", shard=128)

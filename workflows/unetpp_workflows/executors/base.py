@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unetpp.errors import OutputError, UnetppError
 from unetpp_workflows.machine import return_freed_memory
@@ -24,8 +24,12 @@ ATTEMPTS = 3
 SHARDS_PER_SLOT = 2
 """One computes while the other is read or written."""
 OnCommit = Callable[["SegmentJob", "CommitRecord"], None]
+OnEnded = Callable[["SegmentJob", "Outcome"], None]
+"""Gets a job when none of its shards waits or runs any more."""
 Only = Callable[["SegmentJob", "Shard"], bool]
 """Says whether a run computes a shard; without one it computes all."""
+Places: TypeAlias = "array[int]"
+"""Shards of one job, counted row by row: four bytes each, for a driver may have ten million."""
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +68,26 @@ class Result:
     job_failed: bool = False
 
 
+def pending_places(job: SegmentJob, only: Only | None = None) -> Places:
+    """Return where a job's shards are that a run is to compute: not committed, and those of `only`."""
+    from unetpp import commit
+    from unetpp.segment import pending
+
+    rows, columns = job.plan.grid_shape
+    if only is None and not commit.listed(job.store):
+        return array("I", range(rows * columns))
+    mine = (shard for shard in pending(job) if only is None or only(job, shard))
+    return array("I", (shard.row * columns + shard.col for shard in mine))
+
+
 class ShardQueue:
     """Hands out the pending shards of all jobs, in order; failed ones come again, last, until their tries are used.
+
+    Args:
+        attempts: tries per shard, counting those whose worker died, before it is recorded as failed.
+        on_commit: called after each committed shard, in the thread that settles it.
+        on_ended: called once per job, in the thread that settles its last shard; at once where nothing is pending.
+        places: what is to be computed of every job; `pending_places` when None.
 
     >>> queue = ShardQueue(jobs, attempts=3)
     >>> while (task := queue.take()) is not None:
@@ -78,19 +100,23 @@ class ShardQueue:
         jobs: Sequence[SegmentJob],
         attempts: int = ATTEMPTS,
         on_commit: OnCommit | None = None,
-        only: Only | None = None,
+        on_ended: OnEnded | None = None,
+        places: Sequence[Places] | None = None,
     ) -> None:
         self.jobs = tuple(jobs)
-        self._only = only
         self._attempts = max(1, attempts)
-        self._on_commit = on_commit
+        self._on_commit, self._on_ended = on_commit, on_ended
         self._done = [0] * len(self.jobs)
         self._failed: list[dict[str, str]] = [{} for _ in self.jobs]
-        # Four bytes per shard: a driver may have ten million. Tasks are made when they are taken.
-        self._fresh = [self._pending(job) for job in self.jobs]
-        self._waiting = sum(map(len, self._fresh))
+        # Tasks are made when they are taken.
+        self._fresh = [pending_places(job) for job in self.jobs] if places is None else list(places)
+        self._left = array("I", map(len, self._fresh))
+        self._waiting = sum(self._left)
         self._job, self._place = 0, 0
         self._again: deque[Task] = deque()
+        for index, left in enumerate(self._left):
+            if not left:
+                self._end(index)
 
     def __len__(self) -> int:
         """Return how many tasks wait; running ones may still come back."""
@@ -112,52 +138,58 @@ class ShardQueue:
         self._waiting -= 1
         return Task(self._job, f"{row}.{column}")
 
+    def take_some(self, most: int) -> list[Task]:
+        """Return the next tasks, all of one job; one that failed before comes alone, and none when none waits."""
+        first = self.take()
+        if first is None:
+            return []
+        if first.attempt > 1:
+            return [first]
+        more = min(most - 1, len(self._fresh[first.job]) - self._place)
+        return [first, *(task for _ in range(more) if (task := self.take()) is not None)]
+
     def settle(self, task: Task, result: Result) -> None:
         """Count a finished task."""
         from unetpp.commit import CommitRecord
 
         if result.record is not None:
             self._done[task.job] += 1
+            self._left[task.job] -= 1
             if self._on_commit is not None:
                 self._on_commit(self.jobs[task.job], CommitRecord.from_json(result.record))
-            return
-        if not result.job_failed and task.attempt < self._attempts:
+        elif not result.job_failed and task.attempt < self._attempts:
             self._again.append(Task(task.job, task.shard, task.attempt + 1))
-            return
-        self._fail(task, result.error)
-        if result.job_failed:
-            self._give_up(task.job, result.error)
+        else:
+            self._fail(task, result.error)
+            if result.job_failed:
+                self._give_up(task.job, result.error)
+        if not self._left[task.job]:
+            self._end(task.job)
 
     def outcomes(self) -> tuple[Outcome, ...]:
         """Return one outcome per job, in the order of the jobs."""
         return tuple(Outcome(done, failed) for done, failed in zip(self._done, self._failed, strict=True))
 
-    def _pending(self, job: SegmentJob) -> array[int]:
-        """Return the places, row by row, of a job's shards that this run is to compute."""
-        from unetpp import commit
-        from unetpp.segment import pending
-
-        rows, columns = job.plan.grid_shape
-        if self._only is None and not commit.listed(job.store):
-            return array("I", range(rows * columns))
-        mine = (shard for shard in pending(job) if self._only is None or self._only(job, shard))
-        return array("I", (shard.row * columns + shard.col for shard in mine))
+    def _end(self, job: int) -> None:
+        if self._on_ended is not None:
+            self._on_ended(self.jobs[job], Outcome(self._done[job], self._failed[job]))
 
     def _give_up(self, job: int, message: str) -> None:
         """Fail every waiting shard of a job."""
         columns = self.jobs[job].plan.grid_shape[1]
         first = self._place if job == self._job else 0
         fresh = self._fresh[job][first:] if job >= self._job else array("I")
-        del self._fresh[job][len(self._fresh[job]) - len(fresh) :]
+        self._fresh[job] = self._fresh[job][: len(self._fresh[job]) - len(fresh)]
         self._waiting -= len(fresh)
         for place in fresh:
-            self._failed[job]["{}.{}".format(*divmod(place, columns))] = message
+            self._fail(Task(job, "{}.{}".format(*divmod(place, columns))), message)
         for other in [other for other in self._again if other.job == job]:
             self._again.remove(other)
             self._fail(other, message)
 
     def _fail(self, task: Task, message: str) -> None:
         self._failed[task.job][task.shard] = message
+        self._left[task.job] -= 1
 
 
 class Crew:
@@ -184,7 +216,15 @@ class Crew:
             self._own.worker = Worker(self.stop, self._turns)
             self._all.append(self._own.worker)
         worker: Worker = self._own.worker
+        # An image whose shards are all done is finished while others are computed: nobody may hold it open.
+        for other in self._all:
+            other.rest(unless=job)
         return worker.run(job, shard_id, attempt)
+
+    def rest(self) -> None:
+        """Close the images of all workers that have nothing to do."""
+        for worker in self._all:
+            worker.rest()
 
     def close(self) -> None:
         for worker in self._all:
@@ -198,9 +238,23 @@ class Worker:
         self._stop = stop
         self._turns = turns
         self._current: ShardWorker | None = None
+        self._busy = threading.Lock()
 
     def run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
         """Compute and commit one shard. Errors come back as results; only a stop raises `CancelledError`."""
+        with self._busy:
+            return self._run(job, shard_id, attempt)
+
+    def rest(self, unless: SegmentJob | None = None) -> None:
+        """Close the image where no shard of it is being computed; the next shard opens it again."""
+        if self._busy.acquire(blocking=False):
+            try:
+                if self._current is not None and self._current.job is not unless and self._current.job != unless:
+                    self.close()
+            finally:
+                self._busy.release()
+
+    def _run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
         opened = False
         try:
             worker = self._worker(job)

@@ -12,8 +12,9 @@ from unetpp_workflows.executors.base import (
     SHARDS_PER_SLOT,
     Crew,
     OnCommit,
-    Only,
+    OnEnded,
     Outcome,
+    Places,
     Result,
     ShardQueue,
     Task,
@@ -30,21 +31,20 @@ def run_local(
     workers: int = 1,
     attempts: int = ATTEMPTS,
     on_commit: OnCommit | None = None,
-    only: Only | None = None,
+    on_ended: OnEnded | None = None,
+    places: Sequence[Places] | None = None,
 ) -> tuple[Outcome, ...]:
     """Compute every pending shard of the jobs, `workers` at once; returns one outcome per job, in their order.
 
     Args:
         workers: shards that compute at once; half as many again are read or written meanwhile, as many again of remote
             images, and one per core on a GPU.
-        attempts: tries per shard before it is recorded as failed.
-        on_commit: called in the calling thread after each committed shard.
-        only: which of the shards are computed.
+        attempts, on_commit, on_ended, places: see `ShardQueue`; called in the calling thread.
 
     Raises:
         KeyboardInterrupt: after the running tiles have ended; committed shards stay committed.
     """
-    queue = ShardQueue(jobs, attempts, on_commit, only)
+    queue = ShardQueue(jobs, attempts, on_commit, on_ended, places)
     workers = max(1, min(workers, len(queue)))
     # From a local disk reading is short, from afar it mostly waits.
     remote = any(is_remote(job.uri) for job in jobs)
@@ -72,5 +72,7 @@ def _drain(queue: ShardQueue, crew: Crew, pool: ThreadPoolExecutor, threads: int
             running[pool.submit(crew.run, job, task.shard, task.attempt)] = task
         if not running:
             return
+        if len(running) < threads:
+            crew.rest()
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             queue.settle(running.pop(future), future.result())

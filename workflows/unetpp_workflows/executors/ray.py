@@ -4,34 +4,40 @@ One actor is one place to compute and one call is one try of one shard: the acto
 own shard, and only names and numbers travel. An actor has two calls at a time, so that one reads or writes while the
 other computes. A shard that failed comes again alone: if its worker dies once more, no other shard pays for it.
 
+A call costs the driver most of a millisecond, so that a thousand actors would wait for it: with hundreds of actors a
+call is several shards of one image, fewer towards the end.
+
 Every node needs the same software and sees inputs, model and outputs under the same
 paths. Ray's own retries are off: they would repeat a shard that kills its worker forever.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import shutil
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import lru_cache
-from itertools import islice
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from unetpp.errors import EngineError
+from unetpp.errors import EngineError, UnetppError
 from unetpp_workflows.executors.base import (
     ATTEMPTS,
     SHARDS_PER_SLOT,
     Crew,
     OnCommit,
-    Only,
+    OnEnded,
     Outcome,
+    Places,
     Result,
     ShardQueue,
     Task,
@@ -42,9 +48,12 @@ from unetpp_workflows.machine import return_freed_memory
 if TYPE_CHECKING:
     from unetpp.segment import SegmentJob
 
-log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 _OBJECT_STORE_BYTES = 100 * 2**20
 _PAYLOADS_KEPT = 256
+_STOPS_WITHIN_S = 1.0
+_SLOTS_PER_SHARD = 128
+"""A call is one shard up to so many slots, two up to twice as many, and so on: see `_Actors`."""
 _STARTS = 4
 """Ray gives its own processes 30 s to start, which is too short on a busy machine."""
 _LONGEST_TEMP = 24
@@ -60,21 +69,20 @@ def run_ray(
     address: str | None = None,
     attempts: int = ATTEMPTS,
     on_commit: OnCommit | None = None,
-    only: Only | None = None,
+    on_ended: OnEnded | None = None,
+    places: Sequence[Places] | None = None,
 ) -> tuple[Outcome, ...]:
     """Compute every pending shard of the jobs on `workers` actors; returns one outcome per job, in their order.
 
     Args:
         address: of a running cluster ("auto", "host:6379", "ray://..."); None starts Ray on this machine and stops it
             afterwards. A session that this process has open already is used, whatever the address, and left open.
-        attempts: tries per shard, counting those whose worker died, before it is recorded as failed.
-        on_commit: called in the calling thread after each committed shard.
-        only: which of the shards are computed.
+        attempts, on_commit, on_ended, places: see `ShardQueue`; called in the calling thread.
 
     Raises:
         EngineError: Ray cannot run here, or no worker could start.
     """
-    queue = ShardQueue(jobs, attempts, on_commit, only)
+    queue = ShardQueue(jobs, attempts, on_commit, on_ended, places)
     if not len(queue):
         return queue.outcomes()
     workers = max(1, min(workers, len(queue)))
@@ -89,38 +97,39 @@ def run_ray(
     return queue.outcomes()
 
 
-def run_each(work: Callable[[SegmentJob], object], jobs: Sequence[SegmentJob], *, address: str) -> None:
-    """Do the same for every job on the CPUs of a cluster; what fails there is logged and left to the caller.
+def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event) -> Value:
+    """Call `work(*values)` on a CPU of the cluster whose session is open, and wait for what it returns.
 
     Args:
-        work: can be pickled.
-        address: of a running cluster; a session that this process has open already is used.
+        work: can be pickled, like its values and its result.
+        stop: set by another thread, ends the call there and here.
+
+    Raises:
+        CancelledError: stopped.
+        EngineError: its process died, or it raised something that is not ours.
+        UnetppError: that it raised.
     """
     import ray
 
-    with redirect_stdout(sys.stderr), ray_session(address, cpus=1):
-        task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_work_on)
-        most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        waiting, running = iter(jobs), dict[Any, str]()
-        while True:
-            for job in islice(waiting, most - len(running)):
-                running[task.remote(work, job.to_json())] = job.out.name
-            if not running:
-                return
-            for reference in ray.wait(list(running), num_returns=1)[0]:
-                name = running.pop(reference)
-                try:
-                    ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    why = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-                    log.warning("%s: not finished on the cluster, but here: %s", name, one_line(why))
+    reference = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_quietly).remote(work, *values)
+    while not ray.wait([reference], timeout=_STOPS_WITHIN_S)[0]:
+        if stop.is_set():
+            ray.cancel(reference, force=True)
+            raise CancelledError
+    try:
+        found: Value = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UnetppError):
+            raise error.cause from error
+        raise EngineError(f"on the cluster: {one_line(error.cause)}") from error
+    except ray.exceptions.RayError as error:
+        raise EngineError(f"on the cluster: {one_line(error)}") from error
+    return found
 
 
-def _work_on(work: Callable[[SegmentJob], object], values: dict[str, Any]) -> None:
-    from unetpp.segment import SegmentJob
-
+def _quietly(work: Callable[..., Value], *values: Any) -> Value:
     return_freed_memory()
-    work(SegmentJob.from_json(values))
+    return work(*values)
 
 
 class ShardActor:
@@ -133,10 +142,21 @@ class ShardActor:
         """Return the process id: the actor runs."""
         return os.getpid()
 
-    def run(self, job: dict[str, Any], shard: str, attempt: int) -> Result:
+    def rest(self) -> None:
+        """Close the images of the last shards: there are no more, and they may be finished now."""
+        self._crew.rest()
+
+    def run(self, job: dict[str, Any], shards: Sequence[str], attempt: int) -> list[Result]:
+        """Compute shards of one job; the last result is that of the rest, too, where the job has failed."""
         from unetpp.segment import SegmentJob
 
-        return self._crew.run(SegmentJob.from_json(job), shard, attempt)
+        planned = SegmentJob.from_json(job)
+        results = []
+        for shard in shards:
+            results.append(self._crew.run(planned, shard, attempt))
+            if results[-1].job_failed:
+                break
+        return results
 
 
 class _Actors:
@@ -152,19 +172,21 @@ class _Actors:
         options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         options["max_concurrency"] = SHARDS_PER_SLOT
         self._actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(ShardActor)
-        self._running: dict[Any, tuple[Any, Task | None]] = {}
+        # Whoever waits for the next of a thousand answers must not look at all of them each time: they report here.
+        self._answers: SimpleQueue[Future[Any]] = SimpleQueue()
+        self._running: dict[Future[Any], tuple[Any, Sequence[Task]]] = {}
+        self._calls = 0  # of those running, without the starts
+        self._slots = workers * SHARDS_PER_SLOT
         self._free: dict[Any, int] = {}  # calls that each living actor can still take
+        self._by_free: list[dict[Any, None]] = [{} for _ in range(SHARDS_PER_SLOT + 1)]  # the same, the other way round
         self._failed_starts = 0
         for _ in range(workers):
             self._start()
 
     def drain(self) -> None:
         """Return when every task is settled."""
-        import ray
-
         while self._assign():
-            for reference in ray.wait(list(self._running), num_returns=1)[0]:
-                self._collect(reference)
+            self._collect(self._answers.get())
 
     def close(self) -> None:
         import ray
@@ -174,51 +196,76 @@ class _Actors:
 
     def _start(self) -> None:
         actor = self._actor_class.remote()
-        self._running[actor.ready.remote()] = (actor, None)
+        self._send(actor.ready.remote(), actor, ())
+
+    def _send(self, reference: Any, actor: Any, tasks: Sequence[Task]) -> None:
+        future = reference.future()
+        self._running[future] = (actor, tasks)
+        self._calls += bool(tasks)
+        future.add_done_callback(self._answers.put)
 
     def _assign(self) -> bool:
         """Give tasks to actors; False when nothing is left to wait for."""
-        while (actor := self._freest()) is not None and (task := self._queue.take()) is not None:
-            self._free[actor] -= _calls(task)
-            reference = actor.run.remote(self._payload(task.job), task.shard, task.attempt)
-            self._running[reference] = (actor, task)
-        return len(self._queue) > 0 or any(task is not None for _, task in self._running.values())
+        while (actor := self._freest()) is not None and (tasks := self._queue.take_some(self._per_call())):
+            self._set_free(actor, self._free[actor] - _calls(tasks))
+            shards = [task.shard for task in tasks]
+            self._send(actor.run.remote(self._payload(tasks[0].job), shards, tasks[0].attempt), actor, tasks)
+        return len(self._queue) > 0 or self._calls > 0
+
+    def _per_call(self) -> int:
+        """Return how many shards a call takes: all actors have work to the end, and none waits for the driver."""
+        return max(1, min(self._slots // _SLOTS_PER_SHARD, len(self._queue) // (2 * self._slots)))
 
     def _freest(self) -> Any | None:
         """Return the actor that can take the next task and has the least to do, None where all are busy."""
-        actor = max(self._free, key=lambda actor: self._free[actor], default=None)
         needed = SHARDS_PER_SLOT if self._queue.retrying else 1
-        return actor if actor is not None and self._free[actor] >= needed else None
+        return next((actor for free in range(SHARDS_PER_SLOT, needed - 1, -1) for actor in self._by_free[free]), None)
 
-    def _collect(self, reference: Any) -> None:
+    def _set_free(self, actor: Any, calls: int) -> None:
+        self._forget(actor)
+        self._free[actor] = calls
+        self._by_free[calls][actor] = None
+
+    def _forget(self, actor: Any) -> bool:
+        """Count with an actor no longer; False where that is so already."""
+        calls = self._free.pop(actor, None)
+        if calls is not None:
+            del self._by_free[calls][actor]
+        return calls is not None
+
+    def _collect(self, future: Future[Any]) -> None:
         import ray
 
-        actor, task = self._running.pop(reference)
+        actor, tasks = self._running.pop(future)
+        self._calls -= bool(tasks)
         try:
-            result = ray.get(reference)
+            results = future.result()
         except ray.exceptions.RayTaskError as error:
-            result = Result(error=one_line(error.cause))
+            results = [Result(error=one_line(error.cause))]
         except ray.exceptions.RayError as error:
-            self._replace(actor, task, error)
+            self._replace(actor, tasks, error)
             return
-        if task is None:
+        if not tasks:
             self._failed_starts = 0
-            self._free[actor] = SHARDS_PER_SLOT
+            self._set_free(actor, SHARDS_PER_SLOT)
             return
         if actor in self._free:
-            self._free[actor] += _calls(task)
-        self._queue.settle(task, result)
+            self._set_free(actor, self._free[actor] + _calls(tasks))
+            if self._free[actor] == SHARDS_PER_SLOT and not len(self._queue):
+                actor.rest.remote()
+        for task, result in zip_longest(tasks, results, fillvalue=results[-1]):
+            self._queue.settle(task, result)
 
-    def _replace(self, actor: Any, task: Task | None, error: Exception) -> None:
+    def _replace(self, actor: Any, tasks: Sequence[Task], error: Exception) -> None:
         """Start another actor for one that died; certainly dead first, for one shard has one writer."""
         import ray
 
         ray.kill(actor)
-        first = task is None or self._free.pop(actor, None) is not None  # the dead actor's other call comes here too
-        if task is not None:
+        first = self._forget(actor) or not tasks  # the dead actor's other call comes here too
+        for task in tasks:
             message = f"the worker process died on try {task.attempt} (killed, or out of memory)"
             self._queue.settle(task, Result(error=message))
-        else:
+        if not tasks:
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS:
                 raise EngineError(f"Ray cannot start a worker ({one_line(error)}); is unetpp installed on every node?")
@@ -226,9 +273,9 @@ class _Actors:
             self._start()
 
 
-def _calls(task: Task) -> int:
-    """Return how many of an actor's calls a task takes: all of them where it failed before."""
-    return SHARDS_PER_SLOT if task.attempt > 1 else 1
+def _calls(tasks: Sequence[Task]) -> int:
+    """Return how many of an actor's calls some tasks take: all of them where they failed before."""
+    return SHARDS_PER_SLOT if tasks[0].attempt > 1 else 1
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Finishes images while the shards of others are still computed; knows threads and the cluster, not what finishing is.
+
+Here few images are finished at once, for each holds blocks of labels and uses several threads itself. On a cluster its
+CPUs make the products, those that no worker has taken; one thread here waits for each.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from unetpp_workflows.machine import cpu_count
+
+_CORES_PER_IMAGE = 4
+_ON_CLUSTER_AT_ONCE = 64
+
+
+class Finishing:
+    """Calls functions in the background, first come, first served; leaving the block by an error ends them soon.
+
+    Args:
+        remote: they mostly wait for a cluster.
+    """
+
+    def __init__(self, *, remote: bool) -> None:
+        most = _ON_CLUSTER_AT_ONCE if remote else max(1, cpu_count() // _CORES_PER_IMAGE)
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="finish")
+        self._begun: set[Future[None]] = set()
+        self.stop = threading.Event()
+        """Set when the call is given up."""
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Call `work`, which raises nothing, when there is room."""
+        future = self._pool.submit(work)
+        self._begun.add(future)
+        future.add_done_callback(self._begun.discard)
+
+    @property
+    def left(self) -> int:
+        """Return how many are not finished."""
+        return len(self._begun)
+
+    def wait(self) -> None:
+        """Return when all have ended."""
+        futures.wait(set(self._begun))
+
+    def check(self, *_: object) -> None:
+        """Raise `CancelledError` where the call is given up; can be given to steps as their progress callback."""
+        if self.stop.is_set():
+            raise CancelledError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.stop.set()
+        self._pool.shutdown(cancel_futures=kind is not None)

@@ -1,0 +1,115 @@
+"""Makes many images ready to be computed, several at once, here or on a cluster's CPUs; knows no shard of them.
+
+Whoever opens an image also looks which of its shards are done: a driver that checked the ten million records of a large
+archive by itself would take minutes, and network storage longer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from unetpp.durable import discard_folder
+from unetpp.errors import EngineError
+from unetpp_workflows.inputs import Source, owner
+from unetpp_workflows.machine import cpu_count
+from unetpp_workflows.steps import Call, failed, prepare, reuse
+from unetpp_workflows.summary import ImageResult
+
+if TYPE_CHECKING:
+    from unetpp.job import EngineChoice, SegmentJob
+    from unetpp_workflows.executors.base import Places
+
+_PREPARED_AT_ONCE = 8
+"""Opening an image mostly waits for its storage; each that is open may hold a thumbnail."""
+_BATCHES_AT_ONCE, _IMAGES_PER_BATCH = 256, 16
+"""On a cluster: asking it for one batch costs the driver as much as for one image."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image that can be computed: its job, which of its shards, and the seconds of each step so far."""
+
+    source: Source
+    job: SegmentJob
+    places: Places
+    seconds: Mapping[str, float]
+
+
+def all_prepared(
+    call: Call, sources: Sequence[Source], *, force: bool
+) -> Iterator[tuple[Source, Prepared | ImageResult]]:
+    """Yield every image, in order, with what `prepared` says of it; several are opened at once."""
+    stop = threading.Event()
+    work: Callable[..., list[Prepared | ImageResult]]
+    if call.address is not None and len(sources) > 1:
+        at_once, size = _BATCHES_AT_ONCE, _IMAGES_PER_BATCH
+        call = replace(call, choice=_choice(call))
+        work = partial(_prepared_there, stop)
+    else:
+        at_once, size = min(_PREPARED_AT_ONCE, 2 * cpu_count()), 1
+        work = _prepared_batch
+    waiting: deque[tuple[Sequence[Source], Future[list[Prepared | ImageResult]]]] = deque()
+    with ThreadPoolExecutor(at_once, thread_name_prefix="prepare") as pool:
+        try:
+            for begin in range(0, len(sources), size):
+                batch = sources[begin : begin + size]
+                waiting.append((batch, pool.submit(work, call, batch, force=force)))
+                if len(waiting) > at_once:
+                    first, future = waiting.popleft()
+                    yield from zip(first, future.result(), strict=True)
+            while waiting:
+                first, future = waiting.popleft()
+                yield from zip(first, future.result(), strict=True)
+        finally:
+            stop.set()
+            for _, future in waiting:
+                future.cancel()
+
+
+def _prepared_batch(call: Call, sources: Sequence[Source], *, force: bool) -> list[Prepared | ImageResult]:
+    return [prepared(call, source, force=force) for source in sources]
+
+
+def _prepared_there(
+    stop: threading.Event, call: Call, sources: Sequence[Source], *, force: bool
+) -> list[Prepared | ImageResult]:
+    """Prepare images on the cluster; one that takes its process with it is found by preparing each alone."""
+    from unetpp_workflows.executors.ray import on_cluster
+
+    try:
+        return on_cluster(partial(_prepared_batch, force=force), call, sources, stop=stop)
+    except EngineError as error:
+        if len(sources) == 1:
+            return [failed(sources[0], error)]
+    return [ready for source in sources for ready in _prepared_there(stop, call, [source], force=force)]
+
+
+def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | ImageResult:
+    """Return an image's job, ready to be computed, or its result where nothing is to do or it cannot be prepared."""
+    from unetpp_workflows.executors.base import pending_places
+
+    try:
+        if force and owner(source.folder) is not None:
+            discard_folder(source.folder)
+        if (found := reuse(call, source)) is not None:
+            return found
+        job = prepare(call, source)
+        return Prepared(source, job, pending_places(job), call.seconds[source.uri])
+    except Exception as error:  # noqa: BLE001 (one bad image of an archive must not stop the others; it is reported)
+        return failed(source, error)
+
+
+def _choice(call: Call) -> EngineChoice:
+    """Return the engine of this machine: a cluster's machine that prepares an image may have no GPU and another one."""
+    from unetpp.segment import chosen_engine
+
+    engine = call.config.engine
+    return chosen_engine(
+        call.package, {"engine": engine.name, "precision": engine.precision, "threads": engine.threads}
+    )
