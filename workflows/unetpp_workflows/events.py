@@ -10,7 +10,8 @@ import threading
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from unetpp.durable import output_errors
 
@@ -26,10 +27,22 @@ class EventLog:
         self.path = output / LOGS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{self.run}.jsonl"
         with output_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)  # opened once: a driver writes thousands of lines a second
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event; facts are JSON values."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "run": self.run, "event": event, **facts}, ensure_ascii=False)
-        with self._lock, output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self._lock, output_errors(self.path):
+            self._file.write((line + "\n").encode())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -80,7 +81,7 @@ def _expand_one(item: str) -> list[str]:
         return _expand_prefix(item) if item.endswith("/") else [item]
     path = Path(item.removeprefix("file://")).expanduser()
     if path.is_dir() and not _is_image(path):
-        images = sorted(_images_below(path))
+        images = sorted(_images_below(path), key=lambda image: image.parts)
         if not images:
             raise ImageNotFoundError(
                 f"{item}: no image in this folder; known suffixes are {' '.join(sorted(SUFFIXES))}"
@@ -119,15 +120,18 @@ def _remote_images_below(uri: str) -> list[str]:
 
 def _images_below(folder: Path) -> list[Path]:
     images = slides_in(folder)
-    for child in folder.iterdir():
-        if child.name.startswith("."):
-            continue
-        if child.is_dir() and not _is_image(child):
-            # Results and an MLflow store may lie among the images, with pictures in them.
-            if not (child / JOB).exists() and not (child / "mlflow.db").exists():
-                images += _images_below(child)
-        elif child.is_dir() or child.suffix.lower() in SUFFIXES or child.name.lower().endswith(LISTS):
+    with os.scandir(folder) as entries:  # it knows which are folders: no question per image
+        children = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in children:
+        child = folder / entry.name
+        if not entry.is_dir():
+            if child.suffix.lower() in SUFFIXES or child.name.lower().endswith(LISTS):
+                images.append(child)
+        elif _is_image(child):
             images.append(child)
+        # Results and an MLflow store may lie among the images, with pictures in them.
+        elif not (child / JOB).exists() and not (child / "mlflow.db").exists():
+            images += _images_below(child)
     return images
 
 
@@ -162,9 +166,10 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
         key, folder = stem.casefold(), output / stem
         held = owner(folder) if key in there else None
         if held is None or held != identity(uri):
-            hashed = output / f"{stem}-{_uri_hash(uri)}"
             clash = counts[key] > 1 or key in RESERVED or held is not None
-            folder = hashed if clash or (hashed.name.casefold() in there and hashed.is_dir()) else folder
+            if clash or there:
+                hashed = output / f"{stem}-{_uri_hash(uri)}"
+                folder = hashed if clash or (hashed.name.casefold() in there and hashed.is_dir()) else folder
         if folder.name.casefold() in there and folder.resolve().parent != root:
             raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
         sources.append(Source(uri, folder, entry.spacing, Path(entry.mask) if entry.mask else None, entry.region))

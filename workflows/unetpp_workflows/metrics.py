@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, start_http_server
 
+from unetpp.commit import STAGES
 from unetpp.durable import write_file
 from unetpp.errors import ConfigError
 from unetpp_workflows.config import MetricsConfig
@@ -57,8 +58,7 @@ class RunMetrics:
         self._exit = self._gauge("run_exit_code", "How this run ended: 0 done, 1 a part failed; -1 while it runs.")
         self._exit.set(-1)
         self._busy = self._gauge("device_busy_ratio", "Share of the time that workers spent computing.", "device")
-        for stage in ("read", "compute", "write"):
-            self._seconds.labels(stage)
+        self._stages = {stage: self._seconds.labels(stage) for stage in STAGES}
 
     def queued(self, shards: int, device: str) -> None:
         """Say how many shards are to be done, and on what: "cpu" or "cuda"."""
@@ -69,10 +69,11 @@ class RunMetrics:
     def committed(self, record: CommitRecord) -> None:
         """Count a shard that this run committed."""
         self._done.inc()
-        self._retried.inc(record.attempt - 1)
+        if record.attempt > 1:
+            self._retried.inc(record.attempt - 1)
         self._pixels.inc(record.valid_px)
-        for stage, seconds in record.seconds.items():
-            self._seconds.labels(stage).inc(seconds)
+        for stage, counter in self._stages.items():
+            counter.inc(record.seconds.get(stage, 0.0))
         self._compute += record.seconds.get("compute", 0.0)
         self._commit.set_to_current_time()
         self._settle(1)

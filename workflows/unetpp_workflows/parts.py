@@ -74,8 +74,11 @@ def segment_part(
     make_folder(output)
     name = f"{part.index}-of-{part.count}"
     # The preparation writes what every part reads: it has the folder for itself.
-    with Lease(output, part=name if part.index else None) as lease, exported(config.metrics, call.workers) as metrics:
-        log = EventLog(output)
+    with (
+        Lease(output, part=name if part.index else None) as lease,
+        exported(config.metrics, call.workers) as metrics,
+        EventLog(output) as log,
+    ):
         sources, unnamed = find_sources(inputs, output)
         log.write("part_started", part=str(part), images=len(sources), config=shown_config(call.config))
         faults = [str(result.message) for result in unnamed.values()]

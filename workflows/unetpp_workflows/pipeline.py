@@ -34,7 +34,7 @@ from unetpp_workflows.executors.local import run_local
 from unetpp_workflows.finishing import Finishing
 from unetpp_workflows.inputs import Source, assign_folders, expand, identity
 from unetpp_workflows.lease import Lease
-from unetpp_workflows.machine import worker_count
+from unetpp_workflows.machine import rare_collections, worker_count
 from unetpp_workflows.manifest import Entry
 from unetpp_workflows.metrics import RunMetrics, exported
 from unetpp_workflows.preparing import Prepared, all_prepared
@@ -78,13 +78,16 @@ def segment(
     call, display = start_call(config or RunConfig(), model, truths or {}), Display(console)
     output = Path(output)
     make_folder(output)
-    with Lease(output) as lease, exported(call.config.metrics, call.workers) as metrics:
-        log = EventLog(output)
+    with (
+        Lease(output) as lease,
+        exported(call.config.metrics, call.workers) as metrics,
+        EventLog(output) as log,
+    ):
         sources, results = find_sources(inputs, output)
         sources = [source for source in sources if selection.takes(source)]
         log.write("run_started", images=len(sources), model=call.model.reference(), config=shown_config(call.config))
         found: list[Prepared] = []
-        with _cluster(call):
+        with rare_collections(len(sources)), _cluster(call):
             for source, ready in all_prepared(call, sources, force=selection.force):
                 if isinstance(ready, ImageResult):
                     results[source.uri] = ready
@@ -171,6 +174,7 @@ def _finished(
     """Compute all shards, finish every image as soon as it has its own, and return the results by URI."""
     by_folder = {ready.job.out: ready for ready in found}
     results: dict[str, ImageResult] = {}
+    shared = _shared(call)
 
     def ended(job: SegmentJob, outcome: Outcome) -> None:
         metrics.ended(outcome)
@@ -179,7 +183,7 @@ def _finished(
     def finish(ready: Prepared, outcome: Outcome) -> None:
         for shard, message in outcome.failed.items():
             log.write("shard_failed", image=ready.source.name, shard=shard, message=message)
-        result = results[ready.source.uri] = _completed(call, ready, outcome, finishing)
+        result = results[ready.source.uri] = _completed(call, shared, ready, outcome, finishing)
         log_result(log, result)
 
     def note() -> str:
@@ -193,9 +197,18 @@ def _finished(
     return results
 
 
-def _completed(call: Call, ready: Prepared, outcome: Outcome, finishing: Finishing) -> ImageResult:
+def _shared(call: Call) -> Call | None:
+    if call.address is None:
+        return None
+    from unetpp_workflows.executors.ray import share
+
+    return share(call)
+
+
+def _completed(call: Call, shared: Call | None, ready: Prepared, outcome: Outcome, finishing: Finishing) -> ImageResult:
+    """Finish an image on the cluster where `shared` stands for the call there, else here."""
     try:
-        result = None if call.address is None or outcome.failed else _completed_there(call, ready, finishing)
+        result = None if shared is None or outcome.failed else _completed_there(shared, ready, finishing)
         if result is None:
             result = complete(call, ready.source, ready.job, outcome.failed, ready.seconds, finishing.check)
         return track(call, ready.job, result)
@@ -205,12 +218,12 @@ def _completed(call: Call, ready: Prepared, outcome: Outcome, finishing: Finishi
         return failed(ready.source, error)
 
 
-def _completed_there(call: Call, ready: Prepared, finishing: Finishing) -> ImageResult | None:
+def _completed_there(shared: Call, ready: Prepared, finishing: Finishing) -> ImageResult | None:
     """Complete an image on a CPU of the cluster; None where that failed, and the work there is continued here."""
     from unetpp_workflows.executors.ray import on_cluster
 
     try:
-        return on_cluster(complete, call, ready.source, ready.job, {}, ready.seconds, stop=finishing.stop)
+        return on_cluster(complete, shared, ready.source, ready.job, {}, ready.seconds, stop=finishing.stop)
     except UnetppError as error:
         logging.getLogger(__name__).warning("%s: not finished on the cluster, but here: %s", ready.source.name, error)
         return None

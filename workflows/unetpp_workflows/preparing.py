@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _PREPARED_AT_ONCE = 8
 """Opening an image mostly waits for its storage; each that is open may hold a thumbnail."""
-_BATCHES_AT_ONCE, _IMAGES_PER_BATCH = 256, 16
+_BATCHES_AT_ONCE, _IMAGES_PER_BATCH = 64, 256
 """On a cluster: asking it for one batch costs the driver as much as for one image."""
 
 
@@ -48,8 +48,11 @@ def all_prepared(
     stop = threading.Event()
     work: Callable[..., list[Prepared | ImageResult]]
     if call.address is not None and len(sources) > 1:
-        at_once, size = _BATCHES_AT_ONCE, _IMAGES_PER_BATCH
-        call = replace(call, choice=_choice(call))
+        # Every CPU gets some: of few images each has a call of its own.
+        at_once, size = _BATCHES_AT_ONCE, max(1, min(_IMAGES_PER_BATCH, len(sources) // _BATCHES_AT_ONCE))
+        from unetpp_workflows.executors.ray import share
+
+        call = share(replace(call, choice=_choice(call)))
         work = partial(_prepared_there, stop)
     else:
         at_once, size = min(_PREPARED_AT_ONCE, 2 * cpu_count()), 1
@@ -77,17 +80,17 @@ def _prepared_batch(call: Call, sources: Sequence[Source], *, force: bool) -> li
 
 
 def _prepared_there(
-    stop: threading.Event, call: Call, sources: Sequence[Source], *, force: bool
+    stop: threading.Event, shared: Call, sources: Sequence[Source], *, force: bool
 ) -> list[Prepared | ImageResult]:
     """Prepare images on the cluster; one that takes its process with it is found by preparing each alone."""
     from unetpp_workflows.executors.ray import on_cluster
 
     try:
-        return on_cluster(partial(_prepared_batch, force=force), call, sources, stop=stop)
+        return on_cluster(partial(_prepared_batch, force=force), shared, sources, stop=stop)
     except EngineError as error:
         if len(sources) == 1:
             return [failed(sources[0], error)]
-    return [ready for source in sources for ready in _prepared_there(stop, call, [source], force=force)]
+    return [ready for source in sources for ready in _prepared_there(stop, shared, [source], force=force)]
 
 
 def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | ImageResult:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-_LINE_EVERY_S = 10.0
+_LINE_EVERY_S, _SHOWN_EVERY_S = 10.0, 0.1
 
 
 @dataclass
@@ -68,8 +68,13 @@ class Display:
         if self.console.is_terminal:
             with self._bar() as bar:
                 task = bar.add_task(title, total=total, note="starting workers")
+                last = [0.0]
 
                 def show() -> None:
+                    now = time.perf_counter()
+                    if now - last[0] < _SHOWN_EVERY_S and meter.done < meter.total:
+                        return
+                    last[0] = now
                     said = "  ".join(filter(None, (meter.speed(), meter.limit(), note())))
                     bar.update(task, completed=meter.done, note=said)
 

@@ -153,12 +153,12 @@ def test_a_job_of_which_nothing_is_left_has_ended_at_once(two_jobs: list[Segment
     assert queue.take() == Task(1, "1.0") and queue.take() is None
 
 
-def test_some_tasks_are_of_one_job_and_failed_ones_come_alone(two_jobs: list[SegmentJob]) -> None:
+def test_some_tasks_come_at_once_and_failed_ones_alone(two_jobs: list[SegmentJob]) -> None:
     queue = ShardQueue(two_jobs, attempts=2)
     first = queue.take_some(3)
     assert [task.shard for task in first] == ["0.0", "0.1", "1.0"]
     for task in first:
         queue.settle(task, Result(error="bad"))
-    assert queue.take_some(3) == [Task(0, "1.1")]
-    assert queue.take_some(9) == [Task(1, shard) for shard in ("0.0", "0.1", "1.0", "1.1")]
+    assert queue.take_some(3) == [Task(0, "1.1"), Task(1, "0.0"), Task(1, "0.1")]
+    assert queue.take_some(9) == [Task(1, "1.0"), Task(1, "1.1")]
     assert [queue.take_some(9) for _ in range(4)] == [[Task(0, s, 2)] for s in ("0.0", "0.1", "1.0")] + [[]]

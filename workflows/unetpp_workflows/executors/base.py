@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from unetpp.errors import OutputError, UnetppError
 from unetpp_workflows.machine import return_freed_memory
@@ -47,9 +47,8 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Task:
-    """One try of one shard: only names and numbers, so that it may travel anywhere."""
+class Task(NamedTuple):
+    """One try of one shard; a driver makes ten million."""
 
     job: int
     shard: str
@@ -139,14 +138,9 @@ class ShardQueue:
         return Task(self._job, f"{row}.{column}")
 
     def take_some(self, most: int) -> list[Task]:
-        """Return the next tasks, all of one job; one that failed before comes alone, and none when none waits."""
-        first = self.take()
-        if first is None:
-            return []
-        if first.attempt > 1:
-            return [first]
-        more = min(most - 1, len(self._fresh[first.job]) - self._place)
-        return [first, *(task for _ in range(more) if (task := self.take()) is not None)]
+        """Return the next tasks; one that failed before comes alone, and none when none waits."""
+        count = min(most, self._waiting) or 1
+        return [task for _ in range(count) if (task := self.take()) is not None]
 
     def settle(self, task: Task, result: Result) -> None:
         """Count a finished task."""

@@ -5,7 +5,7 @@ own shard, and only names and numbers travel. An actor has two calls at a time, 
 other computes. A shard that failed comes again alone: if its worker dies once more, no other shard pays for it.
 
 A call costs the driver most of a millisecond, so that a thousand actors would wait for it: with hundreds of actors a
-call is several shards of one image, fewer towards the end.
+call is several shards, fewer towards the end.
 
 Every node needs the same software and sees inputs, model and outputs under the same
 paths. Ray's own retries are off: they would repeat a shard that kills its worker forever.
@@ -21,15 +21,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from functools import lru_cache
-from itertools import zip_longest
+from functools import cache, lru_cache
+from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unetpp.errors import EngineError, UnetppError
+from unetpp.errors import EngineError, StoreError, UnetppError
 from unetpp_workflows.executors.base import (
     ATTEMPTS,
     SHARDS_PER_SLOT,
@@ -49,11 +49,12 @@ if TYPE_CHECKING:
     from unetpp.segment import SegmentJob
 
 Value = TypeVar("Value")
+Shards = tuple[str, str, list[str]]
+"""A job's folder and key, and which of its shards: all that travels."""
 _OBJECT_STORE_BYTES = 100 * 2**20
-_PAYLOADS_KEPT = 256
 _STOPS_WITHIN_S = 1.0
-_SLOTS_PER_SHARD = 128
-"""A call is one shard up to so many slots, two up to twice as many, and so on: see `_Actors`."""
+_SLOTS_PER_SHARD = 16
+"""A call is one shard up to so many slots, two up to twice as many: the driver has as many calls a second as ever."""
 _STARTS = 4
 """Ray gives its own processes 30 s to start, which is too short on a busy machine."""
 _LONGEST_TEMP = 24
@@ -111,13 +112,15 @@ def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event) 
     """
     import ray
 
-    reference = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_quietly).remote(work, *values)
-    while not ray.wait([reference], timeout=_STOPS_WITHIN_S)[0]:
+    reference = _task().remote(work, *values)
+    future = reference.future()
+    while not future.done():
+        wait([future], timeout=_STOPS_WITHIN_S)
         if stop.is_set():
             ray.cancel(reference, force=True)
             raise CancelledError
     try:
-        found: Value = ray.get(reference)
+        found: Value = future.result()
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UnetppError):
             raise error.cause from error
@@ -125,6 +128,22 @@ def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event) 
     except ray.exceptions.RayError as error:
         raise EngineError(f"on the cluster: {one_line(error)}") from error
     return found
+
+
+@cache
+def _task() -> Any:
+    """Return the task of `on_cluster`; Ray sends it once to a cluster, however often it is called."""
+    import ray
+
+    return ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_quietly)
+
+
+def share(value: Value) -> Value:
+    """Return what stands for a value in calls of `on_cluster`, so that it travels once to each machine."""
+    import ray
+
+    shared: Value = ray.put(value)
+    return shared
 
 
 def _quietly(work: Callable[..., Value], *values: Any) -> Value:
@@ -146,17 +165,33 @@ class ShardActor:
         """Close the images of the last shards: there are no more, and they may be finished now."""
         self._crew.rest()
 
-    def run(self, job: dict[str, Any], shards: Sequence[str], attempt: int) -> list[Result]:
-        """Compute shards of one job; the last result is that of the rest, too, where the job has failed."""
-        from unetpp.segment import SegmentJob
-
-        planned = SegmentJob.from_json(job)
+    def run(self, jobs: Sequence[Shards], attempt: int) -> list[Result]:
+        """Compute shards of one job after the other; where a job has failed, its other shards are not tried."""
         results = []
-        for shard in shards:
-            results.append(self._crew.run(planned, shard, attempt))
-            if results[-1].job_failed:
-                break
+        for folder, key, shards in jobs:
+            found = Result()
+            for shard in shards:
+                found = found if found.job_failed else self._run(folder, key, shard, attempt)
+                results.append(found)
         return results
+
+    def _run(self, folder: str, key: str, shard: str, attempt: int) -> Result:
+        try:
+            job = _prepared(folder, key)
+        except UnetppError as error:
+            return Result(error=one_line(error), job_failed=True)
+        return self._crew.run(job, shard, attempt)
+
+
+@lru_cache(SHARDS_PER_SLOT)
+def _prepared(folder: str, key: str) -> SegmentJob:
+    """Read the job that the driver has prepared. Raises `StoreError`."""
+    from unetpp.segment import SegmentJob
+
+    job = SegmentJob.load(Path(folder))
+    if job is None or job.key != key:
+        raise StoreError(f"{folder} is not prepared as the driver did it; do all machines see the same folder there?")
+    return job
 
 
 class _Actors:
@@ -166,8 +201,6 @@ class _Actors:
         import ray
 
         self._queue = queue
-        # Made when asked for: a driver may have a million jobs, and works on a few at a time.
-        self._payload = lru_cache(_PAYLOADS_KEPT)(lambda index: queue.jobs[index].to_json())
         gpus = _gpu_share(queue.jobs, workers, ray.cluster_resources().get("GPU", 0.0))
         options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         options["max_concurrency"] = SHARDS_PER_SLOT
@@ -208,9 +241,13 @@ class _Actors:
         """Give tasks to actors; False when nothing is left to wait for."""
         while (actor := self._freest()) is not None and (tasks := self._queue.take_some(self._per_call())):
             self._set_free(actor, self._free[actor] - _calls(tasks))
-            shards = [task.shard for task in tasks]
-            self._send(actor.run.remote(self._payload(tasks[0].job), shards, tasks[0].attempt), actor, tasks)
+            self._send(actor.run.remote(self._names(tasks), tasks[0].attempt), actor, tasks)
         return len(self._queue) > 0 or self._calls > 0
+
+    def _names(self, tasks: Sequence[Task]) -> list[Shards]:
+        by_job = groupby(tasks, key=lambda task: task.job)
+        jobs = [(self._queue.jobs[index], [task.shard for task in same]) for index, same in by_job]
+        return [(str(job.out), job.key, shards) for job, shards in jobs]
 
     def _per_call(self) -> int:
         """Return how many shards a call takes: all actors have work to the end, and none waits for the driver."""
@@ -241,7 +278,7 @@ class _Actors:
         try:
             results = future.result()
         except ray.exceptions.RayTaskError as error:
-            results = [Result(error=one_line(error.cause))]
+            results = [Result(error=one_line(error.cause))] * len(tasks)
         except ray.exceptions.RayError as error:
             self._replace(actor, tasks, error)
             return
@@ -253,7 +290,7 @@ class _Actors:
             self._set_free(actor, self._free[actor] + _calls(tasks))
             if self._free[actor] == SHARDS_PER_SLOT and not len(self._queue):
                 actor.rest.remote()
-        for task, result in zip_longest(tasks, results, fillvalue=results[-1]):
+        for task, result in zip(tasks, results, strict=True):
             self._queue.settle(task, result)
 
     def _replace(self, actor: Any, tasks: Sequence[Task], error: Exception) -> None:
