@@ -140,7 +140,7 @@ def plan_job(
     )
     job = SegmentJob(
         uri=str(uri),
-        out=Path(out),
+        out=out if isinstance(out, Path) else Path(out),
         package=package.folder,
         model_ref={"name": package.spec.name, **(options.get("model_ref") or {}), "digest": package.digest},
         classes=package.spec.classes,

@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     shards = len(template.plan.shards())
     before = _rss()
     text = json.dumps(template.to_json())
-    found = [_prepared(text, folder, index) for index in range(options.images)]
+    found = [_prepared(template, text, folder, index) for index in range(options.images)]
     results = {ready.source.uri: ImageResult(name="", uri=ready.source.uri, status="failed") for ready in found}
     clock = time.process_time()
     queue = ShardQueue([ready.job for ready in found], places=[ready.places for ready in found])
@@ -276,10 +276,12 @@ def _template(folder: Path, side: int) -> SegmentJob:
     return replace(job, plan=plan)
 
 
-def _prepared(text: str, folder: Path, index: int) -> Prepared:
+def _prepared(template: SegmentJob, text: str, folder: Path, index: int) -> Prepared:
     """Return all that a driver keeps of an image while its shards are computed."""
     job = _job(text, folder, index)
-    return Prepared(Source(job.uri, job.out), job, pending_places(job), {"prepare": index / 7})
+    # What images of one model share is one object in a driver, too.
+    shared = {name: getattr(template, name) for name in ("classes", "engine", "package")}
+    return Prepared(Source(job.uri, job.out), replace(job, **shared), pending_places(job), {"prepare": index / 7})
 
 
 def _job(text: str, folder: Path, index: int) -> SegmentJob:

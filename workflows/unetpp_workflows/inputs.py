@@ -27,7 +27,7 @@ RESERVED = frozenset({"mlflow", "logs", "nightly"})
 JOB = "job.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One image to segment and the folder, directly below the output folder, that takes its results.
 

@@ -31,7 +31,7 @@ _BATCHES_AT_ONCE, _IMAGES_PER_BATCH = 64, 256
 """On a cluster: asking it for one batch costs the driver as much as for one image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """An image that can be computed: its job, which of its shards, and the seconds of each step so far."""
 
@@ -103,7 +103,9 @@ def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | I
         if (found := reuse(call, source)) is not None:
             return found
         job = prepare(call, source)
-        return Prepared(source, job, pending_places(job), call.seconds[source.uri])
+        places = pending_places(job)
+        # A copy, without what the job has opened: a call may keep a million.
+        return Prepared(source, replace(job), places, call.seconds[source.uri])
     except Exception as error:  # noqa: BLE001 (one bad image of an archive must not stop the others; it is reported)
         return failed(source, error)
 

@@ -17,7 +17,7 @@ from unetpp_workflows.report import area_text
 _STYLE = {"done": "green", "empty": "yellow", "partial": "yellow", "failed": "bold red"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageResult:
     """One image of a call.
 
