@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import CancelledError
+from functools import partial
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_all_is_done_at_the_end(remote: bool) -> None:
     done: list[int] = []
     with Finishing(remote=remote) as finishing:
         for number in range(100):
-            finishing.begin(lambda number=number: done.append(number))  # type: ignore[misc]
+            finishing.begin(partial(done.append, number))
         finishing.wait()
         assert sorted(done) == list(range(100)) and finishing.left == 0
 
@@ -42,3 +43,18 @@ def test_an_interrupt_ends_what_runs_and_begins_nothing() -> None:
         raise KeyboardInterrupt
     # As many as ran, far fewer than waited.
     assert 1 <= len(told) < 50 and finishing.left == 0 and time.monotonic() - clock < 50
+
+
+def test_what_fails_is_told_and_the_others_are_done() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 3:
+            raise OSError("no room for the log")
+        done.append(number)
+
+    with pytest.raises(OSError, match="no room"), Finishing(remote=False) as finishing:
+        for number in range(9):
+            finishing.begin(partial(work, number))
+        finishing.wait()
+    assert sorted(done) == [0, 1, 2, 4, 5, 6, 7, 8]

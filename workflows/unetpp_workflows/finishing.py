@@ -30,14 +30,15 @@ class Finishing:
         most = _ON_CLUSTER_AT_ONCE if remote else max(1, cpu_count() // _CORES_PER_IMAGE)
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="finish")
         self._begun: set[Future[None]] = set()
+        self._error: BaseException | None = None
         self.stop = threading.Event()
         """Set when the call is given up."""
 
     def begin(self, work: Callable[[], None]) -> None:
-        """Call `work`, which raises nothing, when there is room."""
+        """Call `work` when there is room."""
         future = self._pool.submit(work)
         self._begun.add(future)
-        future.add_done_callback(self._begun.discard)
+        future.add_done_callback(self._ended)
 
     @property
     def left(self) -> int:
@@ -45,13 +46,20 @@ class Finishing:
         return len(self._begun)
 
     def wait(self) -> None:
-        """Return when all have ended."""
+        """Return when all have ended; raises what the first that failed raised."""
         futures.wait(set(self._begun))
+        if self._error is not None:
+            raise self._error
 
     def check(self, *_: object) -> None:
         """Raise `CancelledError` where the call is given up; can be given to steps as their progress callback."""
         if self.stop.is_set():
             raise CancelledError
+
+    def _ended(self, future: Future[None]) -> None:
+        if not future.cancelled():
+            self._error = self._error or future.exception()
+        self._begun.discard(future)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,9 +191,9 @@ def _finished(
 
     with Finishing(remote=call.address is not None) as finishing:
         run_shards(call, found, display, lease, log, metrics, on_ended=ended, note=note)
-        if finishing.left:
-            with display.step(f"finishing {found[0].source.name if len(found) == 1 else f'{finishing.left} images'}"):
-                finishing.wait()
+        left = found[0].source.name if len(found) == 1 else f"{finishing.left} images"
+        with display.step(f"finishing {left}") if finishing.left else nullcontext():
+            finishing.wait()
     return results
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from unetpp_workflows.truth import Truth
 
 log = logging.getLogger(__name__)
+_one_writer = threading.Lock()
 
 
 @dataclass
@@ -352,8 +354,11 @@ def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
     """Return the record with its MLflow run; a store that does not take it is only a warning."""
     from unetpp_workflows.tracking import log_segmentation
 
+    uri = store_uri(call.config.tracking.uri)
+    # Several images may be finished at once, and SQLite takes one writer.
+    turn = _one_writer if uri.startswith("sqlite:") else nullcontext()
     try:
-        with call.timed(job.uri, "tracking"):
+        with turn, call.timed(job.uri, "tracking"):
             run = log_segmentation(record, job.out, tracking_uri=call.config.tracking.uri)
     except UnetppError as error:
         warning = "; ".join(filter(None, (record.warning, f"not recorded in MLflow: {error}")))

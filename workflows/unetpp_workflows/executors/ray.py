@@ -320,18 +320,28 @@ def ray_session(address: str | None, *, cpus: int) -> Iterator[None]:
     """Use the session this process has, else join the cluster at `address`, else run Ray on this machine meanwhile.
 
     Raises:
-        EngineError: Ray cannot run on this machine.
+        EngineError: the cluster does not answer, or Ray cannot run on this machine.
     """
     import ray
 
     with ExitStack() as stack:
         if not ray.is_initialized():
             if address is not None:
-                ray.init(address=address, **_QUIET)
+                _join(address)
             else:
                 _start_here(stack, cpus)
             stack.callback(ray.shutdown)
         yield
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        advice = "start the cluster, correct executor.address, or leave it out to run on this machine"
+        raise EngineError(f"no Ray cluster answers at {address!r} ({one_line(error)}); {advice}") from error
 
 
 def _start_here(stack: ExitStack, cpus: int) -> None:
