@@ -14,7 +14,7 @@ help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       format, lint, types and import contracts"
-	@echo "make slow        long checks: memory against image size"
+	@echo "make slow        long checks: memory against image size, more types in the kernels' interpreter"
 	@echo "make cluster-test  Slurm, Ray on two hosts, nights on MLflow with PostgreSQL and S3, for real (root; 15 minutes)"
 	@echo "make kernels     compile every fused kernel for every GPU, check it against gate.json (20 minutes on two cores)"
 	@echo "make kernels-update  the same, and write gate.json"
@@ -74,7 +74,8 @@ viewer-check:
 	npm ci --no-fund --no-audit --silent; } && npm run --silent check
 
 slow: $(STAMP)
-	@$(PY) -m pytest -m slow --timeout 3600
+	@TRITON_INTERPRET=1 $(PY) -m pytest -m slow --timeout 3600 tests/kernels/computed
+	@$(PY) -m pytest -m slow --timeout 3600 --ignore tests/kernels/computed
 
 cluster-test: $(STAMP)
 	@$(PY) -m pytest tests/cluster tests/workflows/test_nightly_server.py --timeout 3600

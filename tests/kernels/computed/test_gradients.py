@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -89,8 +90,13 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_backward, "_PROGRAMS", 4)
 
 
+def also_slow(*fast: object) -> list[Any]:
+    """Every type, those not named as slow tests: the interpreter takes 20 s for one of these maps."""
+    return [pytest.param(dtype, marks=[] if dtype in fast else pytest.mark.slow, id=str(dtype)) for dtype in TYPES]
+
+
 @pytest.mark.usefixtures("few_programs")
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("dtype", also_slow(torch.float32, torch.float16))
 @pytest.mark.parametrize("size", [(27, 100), (3, 70), (17, 20)], ids=str)
 def test_depthwise_inside_and_at_edges(size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]) -> None:
     """Maps with tiles that touch no edge, with rows or columns of tiles that all do, and several tiles a program."""
@@ -104,7 +110,7 @@ def test_depthwise_inside_and_at_edges(size: tuple[int, int], dtype: torch.dtype
 
 
 @pytest.mark.usefixtures("few_programs")
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("dtype", also_slow(torch.float32))
 @pytest.mark.parametrize("inner", [False, True])
 def test_depthwise_pointwise_inside_and_at_edges(inner: bool, dtype: torch.dtype, guarded: Callable[[], None]) -> None:
     inputs = [
