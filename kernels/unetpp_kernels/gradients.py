@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unetpp_kernels import definition, gradient_operators, norm_operators, packing
+from unetpp_kernels import definition, gradient_operators, native, norm_operators, packing
 from unetpp_kernels.definition import Resampling
 from unetpp_kernels.gradient_operators import bias_gradient
 
@@ -164,7 +164,7 @@ class BatchNorm(torch.autograd.Function):
 
     relu((x - mean) weight / sqrt(variance + eps) + bias), the gradient going through mean and variance as well. count:
     over how many values they were taken. total: adds up a tensor over all that share them, in place; None alone. fused:
-    by the operators, otherwise by their definitions.
+    by the operators, otherwise by torch's own kernels where they do, or the definitions.
 
     With z = (x - mean) / s, s = sqrt(variance + eps), and g the gradient before the ReLU, that of x is
     weight / s (g - sum(g) / n - z sum(g z) / n) (Ioffe and Szegedy 2015, section 3).
@@ -191,6 +191,8 @@ class BatchNorm(torch.autograd.Function):
         ctx.save_for_backward(x, mean, scale, shift, inverse)
         if fused:
             return _OPERATORS.normalise(x, mean, scale, shift, relu)  # type: ignore[no-any-return]
+        if native.suits(x, relu=relu):
+            return native.normalise(x, mean, scale, shift)
         return definition.normalise(x, mean, scale, shift, relu=relu)
 
     @staticmethod
@@ -200,6 +202,8 @@ class BatchNorm(torch.autograd.Function):
         vectors = (x, mean, scale, shift)
         if ctx.fused:
             sums = _OPERATORS.normalise_sums(gradient, *vectors, ctx.relu)
+        elif native.suits(x, relu=ctx.relu):
+            sums = native.normalise_sums(gradient, x, mean)
         else:
             sums = definition.normalise_sums(gradient, *vectors, relu=ctx.relu)
         dbias, dweight = sums[0].to(ctx.weight_type, copy=True), (sums[1] * inverse).to(ctx.weight_type)
@@ -210,6 +214,8 @@ class BatchNorm(torch.autograd.Function):
         shares[1] *= inverse.square()
         if ctx.fused:
             dx = _OPERATORS.normalise_backward(gradient, *vectors, shares, ctx.relu)
+        elif native.suits(x, relu=ctx.relu):
+            dx = native.normalise_backward(gradient, x, mean, scale, shares)
         else:
             dx = definition.normalise_backward(gradient, *vectors, shares, relu=ctx.relu)
         return dx, None, None, None, dweight, dbias, None, None, None, None

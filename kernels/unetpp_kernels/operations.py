@@ -17,7 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from unetpp_kernels import definition, gradients, operators, packing
+from unetpp_kernels import definition, gradients, native, operators, packing
 from unetpp_kernels.definition import Resampling
 
 Implementation = Literal["triton", "torch"]
@@ -208,7 +208,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """See `definition.moments`; constants to autograd."""
     x = x.detach()
     if implementation([x]) == "torch":
-        return definition.moments(x)
+        return native.moments(x) if native.suits(x) else definition.moments(x)
     mean, variance = torch.ops.unetpp.moments(x)
     return mean, variance
 

@@ -13,8 +13,8 @@ scheduling    `run_ray`'s loop against simulated actors, ten times as fast as th
 reporting     what logging and counting every commit adds to that
 finishing     `complete` on Ray for small pictures, the driver again only sends and takes back
 
-`--check` simulates this machine instead, with the time per shard that a small slide took on one worker, and then runs a
-larger one for real.
+`--check` simulates this machine instead, with the rates of reading, computing and writing that a small slide had on one
+worker, and then runs a larger one for real.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any
 
 from unetpp import commit
 from unetpp.commit import CommitRecord
-from unetpp.job import SegmentJob, pending
+from unetpp.job import SegmentJob, pending, progress
 from unetpp.segment import prepare_job
 from unetpp_workflows import preparing
 from unetpp_workflows.config import load_config
@@ -70,15 +70,16 @@ def main() -> None:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Predict real runs of one and two workers from what a smaller slide took on one, and run them."""
+    """Predict real runs of one and two workers from the stages of a smaller slide on one, and run them."""
     for _ in range(2):  # the first also compiles
-        job, seconds = _run(folder, "small", 3072, 1)
-    rate = seconds / (job.plan.height * job.plan.width)
-    found: dict[str, Any] = {"s per Mpx on one worker": round(rate * 1e6, 4)}
+        job, _ = _run(folder, "small", 3072, 1)
+    stages = {name: spent / (job.plan.height * job.plan.width) for name, spent in progress(job).seconds.items()}
+    found: dict[str, Any] = {"s per Mpx on one worker": {name: round(s * 1e6, 4) for name, s in stages.items()}}
     for workers in (1, 2):
         job, real = _run(folder, "large", 8192, workers)
         record, job = _record(job).to_json(), replace(job, out=folder / "not-begun")
-        _, predicted, _ = _simulate(ShardQueue([job]), workers, job.plan.shard**2 * rate, lost=0.0, record=record)
+        shard = _period({name: rate * job.plan.shard**2 for name, rate in stages.items()})
+        _, predicted, _ = _simulate(ShardQueue([job]), workers, shard, lost=0.0, record=record)
         found[f"{workers} workers"] = {
             "shards": len(job.plan.shards()),
             "predicted s": round(predicted, 1),
@@ -86,6 +87,11 @@ def check(folder: Path) -> dict[str, Any]:
             "predicted / real": round(predicted / real, 3),
         }
     return found
+
+
+def _period(seconds: dict[str, float]) -> float:
+    """Return the time in which a worker ends a shard: one computes while another is read or written."""
+    return max(seconds["compute"], sum(seconds.values()) / SHARDS_PER_SLOT)
 
 
 def _run(folder: Path, name: str, side: int, workers: int) -> tuple[SegmentJob, float]:
