@@ -29,6 +29,7 @@ import resource
 import shutil
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -259,7 +260,7 @@ def _per_report(job: SegmentJob, folder: Path, count: int = 20_000) -> float:
     record = replace(_record(job), seconds={"read": 0.1, "compute": 0.5, "write": 0.1})
     metrics = RunMetrics(1)
     metrics.queued(count, "cuda")
-    with EventLog(folder / "log") as log:
+    with closing(EventLog(folder / "log")) as log:
         clock = time.process_time()
         for _ in range(count):
             facts = {"valid_px": record.valid_px, "attempt": record.attempt, "seconds": record.seconds}

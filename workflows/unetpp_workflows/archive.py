@@ -16,7 +16,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -24,9 +24,6 @@ from unetpp.durable import write_file
 from unetpp.errors import ConfigError, StoreError
 from unetpp_workflows.drift import PROFILE, unlike_archive, words
 from unetpp_workflows.record import ImageRecord
-
-if TYPE_CHECKING:
-    pass
 
 SUMMARY = "summary"
 Row = dict[str, Any]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +78,7 @@ def segment_part(
     with (
         Lease(output, part=name if part.index else None) as lease,
         exported(config.metrics, call.workers) as metrics,
-        EventLog(output) as log,
+        closing(EventLog(output)) as log,
     ):
         sources, unnamed = find_sources(inputs, output)
         log.write("part_started", part=str(part), images=len(sources), config=shown_config(call.config))

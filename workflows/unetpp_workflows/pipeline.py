@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +81,7 @@ def segment(
     with (
         Lease(output) as lease,
         exported(call.config.metrics, call.workers) as metrics,
-        EventLog(output) as log,
+        closing(EventLog(output)) as log,
     ):
         sources, results = find_sources(inputs, output)
         sources = [source for source in sources if selection.takes(source)]

@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from unetpp_workflows.stac import ITEM, write_item
 from unetpp_workflows.summary import ImageResult
 
 if TYPE_CHECKING:
-    from unetpp.finalize import Figures
+    from unetpp.finalize import Figures, Report
     from unetpp.job import EngineChoice, Progress, SegmentJob
     from unetpp.package import Package
     from unetpp.segment import JobOptions
@@ -184,21 +184,22 @@ def complete(
     job: SegmentJob,
     failures: Mapping[str, str],
     before: Mapping[str, float],
-    progress: Callable[[str, float], None] | None = None,
+    report: Report | None = None,
 ) -> ImageResult:
     """Finalize an image whose shards have run, score it, and write picture, report and record.
 
     Args:
         before: seconds of its earlier steps, which another machine may have made.
-        progress: of `finalize`; what it raises ends the work, and the next call goes on with it.
+        report: the progress callback of `finalize`; what it raises ends the work, and the next call goes on with it.
     """
-    from unetpp import job as jobs
+    from unetpp.finalize import finalize
+    from unetpp.job import progress
 
-    state = jobs.progress(job)
+    state, output = progress(job), call.config.output
     record = _record(call, source, job, state, failures)
     if state.status != "partial":
         with call.timed(job.uri, "finalize"):
-            figures = finalized(call, job, progress)
+            figures = finalize(job, formats=output.formats, instances=output.instances, progress=report)
         record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
         record = replace(record, formats=list(figures.formats))
         record = _scored(call, job, _looked_at(call, job, record))
@@ -232,14 +233,6 @@ def track(call: Call, job: SegmentJob, result: ImageResult) -> ImageResult:
     record = _tracked(call, job, record)
     write_report(job.out, record)  # now it names its MLflow run
     return ImageResult.of(job.out, record.write(job.out), uri=job.uri, seconds=result.seconds)
-
-
-def finalized(call: Call, job: SegmentJob, progress: Callable[[str, float], None] | None = None) -> Figures:
-    """Make the products that the call asks for, or find them."""
-    from unetpp.finalize import finalize
-
-    output = call.config.output
-    return finalize(job, formats=output.formats, instances=output.instances, progress=progress)
 
 
 def utc_now() -> str:
