@@ -91,3 +91,9 @@ class ConfigError(UnetppError, ValueError):
 
 class DataError(UnetppError, ValueError):
     """Training images and labels that do not fit together."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, with its type where the error is not one of ours."""
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return first if isinstance(error, UnetppError) else f"{type(error).__name__}: {first}"

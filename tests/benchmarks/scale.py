@@ -45,7 +45,8 @@ from unetpp_workflows.config import load_config
 from unetpp_workflows.events import EventLog
 from unetpp_workflows.executors.base import SHARDS_PER_SLOT, Outcome, Result, ShardQueue, Task, pending_places
 from unetpp_workflows.executors.local import run_local
-from unetpp_workflows.executors.ray import _SLOTS_PER_SHARD, Shards, _Actors, ray_session
+from unetpp_workflows.executors.ray import _SLOTS_PER_SHARD, Shards, _Actors
+from unetpp_workflows.executors.session import ray_session
 from unetpp_workflows.finishing import Finishing
 from unetpp_workflows.inputs import Source
 from unetpp_workflows.machine import cpu_count, rare_collections

@@ -14,7 +14,7 @@ import zarr
 
 from unetpp.errors import DataError
 from unetpp_workflows.dask_ray import RayScheduler
-from unetpp_workflows.executors.ray import ray_session
+from unetpp_workflows.executors.session import ray_session
 
 
 @pytest.fixture(scope="module", autouse=True)

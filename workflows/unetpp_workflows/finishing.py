@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent import futures
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -46,8 +45,8 @@ class Finishing:
         return len(self._begun)
 
     def wait(self) -> None:
-        """Return when all have ended; raises what the first that failed raised."""
-        futures.wait(set(self._begun))
+        """Return when all have ended, after which none is begun; raises what the first that failed raised."""
+        self._pool.shutdown()  # its threads also count what they ended: the futures alone would be done before that
         if self._error is not None:
             raise self._error
 

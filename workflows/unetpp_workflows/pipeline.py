@@ -88,11 +88,13 @@ def segment(
         log.write("run_started", images=len(sources), model=call.model.reference(), config=shown_config(call.config))
         found: list[Prepared] = []
         with rare_collections(len(sources)), _cluster(call):
-            for source, ready in all_prepared(call, sources, force=selection.force):
-                if isinstance(ready, ImageResult):
-                    results[source.uri] = ready
-                    log_result(log, ready)
-                else:
+            with display.images(len(sources), "opening images") as opened:
+                for source, ready in all_prepared(call, sources, force=selection.force):
+                    opened()
+                    if isinstance(ready, ImageResult):
+                        results[source.uri] = ready
+                        log_result(log, ready)
+                        continue
                     found.append(ready)
                     log.write("image_prepared", image=source.name, uri=source.uri, shards=len(ready.job.plan.shards()))
                     results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # its place
@@ -162,7 +164,7 @@ def _cluster(call: Call) -> Iterator[None]:
     if call.address is None:
         yield
         return
-    from unetpp_workflows.executors.ray import ray_session
+    from unetpp_workflows.executors.session import ray_session
 
     with redirect_stdout(sys.stderr), ray_session(call.address, cpus=1):
         yield
@@ -200,7 +202,7 @@ def _finished(
 def _shared(call: Call) -> Call | None:
     if call.address is None:
         return None
-    from unetpp_workflows.executors.ray import share
+    from unetpp_workflows.executors.session import share
 
     return share(call)
 
@@ -220,7 +222,7 @@ def _completed(call: Call, shared: Call | None, ready: Prepared, outcome: Outcom
 
 def _completed_there(shared: Call, ready: Prepared, finishing: Finishing) -> ImageResult | None:
     """Complete an image on a CPU of the cluster; None where that failed, and the work there is continued here."""
-    from unetpp_workflows.executors.ray import on_cluster
+    from unetpp_workflows.executors.session import on_cluster
 
     try:
         return on_cluster(complete, shared, ready.source, ready.job, {}, ready.seconds, stop=finishing.stop)

@@ -50,7 +50,7 @@ def all_prepared(
     if call.address is not None and len(sources) > 1:
         # Every CPU gets some: of few images each has a call of its own.
         at_once, size = _BATCHES_AT_ONCE, max(1, min(_IMAGES_PER_BATCH, len(sources) // _BATCHES_AT_ONCE))
-        from unetpp_workflows.executors.ray import share
+        from unetpp_workflows.executors.session import share
 
         call = share(replace(call, choice=_choice(call)))
         work = partial(_prepared_there, stop)
@@ -83,7 +83,7 @@ def _prepared_there(
     stop: threading.Event, shared: Call, sources: Sequence[Source], *, force: bool
 ) -> list[Prepared | ImageResult]:
     """Prepare images on the cluster; one that takes its process with it is found by preparing each alone."""
-    from unetpp_workflows.executors.ray import on_cluster
+    from unetpp_workflows.executors.session import on_cluster
 
     try:
         return on_cluster(partial(_prepared_batch, force=force), shared, sources, stop=stop)

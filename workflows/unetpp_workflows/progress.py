@@ -67,7 +67,7 @@ class Display:
         meter = ShardMeter(total)
         if self.console.is_terminal:
             with self._bar() as bar:
-                task = bar.add_task(title, total=total, note="starting workers")
+                task = bar.add_task(title, total=total, note="shards  starting workers")
                 last = [0.0]
 
                 def show() -> None:
@@ -76,7 +76,7 @@ class Display:
                         return
                     last[0] = now
                     said = "  ".join(filter(None, (meter.speed(), meter.limit(), note())))
-                    bar.update(task, completed=meter.done, note=said)
+                    bar.update(task, completed=meter.done, note=f"shards  {said}")
 
                 yield meter, show
         else:
@@ -84,6 +84,25 @@ class Display:
         if meter.done:
             limit = meter.limit()
             self.say(f"{title}: {meter.done} of {total} shards in {meter.seconds:.1f} s, {meter.speed()}, {limit}")
+
+    @contextmanager
+    def images(self, total: int, title: str) -> Iterator[Callable[[], None]]:
+        """Yield the function to call after each of many images that a step takes one by one."""
+        done, last = 0, time.perf_counter()
+
+        def line() -> None:
+            nonlocal done, last
+            done += 1
+            if time.perf_counter() - last >= _LINE_EVERY_S:
+                last = time.perf_counter()
+                self.say(f"{title}: {done}/{total}")
+
+        if self.console.is_terminal:
+            with self._bar() as bar:
+                task = bar.add_task(title, total=total, note="images")
+                yield lambda: bar.advance(task)
+        else:
+            yield line
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
@@ -101,7 +120,7 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("shards  {task.fields[note]}"),
+            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,

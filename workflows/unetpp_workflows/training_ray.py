@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.errors import EngineError
-from unetpp_workflows.executors.ray import ray_session
+from unetpp_workflows.executors.session import ray_session
 from unetpp_workflows.training_job import PROGRESS, Journal, TrainingJob, device
 
 _POLL_SECONDS = 0.5

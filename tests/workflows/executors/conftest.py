@@ -18,7 +18,7 @@ Hashes = dict[str, str]
 @pytest.fixture(scope="session")
 def ray_on_this_machine() -> Iterator[None]:
     """A Ray session of two CPUs, started as `run_ray` starts it, that all tests share."""
-    from unetpp_workflows.executors.ray import ray_session
+    from unetpp_workflows.executors.session import ray_session
 
     with ray_session(None, cpus=2):
         yield

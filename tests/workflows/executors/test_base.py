@@ -10,7 +10,7 @@ import pytest
 from unetpp.errors import OutputError
 from unetpp.segment import SegmentJob
 from unetpp_workflows.executors import base
-from unetpp_workflows.executors.base import Outcome, Result, ShardQueue, Task, Worker, one_line
+from unetpp_workflows.executors.base import Outcome, Result, ShardQueue, Task, Worker
 
 RECORD = {"shard": "0.0", "key": "k", "sha256": None, "size": 0, "valid_px": 0, "counts": {"0": 0}}
 
@@ -84,11 +84,6 @@ def test_an_image_that_vanished_fails_the_job(two_jobs: list[SegmentJob], image)
     finally:
         hidden.rename(image)
     assert result.job_failed and str(image) in result.error and "\n" not in result.error
-
-
-def test_one_line_names_foreign_errors() -> None:
-    assert one_line(ValueError("")) == "ValueError: no message"
-    assert one_line(OutputError("full")) == "full"
 
 
 def test_many_waiting_shards_take_a_few_bytes_each(two_jobs: list[SegmentJob]) -> None:

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ import pytest
 from skimage.data import immunohistochemistry
 
 from unetpp.commit import CommitRecord, verify
-from unetpp.finalize import finalize
 from unetpp.segment import SegmentJob, ShardWorker, pending, progress
 from unetpp_workflows.executors.base import Outcome
 from unetpp_workflows.executors.local import run_local
-from unetpp_workflows.finishing import Finishing
 
 Prepare = Callable[..., SegmentJob]
 Files = Callable[[SegmentJob], dict[str, str]]
@@ -131,26 +128,6 @@ except KeyboardInterrupt:
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("shard")]
     print(json.dumps([seen, left]))
 """
-
-
-def test_an_image_can_be_finished_while_another_is_computed(prepare: Prepare) -> None:
-    first, second = prepare("first", engine="torch"), prepare("second", engine="torch")
-    finished: list[str] = []
-
-    def finish(job: SegmentJob) -> None:
-        finalize(job)  # waits for the folder's lock: nobody may hold the image open for long
-        finished.append(job.out.name)
-
-    def on_commit(job: SegmentJob, _: CommitRecord) -> None:
-        waits_until = time.monotonic() + 60
-        while job == second and not finished and time.monotonic() < waits_until:
-            time.sleep(0.01)
-
-    with Finishing(remote=False) as finishing:
-        ended = lambda job, _: finishing.begin(partial(finish, job))  # noqa: E731
-        assert run_local([first, second], workers=2, on_commit=on_commit, on_ended=ended) == (Outcome(35),) * 2
-        finishing.wait()
-    assert finished == ["first", "second"]
 
 
 def test_ctrl_c_ends_soon_and_keeps_what_is_done(prepare: Prepare) -> None:

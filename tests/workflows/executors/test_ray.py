@@ -7,14 +7,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
-import venv
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
-from functools import partial
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -23,15 +17,11 @@ import pytest
 
 from unetpp import commit
 from unetpp.commit import CommitRecord
-from unetpp.errors import EngineError, OutputError
-from unetpp.finalize import finalize
-from unetpp.lock import FolderLock
 from unetpp.segment import SegmentJob, pending
 from unetpp_workflows.executors import ray as ray_executor
 from unetpp_workflows.executors.base import Outcome, Result
 from unetpp_workflows.executors.local import run_local
-from unetpp_workflows.executors.ray import ShardActor, Shards, on_cluster, run_ray
-from unetpp_workflows.finishing import Finishing
+from unetpp_workflows.executors.ray import ShardActor, Shards, run_ray
 
 Prepare = Callable[..., SegmentJob]
 Files = Callable[[SegmentJob], dict[str, str]]
@@ -154,78 +144,6 @@ def test_a_shard_beside_a_poisonous_one_is_not_blamed(
     assert json.loads((job.out / "commits/0.0.json").read_text())["attempt"] == 2
 
 
-def finish(job: SegmentJob) -> int:
-    """Finalize a job; returns the process's number."""
-    finalize(job)
-    return os.getpid()
-
-
-def end(how: str, folder: Path) -> None:
-    if how == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "hangs":
-        (folder / "begun").touch()
-        time.sleep(300)
-    raise OutputError("disk full") if how == "ours" else OSError("no room\nat all")
-
-
-def test_a_clusters_cpus_do_any_work(prepare: Prepare, hashes: Files) -> None:
-    here, there = prepare("here"), prepare("there")
-    run_local([here, there], workers=2)
-    figures = finalize(here)
-    lock = FolderLock(there.out, exclusive=False)  # as a worker that is about to end holds it
-    threading.Timer(2, lock.close).start()
-    assert on_cluster(finish, there, stop=threading.Event()) != os.getpid()
-    assert finalize(there) == figures and hashes(there) == hashes(here)
-    assert (there.out / "polygons.geojson").read_bytes() == (here.out / "polygons.geojson").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("how", "error", "words"),
-    [
-        ("ours", OutputError, "^disk full$"),
-        ("another's", EngineError, "^on the cluster: OSError: no room$"),
-        ("dies", EngineError, "^on the cluster: "),
-    ],
-)
-def test_what_fails_on_the_cluster_is_told(tmp_path: Path, how: str, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        on_cluster(end, how, tmp_path, stop=threading.Event())
-
-
-def test_work_on_the_cluster_can_be_stopped(tmp_path: Path) -> None:
-    stop = threading.Event()
-
-    def stop_when_begun() -> None:
-        while not (tmp_path / "begun").exists():
-            time.sleep(0.1)
-        stop.set()
-
-    threading.Thread(target=stop_when_begun, daemon=True).start()
-    with pytest.raises(CancelledError):
-        on_cluster(end, "hangs", tmp_path, stop=stop)
-
-
-def test_an_image_can_be_finished_while_another_is_computed(prepare: Prepare) -> None:
-    first, second = prepare("first", engine="torch"), prepare("second", engine="torch")
-    finished: list[str] = []
-
-    def finish(job: SegmentJob) -> None:
-        finalize(job)  # waits for the folder's lock: nobody may hold the image open for long
-        finished.append(job.out.name)
-
-    def on_commit(job: SegmentJob, _: CommitRecord) -> None:
-        waits_until = time.monotonic() + 60
-        while job == second and not finished and time.monotonic() < waits_until:
-            time.sleep(0.01)
-
-    with Finishing(remote=False) as finishing:
-        ended = lambda job, _: finishing.begin(partial(finish, job))  # noqa: E731
-        assert run_ray([first, second], workers=2, on_commit=on_commit, on_ended=ended) == (Outcome(35),) * 2
-        finishing.wait()
-    assert finished == ["first", "second"]
-
-
 def test_nothing_to_do_starts_nothing(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "ray_session", None)
     assert run_ray([]) == ()
@@ -241,39 +159,6 @@ def test_workers_share_the_gpus(prepare: Prepare, device: str, workers: int, gpu
     job = prepare(engine="torch")
     job = replace(job, engine=replace(job.engine, device=device))
     assert ray_executor._gpu_share([job], workers, gpus) == share
-
-
-def test_a_machine_without_loopback_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-    import socket
-
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
-
-    monkeypatch.setattr(socket, "create_connection", unreachable)
-    with pytest.raises(EngineError, match="use the executor local"):
-        ray_executor._check_loopback()
-
-
-IN_AN_ENVIRONMENT = """
-import os
-import ray
-from unetpp_workflows.executors.ray import ray_session
-with ray_session(None, cpus=1):
-    task = ray.remote(num_cpus=0, runtime_env={"env_vars": {"COLOUR": "blue"}})(lambda: os.environ["COLOUR"])
-    print(ray.get(task.remote(), timeout=100))
-"""
-
-
-def test_workers_start_from_a_folder_with_a_space(tmp_path: Path) -> None:
-    """Ray Train gives its workers an environment of their own, which Ray sets up in a shell."""
-    venv.EnvBuilder(symlinks=True).create(tmp_path / "my environment")
-    python = tmp_path / "my environment/bin/python"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    ended = subprocess.run(
-        [python, "-c", IN_AN_ENVIRONMENT], capture_output=True, text=True, env=environment, timeout=200, check=False
-    )
-    assert ended.stdout.split() == ["blue"], ended.stderr
 
 
 def test_a_commit_that_the_driver_never_heard_of_is_not_made_again(

@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from unetpp.errors import OutputError, UnetppError
+from unetpp.errors import OutputError, UnetppError, one_line
 from unetpp_workflows.machine import return_freed_memory
 
 if TYPE_CHECKING:
@@ -274,9 +274,3 @@ class Worker:
             self.close()
             self._current = ShardWorker(job, stop=self._stop, turns=self._turns)
         return self._current
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, with its type where the error is not one of ours."""
-    first = (str(error).strip().splitlines() or ["no message"])[0]
-    return first if isinstance(error, UnetppError) else f"{type(error).__name__}: {first}"

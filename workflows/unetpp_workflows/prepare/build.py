@@ -164,7 +164,7 @@ def _scheduler(run: Run, tasks: int) -> Iterator[Compute]:
     from contextlib import redirect_stdout
 
     from unetpp_workflows.dask_ray import RayScheduler
-    from unetpp_workflows.executors.ray import ray_session
+    from unetpp_workflows.executors.session import ray_session
 
     # Ray reports dead workers on standard output, which belongs to the program's results.
     with redirect_stdout(sys.stderr), ray_session(run.address, cpus=min(workers, max(1, tasks))):

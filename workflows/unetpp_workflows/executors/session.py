@@ -1,0 +1,163 @@
+"""Opens sessions with Ray, on this machine or on a cluster, and calls functions there; knows no image and no shard."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, wait
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from unetpp.errors import EngineError, UnetppError, one_line
+from unetpp_workflows.machine import return_freed_memory
+
+Value = TypeVar("Value")
+_OBJECT_STORE_BYTES = 100 * 2**20
+_STOPS_WITHIN_S = 1.0
+_STARTS = 4
+"""Ray gives its own processes 30 s to start, which is too short on a busy machine."""
+_LONGEST_TEMP = 24
+"""Ray appends about 60 characters to its folder and a socket's path may have 107."""
+_LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+@contextmanager
+def ray_session(address: str | None, *, cpus: int) -> Iterator[None]:
+    """Use the session this process has, else join the cluster at `address`, else run Ray on this machine meanwhile.
+
+    Raises:
+        EngineError: the cluster does not answer, or Ray cannot run on this machine.
+    """
+    import ray
+
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            if address is not None:
+                _join(address)
+            else:
+                _start_here(stack, cpus)
+            stack.callback(ray.shutdown)
+        yield
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        advice = "start the cluster, correct executor.address, or leave it out to run on this machine"
+        raise EngineError(f"no Ray cluster answers at {address!r} ({one_line(error)}); {advice}") from error
+
+
+def _start_here(stack: ExitStack, cpus: int) -> None:
+    import ray
+
+    _check_loopback()
+    stack.enter_context(_environment(_LOCAL_ENVIRONMENT))
+    folder = tempfile.mkdtemp(prefix="unetpp-", dir=_short_temp())
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    options = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": folder, **_QUIET}
+    if (quoted := shlex.quote(sys.executable)) != sys.executable:
+        # Ray starts workers that have an environment of their own (Ray Train's have) by a line of shell and leaves
+        # the interpreter's path as it is: in a folder with a space they would never start.
+        options["runtime_env"] = {"py_executable": quoted}
+    for tries in range(1, _STARTS + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:  # a plain Exception when a process of Ray is late
+            ray.shutdown()
+            if tries == _STARTS:
+                advice = "stop what else runs on this machine, or use --executor local"
+                raise EngineError(f"Ray did not start in {_STARTS} tries ({one_line(error)}); {advice}") from error
+
+
+def _check_loopback() -> None:
+    """Fail at once where this machine cannot talk to itself: Ray would only hang."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=2).close()
+    except OSError as error:
+        raise EngineError(f"Ray needs the loopback network ({error.strerror}); use the executor local") from error
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _short_temp() -> Path:
+    usual = Path(tempfile.gettempdir())
+    return usual if len(str(usual)) <= _LONGEST_TEMP else Path("/tmp")  # noqa: S108  # mkdtemp makes a private folder
+
+
+def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event) -> Value:
+    """Call `work(*values)` on a CPU of the cluster whose session is open, and wait for what it returns.
+
+    Args:
+        work: can be pickled, like its values and its result.
+        stop: set by another thread, ends the call there and here.
+
+    Raises:
+        CancelledError: stopped.
+        EngineError: its process died, or it raised something that is not ours.
+        UnetppError: that it raised.
+    """
+    import ray
+
+    reference = _task().remote(work, *values)
+    future = reference.future()
+    while not future.done():
+        wait([future], timeout=_STOPS_WITHIN_S)
+        if stop.is_set():
+            ray.cancel(reference, force=True)
+            raise CancelledError
+    try:
+        found: Value = future.result()
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UnetppError):
+            raise error.cause from error
+        raise EngineError(f"on the cluster: {one_line(error.cause)}") from error
+    except ray.exceptions.RayError as error:
+        raise EngineError(f"on the cluster: {one_line(error)}") from error
+    return found
+
+
+@cache
+def _task() -> Any:
+    """Return the task of `on_cluster`; Ray sends it once to a cluster, however often it is called."""
+    import ray
+
+    return ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_quietly)
+
+
+def share(value: Value) -> Value:
+    """Return what stands for a value in calls of `on_cluster`, so that it travels once to each machine."""
+    import ray
+
+    shared: Value = ray.put(value)
+    return shared
+
+
+def _quietly(work: Callable[..., Value], *values: Any) -> Value:
+    return_freed_memory()
+    return work(*values)
