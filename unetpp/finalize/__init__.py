@@ -67,7 +67,7 @@ _OUTPUTS = {
     "geoparquet": "geoparquet",
     "flatgeobuf": "flatgeobuf",
 }
-_JOURNAL, _PIECES = "pyramid.jsonl", "pieces"
+_JOURNAL, _PIECES = "pyramid.jsonl", "blocks"
 """What a killed run leaves behind and the next one goes on with."""
 
 Report = Callable[[str, float], None]

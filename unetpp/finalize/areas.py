@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.outlines import Outlines
-from unetpp.finalize.trace import Ints
+from unetpp.finalize.outlines import Ints, Outlines
 from unetpp.geometry import Box, Transform
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.finalize.areas import Measure
+from unetpp.finalize.compiled import compiled
 from unetpp.finalize.lonlat import LonLat
-from unetpp.finalize.outlines import Outlines
+from unetpp.finalize.outlines import Ints, Outlines
 from unetpp.finalize.rows import Rows
-from unetpp.finalize.trace import Ints
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
@@ -79,23 +79,22 @@ class QuPath(_FeatureCollection):
         if self._square_um is not None:
             measurements["Area µm^2"] = [pixels * self._square_um for pixels in rows.pixels]
         measurements |= {title: rows.shapes[column] for column, title in _TITLES.items() if column in rows.shapes}
-        names = [_text(title) for title in measurements]
-        texts = zip(*([f"{float(f'{v:.12g}')!r}" for v in values] for values in measurements.values()), strict=True)
-        properties = {value: self._properties(info) for value, info in {i.value: i for i in rows.infos}.items()}
+        templates = {
+            value: self._template(info, measurements) for value, info in {i.value: i for i in rows.infos}.items()
+        }
         # Clockwise on screen is counter-clockwise in x and y as numbers, as RFC 7946 wants shells.
         coordinates = _coordinates(outlines, self._step)
-        self._write(
-            f'{{"type":"Feature","id":"{identity}","geometry":{{"type":"Polygon","coordinates":{rings}}},'
-            f'"properties":{properties[info.value]}'
-            + ",".join(f"{name}:{value}" for name, value in zip(names, values, strict=True))
-            + "}}}"
-            for identity, info, rings, values in zip(rows.identities, rows.infos, coordinates, texts, strict=True)
-        )
+        values = zip(rows.identities, coordinates, *map(_shortest, measurements.values()), strict=True)
+        self._write(templates[info.value] % own for info, own in zip(rows.infos, values, strict=True))
 
-    def _properties(self, info: ClassInfo) -> str:
-        """Return the text of an object's properties up to its first measurement."""
-        known = {"name": info.name, "color": list(info.color)}
-        return f'{{"objectType":"detection","classification":{_text(known)},"measurements":{{'
+    def _template(self, info: ClassInfo, measurements: Iterable[str]) -> str:
+        """Return the text of an object of a class with %s for id, coordinates and each measurement."""
+        known = _text({"name": info.name, "color": list(info.color)}).replace("%", "%%")
+        columns = ",".join(f"{_text(title)}:%s" for title in measurements)
+        return (
+            '{"type":"Feature","id":"%s","geometry":{"type":"Polygon","coordinates":%s},"properties":'
+            f'{{"objectType":"detection","classification":{known},"measurements":{{{columns}}}}}}}'
+        )
 
 
 class Rfc7946(_FeatureCollection):
@@ -120,35 +119,73 @@ class Rfc7946(_FeatureCollection):
         )
 
 
+_OPEN, _CLOSE, _COMMA = ord("["), ord("]"), ord(",")
 _text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
+def _shortest(values: Sequence[float]) -> list[str]:
+    """Return the text of numbers to 12 digits; few of them differ."""
+    texts = {value: repr(float(f"{value:.12g}")) for value in set(values)}
+    return [texts[value] for value in values]
+
+
 def _coordinates(outlines: Outlines, step: tuple[float, float]) -> list[str]:
-    """Return the text of each object's polygon coordinates: lattice points times `step`, to 4 decimals.
-
-    Every vertex is a cell of bytes: its x and y, each made once for all vertices on one lattice line, and what comes
-    behind it. The cells are padded with zeros, which are dropped in the end.
-    """
-    x, y = (
-        _cells(outlines.vertices[:, axis], step[axis], before, after)
-        for axis, before, after in ((0, "[", ","), (1, "", "]"))
+    """Return the text of each object's polygon coordinates: lattice points times `step`, to 4 decimals."""
+    ends = np.append(outlines.starts[:-1][outlines.shells][1:], len(outlines.vertices))
+    (x_low, x), (y_low, y) = (_numbers(outlines.vertices[:, axis], step[axis]) for axis in (0, 1))
+    numbers = x + y
+    texts = np.array(numbers, np.bytes_)
+    text, bounds = _joined(
+        outlines.vertices + np.array([-x_low, len(x) - y_low]),
+        outlines.starts,
+        ends,
+        texts.view(np.uint8).reshape(len(texts), texts.itemsize),
+        np.array([len(number) for number in numbers]),
     )
-    behind = np.tile(np.frombuffer(b",\0\0", np.uint8), (len(x), 1))
-    ends = outlines.starts[1:] - 1
-    behind[ends] = np.frombuffer(b"],[", np.uint8)
-    last = ends[np.append(outlines.shells[1:], True)]
-    behind[last] = np.frombuffer(b"]]\0", np.uint8)
-    cells = np.concatenate([x, y, behind], axis=1)
-    shown = cells != 0
-    text = cells[shown].tobytes().decode("ascii")
-    bounds = np.cumsum(np.count_nonzero(shown, axis=1))[last].tolist()
-    return [f"[[{text[begin:end]}" for begin, end in pairwise([0, *bounds])]
+    whole = text.tobytes().decode("ascii")
+    return [whole[begin:end] for begin, end in pairwise([0, *bounds.tolist()])]
 
 
-def _cells(values: Ints, step: float, before: str, after: str) -> npt.NDArray[np.uint8]:
-    """Return (m, bytes) the text of each value times `step`, padded with zeros."""
+def _numbers(values: Ints, step: float) -> tuple[int, list[str]]:
+    """Return the first of the values' lattice lines and the texts of all of them."""
     low = int(values.min())
-    line: Any = np.arange(low, int(values.max()) + 1)
-    texts = [f"{before}{value!r}{after}" for value in np.round(line if step == 1 else line * step, 4).tolist()]
-    known = np.array(texts, np.bytes_)
-    return known.view(np.uint8).reshape(len(known), known.itemsize)[values - low]
+    lines: Any = np.arange(low, int(values.max()) + 1)
+    return low, [repr(value) for value in np.round(lines if step == 1 else lines * step, 4).tolist()]
+
+
+@compiled
+def _joined(
+    lines: Ints, starts: Ints, ends: Ints, texts: npt.NDArray[np.uint8], lengths: Ints
+) -> tuple[npt.NDArray[np.uint8], Ints]:
+    """Return the text [[[x,y],...],[[x,y],...]] of all objects, and where each ends; `ends` is behind its vertices.
+
+    `lines` are the rows of `texts` that hold x and y of each vertex, so many bytes of them as `lengths` says.
+    """
+    # A vertex has brackets, a comma and another behind it; a ring two brackets more, an object four.
+    most = len(lines) * (2 * texts.shape[1] + 4) + 2 * len(starts) + 4 * len(ends)
+    text, bounds = np.empty(most, np.uint8), np.empty(len(ends), np.int64)
+    used = number = ring = 0
+    begins = True
+    for at in range(len(lines)):
+        for _ in range(1 + (at == starts[ring]) + begins):
+            text[used] = _OPEN
+            used += 1
+        ring += at == starts[ring]
+        for axis in range(2):
+            line = lines[at, axis]
+            for k in range(lengths[line]):
+                text[used + k] = texts[line, k]
+            used += lengths[line]
+            text[used] = _CLOSE if axis else _COMMA
+            used += 1
+        begins = at + 1 == ends[number]
+        for _ in range((at + 1 == starts[ring]) + begins):
+            text[used] = _CLOSE
+            used += 1
+        if begins:
+            bounds[number] = used
+            number += 1
+        else:
+            text[used] = _COMMA
+            used += 1
+    return text[:used], bounds

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.outlines import PixelObject
-from unetpp.finalize.rings import clean_rings
-from unetpp.finalize.trace import Bools, Ints, trace_block
+from unetpp.finalize.outlines import Batch, Bools, Ints, PixelObject
+from unetpp.finalize.trace import trace_block
 from unetpp.geometry import Box
 from unetpp.objects import split_objects
 
@@ -138,17 +137,15 @@ def _traced(numbers: npt.NDArray[np.int32], placed: Sequence[_Placed]) -> Iterat
     for begin in range(0, int(colours.max()), _COLOURS):
         shown = np.where((colours > begin) & (colours <= begin + _COLOURS), colours - begin, 0).astype(np.uint8)
         traced = trace_block(np.pad(shown, 1), _SHOWN)
-        chains = np.searchsorted(traced.piece, np.arange(1, len(traced.labels) + 2))
-        for piece in np.flatnonzero(traced.pixels >= MIN_AREA).tolist():
-            y, x = traced.first[piece].tolist()
+        outlined = Batch(traced.whole.labels, traced.whole.first, traced.whole.pixels, traced.outlines)
+        for part in outlined.objects():
+            if part.pixels < MIN_AREA:
+                continue
+            y, x = part.first
             one = placed[owner[y, x]]
             dy, dx = one.box.y0 - one.y, one.box.x0 - one.x
-            rings = clean_rings(
-                (traced.vertices[traced.starts[k] : traced.starts[k + 1]] + np.array([dx, dy]), not traced.pinched[k])
-                for k in range(chains[piece], chains[piece + 1])
-            )
-            part = PixelObject(one.found.label, (y + dy, x + dx), int(traced.pixels[piece]), rings)
-            found[owner[y, x]].append(part)
+            rings = tuple(ring + np.array([dx, dy]) for ring in part.rings)
+            found[owner[y, x]].append(PixelObject(one.found.label, (y + dy, x + dx), part.pixels, rings))
     for parts in found:
         yield from sorted(parts, key=lambda part: part.first)
 

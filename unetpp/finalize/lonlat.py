@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.outlines import Outlines
-from unetpp.finalize.trace import Ints
+from unetpp.finalize.outlines import Ints, Outlines
 from unetpp.geometry import Transform
 
 Coordinates = npt.NDArray[np.float64]

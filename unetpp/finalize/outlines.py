@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.trace import Bools, Ints
-
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 _BATCH_OBJECTS, BATCH_VERTICES = 512, 2**16
 
@@ -56,6 +56,14 @@ class Outlines:
         """(rings,) whether the ring is a shell."""
         return np.diff(self.owner, prepend=-1) > 0
 
+    def between(self, begin: int, end: int) -> Outlines:
+        """Return the objects from `begin` to `end`, numbered anew from 0; their vertices are a view."""
+        first, last = np.searchsorted(self.owner, [begin, end]).tolist()
+        low, high = self.starts[[first, last]].tolist()
+        return Outlines(
+            self.vertices[low:high], self.starts[first : last + 1] - low, self.owner[first:last] - begin, end - begin
+        )
+
     def steps(self) -> Ints:
         """Return (m - 1, 2) differences of successive vertices, 0 between two rings."""
         steps = np.diff(self.vertices, axis=0)
@@ -66,6 +74,21 @@ class Outlines:
         """Return (n,) the sum over each object of (m - 1,) values of `steps`."""
         by_ring = np.add.reduceat(of_steps, self.starts[:-1])
         return np.asarray(np.bincount(self.owner, weights=by_ring, minlength=self.count), np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Walks:
+    """Walks around objects with their pixels on the right hand; a closed one does not repeat its first vertex.
+
+    `vertices[starts[k]:starts[k + 1]]` is walk k, of object `owner[k]`.
+    """
+
+    vertices: Ints
+    """(m, 2) lattice points (x, y)."""
+    starts: Ints
+    owner: Ints
+    closed: Bools
+    """(walks,) whether the walk is a whole ring; an open one runs from its first to its last vertex."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.errors import StoreError
-from unetpp.finalize.outlines import BATCH_VERTICES, Batch
-from unetpp.finalize.pieces import Group, Pieces
-from unetpp.finalize.rings import arranged, simple_rings
-from unetpp.finalize.trace import Ints
+from unetpp.finalize.outlines import BATCH_VERTICES, Batch, Ints, Outlines, Walks
+from unetpp.finalize.pieces import SIDES, StoredBlocks
+from unetpp.finalize.rings import merged, polygons
+from unetpp.finalize.trace import Pieces
 from unetpp.geometry import Box
 
 
@@ -33,12 +33,12 @@ def iter_batches(
     Raises:
         StoreError: the pieces are damaged; they are deleted, so that the next run makes them again.
     """
-    pieces = Pieces(shards, folder)
+    blocks = StoredBlocks(shards, folder)
     try:
-        joined = _Joined(pieces)
-        for block in range(len(pieces.boxes)):
-            yield from _owned(pieces, joined, block)
-            progress((block + 1) / len(pieces.boxes))
+        joined = _Joined(blocks)
+        for block in range(len(blocks.boxes)):
+            yield from _owned(blocks, joined, block)
+            progress((block + 1) / len(blocks.boxes))
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, IndexError, ValueError, FileNotFoundError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise StoreError(f"{folder} is damaged ({error}); run the same command again") from error
@@ -51,18 +51,21 @@ class _Joined:
     pixel; block b owns the objects owned[b] to owned[b + 1].
     """
 
-    def __init__(self, pieces: Pieces) -> None:
-        width = max(box.x1 for box in pieces.boxes)
+    def __init__(self, blocks: StoredBlocks) -> None:
+        width = max(box.x1 for box in blocks.boxes)
         labels, codes, sizes = [], [], []
-        for index, box in enumerate(pieces.boxes):
-            names = ("part_labels", "part_first", "part_chains", "part_lengths")
-            label, first, chains, lengths = pieces.load(index, *names)
+        seams = _Seams(blocks.boxes)
+        self.offsets = np.zeros(len(blocks.boxes) + 1, np.int64)
+        for index, box in enumerate(blocks.boxes):
+            names = (f"part_{name}" for name in ("labels", "first", "starts", "owner"))
+            label, first, starts, owner, *borders = blocks.load(index, *names, *SIDES)
             labels.append(label)
-            sizes.append(np.bincount(np.repeat(np.arange(len(label)), chains), weights=lengths, minlength=len(label)))
-            codes.append((first[:, 0].astype(np.int64) + box.y0) * width + first[:, 1] + box.x0)
-        self.offsets = np.concatenate(([0], np.cumsum([len(label) for label in labels])))
+            sizes.append(np.bincount(owner, weights=np.diff(starts), minlength=len(label)))
+            codes.append((first[:, 0] + box.y0) * width + first[:, 1] + box.x0)
+            self.offsets[index + 1] = self.offsets[index] + len(label)
+            seams.add(index, self.offsets[index], label, borders)
         code = np.concatenate(codes)
-        group = _connected(_seams(pieces, self.offsets, np.concatenate(labels)), len(code))
+        group = _connected(seams.pairs(), len(code))
         # The first member in raster order leads its object.
         by_group = np.lexsort((code, group))
         leads = by_group[np.flatnonzero(np.diff(group[by_group], prepend=-1))]
@@ -75,25 +78,39 @@ class _Joined:
         self.first = code[leads[order]]
         self.sizes = np.bincount(rank[group], weights=np.concatenate(sizes), minlength=len(leads)).astype(np.int64)
         """Vertices of each object."""
-        self.owned = np.searchsorted(owner[order], np.arange(len(pieces.boxes) + 1))
+        self.owned = np.searchsorted(owner[order], np.arange(len(blocks.boxes) + 1))
         self.width = width
 
 
-def _seams(pieces: Pieces, offsets: Ints, labels: npt.NDArray[np.uint8]) -> Ints:
-    """Return (n, 2) numbers of pieces of one class that face each other across a seam."""
-    by_corner = {(box.y0, box.x0): index for index, box in enumerate(pieces.boxes)}
-    pairs = [np.zeros((0, 2), np.int64)]
-    for index, box in enumerate(pieces.boxes):
-        for side, facing, corner in (("east", "west", (box.y0, box.x1)), ("south", "north", (box.y1, box.x0))):
-            other = by_corner.get(corner)
-            if other is None:
+class _Seams:
+    """Finds the pieces of one class that face each other across the seams of blocks, in any order of the blocks."""
+
+    def __init__(self, boxes: Sequence[Box]) -> None:
+        self._boxes = boxes
+        self._waiting: dict[tuple[str, int, int], tuple[Ints, npt.NDArray[np.uint8]]] = {}
+        self._pairs = [np.zeros((0, 2), np.int64)]
+
+    def add(self, index: int, offset: int, labels: npt.NDArray[np.uint8], borders: Sequence[Ints]) -> None:
+        """Compare a block's sides with those of the neighbours that came before, and keep the others."""
+        box = self._boxes[index]
+        places = (
+            ("row", box.y0, box.x0),
+            ("row", box.y1, box.x0),
+            ("column", box.y0, box.x0),
+            ("column", box.y0, box.x1),
+        )
+        for place, border in zip(places, borders, strict=True):
+            ours = np.where(border > 0, border + offset, 0), np.append(labels, np.uint8(0))[border - 1]
+            theirs = self._waiting.pop(place, None)
+            if theirs is None:
+                self._waiting[place] = ours
                 continue
-            ours, theirs = pieces.load(index, side)[0], pieces.load(other, facing)[0]
-            both = (ours > 0) & (theirs > 0)
-            pair = np.stack([offsets[index] + ours[both] - 1, offsets[other] + theirs[both] - 1], axis=1)
-            pair = pair[labels[pair[:, 0]] == labels[pair[:, 1]]]
-            pairs.append(np.unique(pair, axis=0))
-    return np.concatenate(pairs)
+            same = (ours[0] > 0) & (theirs[0] > 0) & (ours[1] == theirs[1])
+            self._pairs.append(np.unique(np.stack([ours[0][same], theirs[0][same]], axis=1) - 1, axis=0))
+
+    def pairs(self) -> Ints:
+        """Return (n, 2) numbers of pieces, over the whole image from 0."""
+        return np.concatenate(self._pairs)
 
 
 def _connected(pairs: Ints, count: int) -> Ints:
@@ -104,79 +121,78 @@ def _connected(pairs: Ints, count: int) -> Ints:
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-def _owned(pieces: Pieces, joined: _Joined, block: int) -> Iterator[Batch]:
+def _owned(blocks: StoredBlocks, joined: _Joined, block: int) -> Iterator[Batch]:
     """Yield the objects of one block in batches that end with the object that fills them."""
-    whole = pieces.whole(block)
+    pieces, outlines = blocks.whole(block)
     begin, end = joined.owned[block], joined.owned[block + 1]
-    codes = np.concatenate([whole.first[:, 0] * joined.width + whole.first[:, 1], joined.first[begin:end]])
+    codes = np.concatenate([pieces.first[:, 0] * joined.width + pieces.first[:, 1], joined.first[begin:end]])
     order = np.argsort(codes, kind="stable")
-    sizes = np.concatenate([whole.sizes, joined.sizes[begin:end]])[order]
+    # Each ring repeats its first vertex, which does not count.
+    lengths = np.bincount(outlines.owner, weights=np.diff(outlines.starts) - 1, minlength=outlines.count)
+    sizes = np.concatenate([lengths.astype(np.int64), joined.sizes[begin:end]])[order]
     for part in np.split(order, np.flatnonzero(np.diff((np.cumsum(sizes) - sizes) // BATCH_VERTICES)) + 1):
         if len(part):
-            yield _batch(pieces, joined, whole, int(begin), part, codes[part])
+            first = np.stack(np.divmod(codes[part], joined.width), axis=1)
+            yield _batch(blocks, joined, (pieces, outlines), int(begin), part, first)
 
 
-def _batch(pieces: Pieces, joined: _Joined, whole: Group, begin: int, part: Ints, codes: Ints) -> Batch:
+def _batch(
+    blocks: StoredBlocks, joined: _Joined, whole: tuple[Pieces, Outlines], begin: int, part: Ints, first: Ints
+) -> Batch:
     """Return the objects `part` of a block: whole ones by their number, behind them the joined ones from `begin`."""
-    count, known = len(part), len(whole.labels)
-    inside = part < known
-    labels, pixels = np.zeros(count, np.uint8), np.zeros(count, np.int64)
-    labels[inside], pixels[inside] = whole.labels[part[inside]], whole.pixels[part[inside]]
-    owner_of = np.full(known, -1)
-    owner_of[part[inside]] = np.flatnonzero(inside)
-    of_chain = np.repeat(owner_of, np.diff(whole.chain_starts))
-    ready = np.flatnonzero((of_chain >= 0) & whole.clean)
-    rings: list[Ints] = []
-    owner: list[int] = []
-    for chain in np.flatnonzero((of_chain >= 0) & ~whole.clean).tolist():
-        found = simple_rings(whole.vertices[whole.vertex_starts[chain] : whole.vertex_starts[chain + 1]])
-        rings += found
-        owner += [int(of_chain[chain])] * len(found)
-    for at in np.flatnonzero(~inside).tolist():
-        labels[at], pixels[at], walks = _join(pieces, joined, begin + int(part[at]) - known)
-        found = [ring for walk, clean in walks for ring in ([walk] if clean else simple_rings(walk))]
-        rings += found
-        owner += [at] * len(found)
-    lengths = np.array([len(ring) for ring in rings], np.int64)
-    outlines, held = arranged(
-        np.concatenate([whole.vertices, *rings]),
-        np.concatenate([whole.vertex_starts[ready], len(whole.vertices) + np.cumsum(lengths) - lengths]),
-        np.concatenate([np.diff(whole.vertex_starts)[ready], lengths]),
-        np.concatenate([of_chain[ready], np.array(owner, np.int64)]),
-        count,
-    )
-    first = np.stack(np.divmod(codes, joined.width), axis=1)
-    if (wrong := np.flatnonzero(held != pixels)).size:
-        y, x = first[wrong[0]].tolist()
-        raise ValueError(
-            f"the outline of the object at row {y}, column {x} does not hold its {pixels[wrong[0]]} pixels"
-        )
+    pieces, outlines = whole
+    crossing = part >= len(pieces.labels)
+    at_whole, at_joined = np.flatnonzero(~crossing), np.flatnonzero(crossing)
+    own = part[at_whole]
+    labels, pixels = np.zeros(len(part), np.uint8), np.zeros(len(part), np.int64)
+    labels[at_whole], pixels[at_whole] = pieces.labels[own], pieces.pixels[own]
+    # They are in order already: those of one batch are neighbours.
+    outlines = outlines.between(int(own[0]), int(own[-1]) + 1) if len(own) else outlines.between(0, 0)
+    if len(at_joined):
+        walks = []
+        for at in at_joined.tolist():
+            labels[at], pixels[at], around = _join(blocks, joined, begin + int(part[at]) - len(pieces.labels))
+            walks.append(around)
+        others, held = polygons(_one_behind_the_other(walks), len(walks))
+        if (wrong := np.flatnonzero(held != pixels[at_joined])).size:
+            y, x = first[at_joined[wrong[0]]].tolist()
+            raise ValueError(f"the outline of the object at row {y}, column {x} does not hold its pixels")
+        outlines = merged(((outlines, at_whole), (others, at_joined)), len(part))
     return Batch(labels, first, pixels, outlines)
 
 
-def _join(pieces: Pieces, joined: _Joined, number: int) -> tuple[int, int, list[tuple[Ints, bool]]]:
-    """Return class, pixel count and rings (as `clean_rings` takes them) of a crossing object, chains linked up."""
+def _join(blocks: StoredBlocks, joined: _Joined, number: int) -> tuple[int, int, list[Ints]]:
+    """Return class, pixel count and closed walks of a crossing object, those of its pieces linked up."""
     members = joined.members[joined.starts[number] : joined.starts[number + 1]]
-    blocks = np.searchsorted(joined.offsets, members, side="right") - 1
+    owners = np.searchsorted(joined.offsets, members, side="right") - 1
     pixels, label = 0, 0
-    rings: list[tuple[Ints, bool]] = []
+    closed: list[Ints] = []
     opened: dict[tuple[int, int], Ints] = {}
-    for member, block in zip(members.tolist(), blocks.tolist(), strict=True):
-        part = pieces.part(block)
+    for member, block in zip(members.tolist(), owners.tolist(), strict=True):
+        pieces, walks = blocks.part(block)
         piece = member - int(joined.offsets[block])
-        label = int(part.labels[piece])
-        pixels += int(part.pixels[piece])
-        for vertices, closed, clean in part.chains(piece):
+        label = int(pieces.labels[piece])
+        pixels += int(pieces.pixels[piece])
+        for walk in range(*np.searchsorted(walks.owner, [piece, piece + 1]).tolist()):
             # Copies, because a slice would keep its whole block in memory.
-            if closed:
-                rings.append((vertices.copy(), clean))
+            vertices = walks.vertices[walks.starts[walk] : walks.starts[walk + 1]].copy()
+            if walks.closed[walk]:
+                closed.append(vertices)
             else:
-                opened[int(vertices[0, 0]), int(vertices[0, 1])] = vertices.copy()
+                opened[int(vertices[0, 0]), int(vertices[0, 1])] = vertices
     while opened:
-        start, chain = opened.popitem()
-        walk = [chain[:-1]]
-        while (end := (int(chain[-1, 0]), int(chain[-1, 1]))) != start:
-            chain = opened.pop(end)
-            walk.append(chain[:-1])
-        rings.append((np.concatenate(walk), False))
-    return label, pixels, rings
+        start, vertices = opened.popitem()
+        linked = [vertices[:-1]]
+        while (end := (int(vertices[-1, 0]), int(vertices[-1, 1]))) != start:
+            vertices = opened.pop(end)
+            linked.append(vertices[:-1])
+        closed.append(np.concatenate(linked))
+    return label, pixels, closed
+
+
+def _one_behind_the_other(objects: Sequence[Sequence[Ints]]) -> Walks:
+    """Gather the closed walks of several objects."""
+    walks = [walk for walks in objects for walk in walks]
+    starts = np.concatenate(([0], np.cumsum([len(walk) for walk in walks])))
+    owner = np.repeat(np.arange(len(objects)), [len(walks) for walks in objects])
+    return Walks(np.concatenate(walks), starts, owner, np.ones(len(walks), bool))

@@ -1,101 +1,149 @@
-"""Put the rings of pixel objects into the one form that valid polygons have; knows integer lattice points only."""
+"""Put walks around pixel objects into the one form that valid polygons have; knows integer lattice points only.
+
+No vertex lies on a straight line, no ring meets itself (where an object touches itself at a corner, a hole touches
+another ring instead). Every ring starts at its first vertex in raster order. The shell comes first, clockwise on
+screen, then the holes, counter-clockwise, in the order of their first vertices.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
-from unetpp.finalize.outlines import Outlines
-from unetpp.finalize.trace import Ints
+from unetpp.finalize.compiled import compiled
+from unetpp.finalize.outlines import Bools, Ints, Outlines, Walks
 
 
-def clean_rings(rings: Iterable[tuple[Ints, bool]]) -> tuple[Ints, ...]:
-    """Return the shell, then the holes, of a 4-connected object.
-
-    No vertex lies on a straight line, no ring meets itself (where an object touches itself at a corner, a hole touches
-    another ring instead), every ring starts at its first vertex in raster order, as do the holes among each other.
+def polygons(walks: Walks, count: int, clean: Bools | None = None) -> tuple[Outlines, Ints]:
+    """Return the outlines of `count` objects from the closed walks around them, and (count,) the pixels they hold.
 
     Args:
-        rings: closed walks (n, 2) of (x, y) with the object on the right hand (clockwise on screen), vertex 0 not
-            repeated; and whether the walk is known to have neither straight vertices nor vertices met twice.
+        walks: closed, in any order of owners; vertices at which a walk goes straight on are dropped.
+        clean: (walks,) which walks are known to have neither straight vertices nor vertices met twice; None for none.
     """
-    parts = [_rotated(part) for ring, clean in rings for part in ([ring] if clean else simple_rings(ring))]
-    if len(parts) > 1:
-        parts.sort(key=lambda part: (signed_area(part) < 0, int(part[0, 1]), int(part[0, 0])))
-    return tuple(parts)
+    known = np.zeros(len(walks.owner), np.bool_) if clean is None else clean
+    vertices, starts, walk = _simple(walks.vertices, walks.starts, known)
+    owner = walks.owner[walk]
+    turn, lowest, areas = _measured(vertices, starts)
+    order = np.lexsort((lowest, areas < 0, owner))
+    outlines = Outlines(*_closed(vertices, starts, turn, order), owner[order], count)
+    return outlines, np.bincount(owner, weights=areas, minlength=count).astype(np.int64)
 
 
-def simple_rings(ring: Ints) -> list[Ints]:
-    """Cut a closed walk into rings without straight vertices and vertices met twice."""
-    return _split(_turns(ring))
+def merged(groups: Sequence[tuple[Outlines, Ints]], count: int) -> Outlines:
+    """Return the objects of several outlines as `count` objects, each given the place that its group has for it."""
+    owner = np.concatenate([places[outlines.owner] for outlines, places in groups])
+    vertices = np.concatenate([outlines.vertices for outlines, _ in groups])
+    lengths = np.concatenate([np.diff(outlines.starts) for outlines, _ in groups])
+    order = np.argsort(owner, kind="stable")
+    return Outlines(*gathered(vertices, np.concatenate(([0], np.cumsum(lengths))), order), owner[order], count)
 
 
-def arranged(vertices: Ints, starts: Ints, lengths: Ints, owner: Ints, count: int) -> tuple[Outlines, Ints]:
-    """Give the simple rings of many objects at once the form of `clean_rings`.
+@compiled
+def _simple(vertices: Ints, starts: Ints, clean: Bools) -> tuple[Ints, Ints, Ints]:
+    """Cut walks into rings without straight vertices and vertices met twice; with the walk of each ring."""
+    found = np.empty_like(vertices)
+    bounds, walk = np.zeros(len(vertices) + 1, np.int64), np.empty(len(vertices), np.int64)
+    count = used = 0
+    for k in range(len(starts) - 1):
+        begin, end = starts[k], starts[k + 1]
+        if clean[k]:
+            found[used : used + end - begin] = vertices[begin:end]
+            used += end - begin
+            walk[count] = k
+            count += 1
+            bounds[count] = used
+            continue
+        ring = _turns(vertices[begin:end])
+        place = _places(ring)
+        path, position = np.empty(len(ring), np.int64), np.full(len(ring), -1)
+        length = 0
+        for index in range(len(ring) + 1):
+            known = 0 if index == len(ring) else position[place[index]]
+            if known >= 0:  # the walk has come back to this point, or to its beginning: a ring is closed
+                for at in range(known, length):
+                    found[used] = ring[path[at]]
+                    position[place[path[at]]] = -1
+                    used += 1
+                walk[count] = k
+                count += 1
+                bounds[count] = used
+                length = known
+            if index < len(ring):
+                position[place[index]] = length
+                path[length] = index
+                length += 1
+    return found[:used], bounds[: count + 1], walk[:count]
 
-    Args:
-        vertices: (m, 2) lattice points (x, y); ring k is `vertices[starts[k]:starts[k] + lengths[k]]`.
-        owner: (rings,) object of each ring, 0 to count - 1, in any order.
 
-    Returns:
-        The outlines and (count,) the pixels that they hold.
-    """
-    bounds = np.concatenate(([0], np.cumsum(lengths)))
-    points = vertices[np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], lengths)]
-    x, y = points[:, 0], points[:, 1]
-    code = y * (int(x.max()) + 1) + x
-    lowest = np.minimum.reduceat(code, bounds[:-1])
-    turn = np.flatnonzero(code == np.repeat(lowest, lengths)) - bounds[:-1]
-    below = np.append(y[1:], 0)
-    below[bounds[1:] - 1] = y[bounds[:-1]]
-    area = np.add.reduceat(x * (below - y), bounds[:-1])
-    order = np.lexsort((lowest, area < 0, owner))
-    lengths = lengths[order]
-    closed = np.concatenate(([0], np.cumsum(lengths + 1)))
-    index = np.arange(closed[-1]) + np.repeat(turn[order] - closed[:-1], lengths + 1)
-    index -= np.where(index >= (length := np.repeat(lengths, lengths + 1)), length, 0)
-    index += np.repeat(bounds[:-1][order], lengths + 1)
-    pixels = np.bincount(owner, weights=area, minlength=count).astype(np.int64)
-    return Outlines(points[index], closed, owner[order], count), pixels
-
-
-def signed_area(ring: Ints) -> int:
-    """Return the area in pixels, positive where the ring runs clockwise on screen. Every edge is axis-parallel."""
-    x, y = ring[:, 0], ring[:, 1]
-    inner = np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])
-    return int(inner + x[-1] * y[0] - x[0] * y[-1]) // 2
-
-
+@compiled
 def _turns(ring: Ints) -> Ints:
     """Drop vertices where the walk goes straight on, as it does where a seam cut a straight edge."""
-    step = np.sign(np.diff(ring, axis=0, append=ring[:1]))
-    direction = step[:, 0] + 2 * step[:, 1]
-    turning = direction != np.append(direction[-1:], direction[:-1])
-    return ring if turning.all() else ring[turning]
+    found = np.empty_like(ring)
+    used, last = 0, len(ring) - 1
+    for index in range(len(ring)):
+        before, after = ring[index - 1 if index else last], ring[index + 1 if index < last else 0]
+        if (before[0] == ring[index, 0]) != (after[0] == ring[index, 0]):
+            found[used] = ring[index]
+            used += 1
+    return found[:used]
 
 
-def _split(ring: Ints) -> list[Ints]:
-    """Cut a ring at every vertex that it visits twice."""
-    code = ring[:, 1] * (int(ring[:, 0].max()) + 1) + ring[:, 0]
-    if len(np.unique(code)) == len(code):
-        return [ring]
-    path: list[int] = []
-    position: dict[int, int] = {}
-    parts = []
-    for index, vertex in enumerate(code.tolist()):
-        if vertex in position:
-            start = position[vertex]
-            parts.append(ring[path[start:]])
-            for dropped in path[start:]:
-                del position[int(code[dropped])]
-            del path[start:]
-        position[vertex] = len(path)
-        path.append(index)
-    parts.append(ring[path])
-    return parts
+@compiled
+def _places(ring: Ints) -> Ints:
+    """Number the lattice points that a ring visits; equal points have equal numbers."""
+    code = (ring[:, 1] << 32) + ring[:, 0]
+    order = np.argsort(code)
+    found = np.empty(len(ring), np.int64)
+    number = 0
+    for k in range(len(order)):
+        number += k > 0 and code[order[k]] != code[order[k - 1]]
+        found[order[k]] = number
+    return found
 
 
-def _rotated(ring: Ints) -> Ints:
-    start = int((ring[:, 1] * (int(ring[:, 0].max()) + 1) + ring[:, 0]).argmin())
-    return ring if start == 0 else np.concatenate([ring[start:], ring[:start]])
+@compiled
+def _measured(vertices: Ints, starts: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return each ring's first vertex in raster order, by number and as a number to sort by, and its signed area.
+
+    The area is in pixels, positive where the ring runs clockwise on screen; every edge is axis-parallel.
+    """
+    count = len(starts) - 1
+    turn, lowest, areas = np.empty(count, np.int64), np.empty(count, np.int64), np.zeros(count, np.int64)
+    for k in range(count):
+        begin, end = starts[k], starts[k + 1]
+        turn[k], lowest[k] = 0, (vertices[begin, 1] << 32) + vertices[begin, 0]
+        for at in range(begin, end):
+            y, x = vertices[at, 1], vertices[at, 0]
+            areas[k] += x * (vertices[at + 1 if at + 1 < end else begin, 1] - y)
+            if (y << 32) + x < lowest[k]:
+                turn[k], lowest[k] = at - begin, (y << 32) + x
+    return turn, lowest, areas
+
+
+@compiled
+def _closed(vertices: Ints, starts: Ints, turn: Ints, order: Ints) -> tuple[Ints, Ints]:
+    """Return the rings in this order, each from its turn on and with its first vertex again at its end."""
+    found = np.empty((len(vertices) + len(order), 2), np.int64)
+    bounds = np.zeros(len(order) + 1, np.int64)
+    used = 0
+    for number, k in enumerate(order):
+        begin, length = starts[k], starts[k + 1] - starts[k]
+        for at in range(turn[k], turn[k] + length + 1):
+            found[used] = vertices[begin + at % length]
+            used += 1
+        bounds[number + 1] = used
+    return found, bounds
+
+
+@compiled
+def gathered(vertices: Ints, starts: Ints, order: Ints) -> tuple[Ints, Ints]:
+    """Return these rings or walks, one behind the other: vertices, and where each begins."""
+    bounds = np.zeros(len(order) + 1, np.int64)
+    for number, k in enumerate(order):
+        bounds[number + 1] = bounds[number] + starts[k + 1] - starts[k]
+    found = np.empty((bounds[-1], 2), np.int64)
+    for number, k in enumerate(order):
+        found[bounds[number] : bounds[number + 1]] = vertices[starts[k] : starts[k + 1]]
+    return found, bounds

@@ -14,7 +14,6 @@ from unetpp.finalize import pieces
 from unetpp.finalize.outlines import PixelObject
 from unetpp.finalize.pieces import block_boxes, write_pieces
 from unetpp.finalize.polygons import iter_batches
-from unetpp.finalize.rings import signed_area
 from unetpp.geometry import Box
 
 FOREGROUND = np.isin(np.arange(256), (1, 2, 3))
@@ -31,6 +30,12 @@ def trace(labels: np.ndarray, side: int, folder: Path, keep: np.ndarray = FOREGR
     spilled = folder / f"pieces{side}"
     write_pieces(lambda box: labels[box.slices()], boxes, keep, spilled)
     return [one for batch in iter_batches(boxes, spilled) for one in batch.objects()]
+
+
+def signed_area(ring: np.ndarray) -> float:
+    """Pixels, positive where the ring runs clockwise on screen."""
+    x, y = ring[:, 0], ring[:, 1]
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
 
 
 def as_polygon(found: PixelObject) -> shapely.Polygon:

@@ -29,7 +29,7 @@ from unetpp.package import ClassInfo
 CLASSES = (
     ClassInfo(value=0, name="background", color=(0, 0, 0), background=True),
     ClassInfo(value=1, name="nucleus", color=(200, 10, 20)),
-    ClassInfo(value=4, name="Gebäude", color=(0, 90, 255)),
+    ClassInfo(value=4, name="Gebäude 5 %s", color=(0, 90, 255)),
 )
 UTM = (0.5, 0.0, 449000.0, 0.0, -0.5, 36500.0)
 ROTATED = (0.3, 0.4, 449000.0, 0.4, -0.3, 36500.0)
@@ -103,7 +103,7 @@ def test_geopackage_holds_gdals_polygons_in_the_scenes_crs(transform: Transform,
     assert ours == sorted(key(v, g) for v, g in expected)
     assert table.geometry.area.to_numpy() == pytest.approx(table["area_m2"].to_numpy(), rel=1e-9)
     assert table.geometry.exterior.is_ccw.all() and table.geometry.is_valid.all()
-    assert set(zip(table["class"], table["name"], strict=True)) == {(1, "nucleus"), (4, "Gebäude")}
+    assert set(zip(table["class"], table["name"], strict=True)) == {(1, "nucleus"), (4, "Gebäude 5 %s")}
 
 
 def test_lonlat_geojson_follows_rfc_7946(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_qupath_features_lie_in_level_0_pixels(tmp_path: Path) -> None:
         assert properties["objectType"] == "detection"
         assert properties["classification"] in (
             {"name": "nucleus", "color": [200, 10, 20]},
-            {"name": "Gebäude", "color": [0, 90, 255]},
+            {"name": "Gebäude 5 %s", "color": [0, 90, 255]},
         )
         assert properties["measurements"] == {
             "Area px^2": pytest.approx(polygon.area),
