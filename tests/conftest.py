@@ -12,6 +12,8 @@ import pytest
 from tests.object_store import SLOW_S, ObjectStore, serve
 
 GPU_REASON = "needs a CUDA device"
+# Ray gives its workers a lower priority, so that beside the other half of the suite they would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ def pointwise_backward(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor)
 
     found = launch_backward.pointwise(gradient, sources, mix)
     if found is None:
-        return _plain_pointwise_backward(gradient, sources, mix)
+        return plain_pointwise_backward(gradient, sources, mix)
     return [*found[0], found[1]]
 
 
@@ -45,7 +45,7 @@ def depthwise_pointwise_backward(
         # Wide layers: the depthwise result is made once more, and the library multiplies.
         x = sources[0] if len(sources) == 1 else torch.cat(list(sources), 1)
         d = launch.depthwise(x, taps, inner_bias, relu=inner_relu, stride=1, dilation=1, packed=False)
-        sums, dmix = _plain_pointwise_backward(gradient, [d], mix)
+        sums, dmix = plain_pointwise_backward(gradient, [d], mix)
         sums = torch.ops.aten.threshold_backward(sums, d, 0) if inner_relu else sums
         found = sums, dmix
     sums, dmix = found
@@ -65,7 +65,8 @@ def upsample_backward(gradient: Tensor, mode: Resampling) -> Tensor:
     return launch_backward.upsample(gradient, mode)
 
 
-def _plain_pointwise_backward(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> list[Tensor]:
+def plain_pointwise_backward(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> list[Tensor]:
+    """Return what `pointwise_backward` does, by torch's own kernels."""
     x = sources[0] if len(sources) == 1 else torch.cat(list(sources), 1)
     dx, dmix = _convolution_backward(gradient, x, mix[:, :, None, None], 1)
     parts = torch.split(dx, [s.shape[1] for s in sources], 1)
@@ -87,7 +88,7 @@ def _plain_depthwise_pointwise_backward(
 ) -> list[Tensor]:
     x = sources[0] if len(sources) == 1 else torch.cat(list(sources), 1)
     d = definition.depthwise_conv(x, depthwise_weight(taps, x), as_type(inner_bias, x), relu=inner_relu)
-    sums, dmix = _plain_pointwise_backward(gradient, [d], mix)
+    sums, dmix = plain_pointwise_backward(gradient, [d], mix)
     sums = torch.ops.aten.threshold_backward(sums, d, 0) if inner_relu else sums
     dx, dtaps = _plain_depthwise_backward(sums, x, taps)
     parts = torch.split(dx, [s.shape[1] for s in sources], 1)
@@ -164,7 +165,7 @@ def _wide(like: Tensor, *shape: int) -> Tensor:
 register(
     "pointwise_backward(Tensor gradient, Tensor[] sources, Tensor mix) -> Tensor[]",
     pointwise_backward,
-    _plain_pointwise_backward,
+    plain_pointwise_backward,
     _fake_pointwise_backward,
 )
 register(

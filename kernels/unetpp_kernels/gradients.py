@@ -4,7 +4,8 @@ operation             saved                          computed again, or never th
 pointwise             sources, mix                   the concatenation, the upsampled term
 depthwise             x, taps                        -
 depthwise_pointwise   sources, low, taps, mix        depthwise sums, the concatenation, the upsampled source
-batch norm            its input, three vectors       its result (whose ReLU is decided anew)
+batch norm            its input, four vectors        its result (whose ReLU is decided anew)
+norm and pointwise    the norm's input, its vectors  the norm's result, in both passes
 
 Weights come in fp32 and get fp32 gradients, whatever the maps' type: under autocast nothing is rounded on the way.
 Gradients of gradients do not exist; autograd says so.
@@ -184,41 +185,87 @@ class BatchNorm(torch.autograd.Function):
         total: Callable[[Tensor], object] | None,
         fused: bool,
     ) -> Tensor:
-        kind = definition.sum_type(x.dtype)
-        inverse = torch.rsqrt(variance + eps).to(kind)
-        mean, scale, shift = mean.to(kind), weight.to(kind) * inverse, bias.to(kind)
+        vectors = _norm_vectors(x, mean, variance, weight, bias, eps)
         ctx.count, ctx.relu, ctx.total, ctx.fused, ctx.weight_type = count, relu, total, fused, weight.dtype
-        ctx.save_for_backward(x, mean, scale, shift, inverse)
+        ctx.save_for_backward(x, *vectors)
         if fused:
-            return _OPERATORS.normalise(x, mean, scale, shift, relu)  # type: ignore[no-any-return]
+            return _OPERATORS.normalise(x, *vectors[:3], relu)  # type: ignore[no-any-return]
         if native.suits(x, relu=relu):
-            return native.normalise(x, mean, scale, shift)
-        return definition.normalise(x, mean, scale, shift, relu=relu)
+            return native.normalise(x, *vectors[:3])
+        return definition.normalise(x, *vectors[:3], relu=relu)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, scale, shift, inverse = ctx.saved_tensors
-        vectors = (x, mean, scale, shift)
-        if ctx.fused:
-            sums = _OPERATORS.normalise_sums(gradient, *vectors, ctx.relu)
-        elif native.suits(x, relu=ctx.relu):
-            sums = native.normalise_sums(gradient, x, mean)
-        else:
-            sums = definition.normalise_sums(gradient, *vectors, relu=ctx.relu)
-        dbias, dweight = sums[0].to(ctx.weight_type, copy=True), (sums[1] * inverse).to(ctx.weight_type)
-        if ctx.total is not None:
-            # Also where nobody here needs the gradient of x: another rank may wait for these sums.
-            ctx.total(sums)
-        shares = sums / ctx.count
-        shares[1] *= inverse.square()
-        if ctx.fused:
-            dx = _OPERATORS.normalise_backward(gradient, *vectors, shares, ctx.relu)
-        elif native.suits(x, relu=ctx.relu):
-            dx = native.normalise_backward(gradient, x, mean, scale, shares)
-        else:
-            dx = definition.normalise_backward(gradient, *vectors, shares, relu=ctx.relu)
+        dx, dweight, dbias = _norm_gradients(ctx, gradient, *ctx.saved_tensors)
         return dx, None, None, None, dweight, dbias, None, None, None, None
+
+
+class NormPointwise(torch.autograd.Function):
+    """apply(mix (O, C), x, mean, variance, count, weight, bias, eps, total): `BatchNorm` with ReLU, then `Pointwise`.
+
+    The map between them is neither stored nor kept for the gradient: both passes of the product make it from x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mix: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor | int,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        total: Callable[[Tensor], object] | None,
+    ) -> Tensor:
+        vectors = _norm_vectors(x, mean, variance, weight, bias, eps)
+        ctx.count, ctx.relu, ctx.total, ctx.fused, ctx.weight_type = count, True, total, True, weight.dtype
+        mix = mix.to(x.dtype)
+        ctx.save_for_backward(x, *vectors, mix)
+        return _OPERATORS.normalised_pointwise(x, *vectors[:3], mix)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *norm, mix = ctx.saved_tensors
+        between, dmix = _OPERATORS.normalised_pointwise_backward(gradient, *norm[:4], mix)
+        dx, dweight, dbias = _norm_gradients(ctx, between, *norm)
+        return dmix, dx, None, None, None, dweight, dbias, None, None
+
+
+def _norm_vectors(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
+    """Return mean, weight / s, bias and 1 / s (C,) in the type of sums."""
+    kind = definition.sum_type(x.dtype)
+    inverse = torch.rsqrt(variance + eps).to(kind)
+    return [mean.to(kind), weight.to(kind) * inverse, bias.to(kind), inverse]
+
+
+def _norm_gradients(
+    ctx: Any, gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias of a norm from that of its result."""
+    vectors = (x, mean, scale, shift)
+    if ctx.fused:
+        sums = _OPERATORS.normalise_sums(gradient, *vectors, ctx.relu)
+    elif native.suits(x, relu=ctx.relu):
+        sums = native.normalise_sums(gradient, x, mean)
+    else:
+        sums = definition.normalise_sums(gradient, *vectors, relu=ctx.relu)
+    dbias, dweight = sums[0].to(ctx.weight_type, copy=True), (sums[1] * inverse).to(ctx.weight_type)
+    if ctx.total is not None:
+        # Also where nobody here needs the gradient of x: another rank may wait for these sums.
+        ctx.total(sums)
+    shares = sums / ctx.count
+    shares[1] *= inverse.square()
+    if ctx.fused:
+        dx = _OPERATORS.normalise_backward(gradient, *vectors, shares, ctx.relu)
+    elif native.suits(x, relu=ctx.relu):
+        dx = native.normalise_backward(gradient, x, mean, scale, shares)
+    else:
+        dx = definition.normalise_backward(gradient, *vectors, shares, relu=ctx.relu)
+    return dx, dweight, dbias
 
 
 def _phases(taps: Tensor, low: Tensor | None, mode: Resampling) -> Tensor | None:

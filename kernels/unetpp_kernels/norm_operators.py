@@ -1,4 +1,4 @@
-"""Registers batch norm as operators: convolutions that also give moments, normalisation, its sums and gradient.
+"""Registers batch norm as operators: convolutions that give moments or read through a norm, the norm, its gradient.
 
 Moments are those of the result as it is stored, so that they fit what the next operator reads. See `operators` for what
 CUDA and the CPU run.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unetpp_kernels import definition
 from unetpp_kernels.definition import Resampling
+from unetpp_kernels.gradient_operators import plain_pointwise_backward
 from unetpp_kernels.operators import depthwise_weight, empty, register
 
 
@@ -71,6 +72,27 @@ def normalise_backward(
     return launch_normalise.backward(gradient, x, mean, scale, bias, shares, relu=relu)
 
 
+def normalised_pointwise(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor) -> Tensor:
+    """Return the pointwise convolution of `normalise(x, ..., relu=True)`, which is written only where no row fits."""
+    from unetpp_kernels.gpu import arguments, launch
+
+    norm = arguments.Norm(mean, scale, shift)
+    return launch.pointwise([x], mix, None, None, pool=False, relu=False, mode="bilinear", norm=norm)
+
+
+def normalised_pointwise_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
+) -> list[Tensor]:
+    """Return the gradients of the normalised map, made anew where it is needed, and of mix (O, C) fp32."""
+    from unetpp_kernels.gpu import arguments, launch_backward, launch_normalise
+
+    found = launch_backward.pointwise(gradient, [x], mix, arguments.Norm(mean, scale, shift))
+    if found is None:
+        y = launch_normalise.normalise(x, mean, scale, shift, relu=True)
+        return plain_pointwise_backward(gradient, [y], mix)
+    return [*found[0], found[1]]
+
+
 def _plain_depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
     return _with_moments(definition.depthwise_conv(x, depthwise_weight(taps, x)))
 
@@ -101,6 +123,17 @@ def _plain_normalise_backward(
     return _map(definition.normalise_backward(gradient, x, mean, scale, bias, shares, relu=relu))
 
 
+def _plain_normalised_pointwise(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor) -> Tensor:
+    y = definition.normalise(x, mean, scale, shift, relu=True)
+    return _map(definition.pointwise_conv([y], mix[:, :, None, None].to(x.dtype)))
+
+
+def _plain_normalised_pointwise_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
+) -> list[Tensor]:
+    return plain_pointwise_backward(gradient, [definition.normalise(x, mean, scale, shift, relu=True)], mix)
+
+
 def _fake_depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
     return [empty(x, *x.shape), *_fake_moments(x)]
 
@@ -129,6 +162,17 @@ def _fake_normalise_backward(
     gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, shares: Tensor, relu: bool
 ) -> Tensor:
     return empty(x, *x.shape)
+
+
+def _fake_normalised_pointwise(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor) -> Tensor:
+    n, _, height, width = x.shape
+    return empty(x, n, mix.shape[0], height, width)
+
+
+def _fake_normalised_pointwise_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
+) -> list[Tensor]:
+    return [empty(x, *x.shape), mix.new_empty(mix.shape, dtype=definition.sum_type(mix.dtype))]
 
 
 def _with_moments(y: Tensor) -> list[Tensor]:
@@ -171,4 +215,17 @@ register(
     normalise_backward,
     _plain_normalise_backward,
     _fake_normalise_backward,
+)
+register(
+    "normalised_pointwise(Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor mix) -> Tensor",
+    normalised_pointwise,
+    _plain_normalised_pointwise,
+    _fake_normalised_pointwise,
+)
+register(
+    "normalised_pointwise_backward(Tensor gradient, Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor mix) "
+    "-> Tensor[]",
+    normalised_pointwise_backward,
+    _plain_normalised_pointwise_backward,
+    _fake_normalised_pointwise_backward,
 )

@@ -198,10 +198,7 @@ def pointwise_depthwise_moments(
     """Return `definition.pointwise_depthwise` (3x3, no bias, no activation) and its `definition.moments`; as above."""
     if implementation([*sources, low, pointwise, depthwise]) == "torch" or depthwise.shape[-1] != 3:
         return _with_moments(pointwise_depthwise(sources, low, pointwise, depthwise, mode=mode))
-    mixed = _pointwise_upsampled(sources, low, pointwise, mode)
-    taps = packing.taps(depthwise, definition.sum_type(mixed.dtype))
-    found = gradients.DepthwiseMoments.apply(taps, mixed)  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, Tensor, Tensor], found)
+    return _depthwise_moments(_pointwise_upsampled(sources, low, pointwise, mode), depthwise)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,6 +252,35 @@ def batch_norm(
         fused,
     )
     return cast(Tensor, found)
+
+
+def normalised_pointwise_depthwise_moments(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    count: Tensor | int,
+    weight: Tensor,
+    bias: Tensor,
+    pointwise: Tensor,
+    depthwise: Tensor,
+    *,
+    eps: float = 1e-5,
+    total: Callable[[Tensor], object] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `pointwise_depthwise_moments` of `batch_norm(x, ..., relu=True)`, which no kernel ever stores.
+
+    Args:
+        x, mean, variance, count, weight, bias, eps, total: of `batch_norm`.
+        pointwise, depthwise: of `pointwise_depthwise_moments`.
+    """
+    if implementation([x, weight, bias, pointwise, depthwise]) == "torch":
+        y = batch_norm(x, mean, variance, count, weight, bias, eps=eps, relu=True, total=total)
+        return pointwise_depthwise_moments([y], None, pointwise, depthwise)
+    mix = packing.mix(pointwise, pointwise.dtype)
+    mixed = gradients.NormPointwise.apply(  # type: ignore[no-untyped-call]
+        mix, x, mean, variance, count, weight, bias, eps, total
+    )
+    return _depthwise_moments(mixed, depthwise)
 
 
 def implementation(tensors: Sequence[Tensor | None]) -> Implementation:
@@ -325,6 +351,12 @@ def _pointwise_upsampled(sources: Sequence[Tensor], low: Tensor | None, pointwis
     width = sum(s.shape[1] for s in sources)
     added = None if low is None else pointwise_conv([low], pointwise[:, width:])
     return pointwise_conv(sources, pointwise[:, :width], added=added, mode=mode)
+
+
+def _depthwise_moments(x: Tensor, depthwise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    taps = packing.taps(depthwise, definition.sum_type(x.dtype))
+    found = gradients.DepthwiseMoments.apply(taps, x)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor, Tensor], found)
 
 
 def _with_moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -317,6 +317,20 @@ def with_moments(row: Row) -> Row | None:
     return replace(row, constants=(*row.constants, ("MOMENTS", True)))
 
 
+def with_norm(row: Row) -> Row | None:
+    """Row of a pointwise convolution that reads its source through a batch norm and ReLU; None where it cannot.
+
+    That is where channels fill no block, where registers do not suffice, and of pooled sources: where the scale is
+    negative, the norm goes before the maximum. No network adds an upsampled term there.
+    """
+    constants = dict(row.constants)
+    plain = row.kernel == "pointwise" and constants["EVEN"] and not (constants["POOL"] or constants["LOW"])
+    spills = (row.dtype, constants["BLOCK_N"], constants["DOT"]) == ("fp32", WIDEST, "tf32") if plain else False
+    if spills or not (plain or row.kernel == "pointwise_backward"):
+        return None
+    return replace(row, constants=(*row.constants, ("NORM", True)))
+
+
 def moments(dtype: Dtype, *, even: bool) -> Row:
     """Row of `gpu.moments.moments_kernel`; even as above."""
     return Row("moments", dtype, (("BLOCK_M", 64), ("BLOCK_K", 32), ("R", 4), ("EVEN", even)), 4)
@@ -336,7 +350,7 @@ def rows() -> Iterator[Row]:
     """Yield every row that can be launched, each once."""
     seen: set[Row | None] = {None}
     for row in _all():
-        for form in (row, None if row is None else with_moments(row)):
+        for form in (row,) if row is None else (row, with_moments(row), with_norm(row)):
             if form is not None and form not in seen:
                 seen.add(form)
                 yield form
@@ -377,7 +391,11 @@ def training(dtype: Dtype) -> list[Row]:
 
 def in_training(row: Row) -> bool:
     """Whether only training launches the row: gradients, and statistics of a batch."""
-    return row.kernel.endswith("_backward") or row.kernel in _STATISTICS or "MOMENTS" in dict(row.constants)
+    return (
+        row.kernel.endswith("_backward")
+        or row.kernel in _STATISTICS
+        or bool({"MOMENTS", "NORM"} & {*dict(row.constants)})
+    )
 
 
 def _all() -> Iterator[Row | None]:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import unetpp_kernels
 from unetpp.model import GridConfig, UNetPlusPlus
+from unetpp.model.layers import Node
 from unetpp_kernels import Resampling, forced, packing
 
 OPERATORS = torch.ops.unetpp
@@ -108,6 +109,9 @@ def test_opcheck_of_batch_norm() -> None:
         torch.library.opcheck(OPERATORS.normalise.default, (x, *vectors, relu))
         torch.library.opcheck(OPERATORS.normalise_sums.default, (x, x + 1, *vectors, relu))
         torch.library.opcheck(OPERATORS.normalise_backward.default, (x, x + 1, *vectors, torch.randn(2, 6), relu))
+    torch.library.opcheck(OPERATORS.normalised_pointwise.default, (x, *vectors, mix))
+    g = torch.randn(2, 3, 4, 5)
+    torch.library.opcheck(OPERATORS.normalised_pointwise_backward.default, (g, x, *vectors, mix))
 
 
 @pytest.mark.parametrize("name", ["pointwise", "depthwise and its norm"])
@@ -181,3 +185,17 @@ def _gradients(model: nn.Module, call: Callable[[nn.Module, Tensor], Any], image
     model = copy.deepcopy(model).train()
     call(model, image).square().mean().backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_node_keeps_no_map_between_its_units() -> None:
+    node = Node(GridConfig(filters=(8, 16), conv="pw_dw"), 8, 0, 8)
+    x = torch.randn(2, 8, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    kept: list[int] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value.numel())
+        return value
+
+    with forced("triton"), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        node([x])
+    assert kept.count(x.numel()) == 5, "each pair of convolutions keeps two, the last norm its input"

@@ -201,7 +201,13 @@ def test_batch_norm_launches_only_rows(dtype: torch.dtype, channels: int, launch
     norm_operators.normalise(x, vector, vector, vector, True)
     norm_operators.normalise_sums(x, x, vector, vector, vector, True)
     norm_operators.normalise_backward(x, x, vector, vector, vector, torch.zeros(2, channels), True)
+    mix = torch.zeros(channels, channels, dtype=dtype)
+    norm_operators.normalised_pointwise(x, vector, vector, vector, mix)
+    norm_operators.normalised_pointwise_backward(x, x, vector, vector, vector, mix)
     rows = launched()
+    reading = {row.kernel for row in rows if "NORM" in dict(row.constants)}
+    assert ("pointwise" in reading) == (channels % 32 == 0 and channels != 160)
+    assert ("pointwise_backward" in reading) == (channels == 32 or (channels in (64, 128) and dtype != torch.float32))
     assert {"normalise", "normalise_sums", "normalise_backward", "moments", "join"} <= {row.kernel for row in rows}
     fused = {row.kernel for row in rows if "MOMENTS" in dict(row.constants)}
     assert ("depthwise" in fused) == (channels % 32 == 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     synchronised: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and self.synchronised and _ranks() > 1:
+        if self.training and self.total is not None:
             return self.normalised(input, None, relu=False)
         return super().forward(input)
 
@@ -34,19 +36,32 @@ class BatchNorm2d(nn.BatchNorm2d):
             own: mean and biased variance (C,) of x, where they are known already.
             relu: apply max(0, .) at the end.
         """
-        self._check_input_dim(x)
-        together = self.synchronised and _ranks() > 1
-        values = x.numel() // x.shape[1]
-        if not together and values < 2:
+        statistics = self.counted(x, own)
+        if statistics is None:
             return _activated(super().forward(x), relu)  # torch refuses such a batch in its own words
+        return batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps, relu=relu, total=self.total)
+
+    def counted(self, x: Tensor, own: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor | int] | None:
+        """Count a training batch; return the mean, variance and number of values that it is normalised by.
+
+        Arguments as of `normalised`. None where a batch of one value per channel has no variance.
+        """
+        self._check_input_dim(x)
+        values = x.numel() // x.shape[1]
+        if self.total is None and values < 2:
+            return None
         mean, variance = (own or moments(x)) if values else (x.new_zeros(x.shape[1]),) * 2
         count: Tensor | int = values
-        if together:
+        if self.total is not None:
             mean, variance, count = _over_ranks(mean, variance, values)
         if self.track_running_stats:
             self._count(mean, variance, count)
-        total = dist.all_reduce if together else None
-        return batch_norm(x, mean, variance, count, self.weight, self.bias, eps=self.eps, relu=relu, total=total)
+        return mean, variance, count
+
+    @property
+    def total(self) -> Callable[[Tensor], object] | None:
+        """Return what adds a tensor up over the ranks that share statistics, None for a rank alone."""
+        return dist.all_reduce if self.synchronised and _ranks() > 1 else None
 
     @torch.no_grad()
     def _count(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:

@@ -15,6 +15,7 @@ from unetpp_kernels import (
     depthwise_pointwise,
     depthwise_pointwise_moments,
     implementation,
+    normalised_pointwise_depthwise_moments,
     pointwise_depthwise,
     pointwise_depthwise_moments,
     upsample2x,
@@ -71,15 +72,45 @@ class ConvUnit(nn.Module):
 
     def _normalised(self, norm: BatchNorm2d, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
         """Return the whole unit in training: the convolution gives its moments, and the norm ends with the ReLU."""
+        x, own = self._with_moments(sources, low)
+        return norm.normalised(x, own, relu=True)
+
+    def _with_moments(
+        self, sources: Sequence[Tensor], low: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return the convolution, and mean and variance of it where it gives them."""
         if self.conv == "standard":
-            return norm.normalised(self._full(sources, low), None, relu=True)
+            return self._full(sources, low), None
         assert self.pointwise is not None and self.depthwise is not None
         if self.conv == "dw_pw":
             found = depthwise_pointwise_moments(sources, low, self.depthwise, self.pointwise, mode=self._mode)
         else:
             found = pointwise_depthwise_moments(sources, low, self.pointwise, self.depthwise, mode=self._mode)
         x, mean, variance = found
-        return norm.normalised(x, (mean, variance), relu=True)
+        return x, (mean, variance)
+
+    def after(self, unit: ConvUnit, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
+        """Return `self([unit(sources, low)])`; kernels in training store no map between its norm and our product."""
+        before, norm = unit.norm, self.norm
+        joined = self.training and before is not None and norm is not None and self.conv == "pw_dw"
+        if not joined or implementation([*sources, low, *unit.parameters(), *self.parameters()]) != "triton":
+            return self([unit(sources, low)])  # type: ignore[no-any-return]
+        assert before is not None and norm is not None and self.pointwise is not None and self.depthwise is not None
+        x, own = unit._with_moments(sources, low)
+        statistics = before.counted(x, own)
+        if statistics is None:
+            return self([before.normalised(x, own, relu=True)])  # type: ignore[no-any-return]
+        y, mean, variance = normalised_pointwise_depthwise_moments(
+            x,
+            *statistics,
+            before.weight,
+            before.bias,
+            self.pointwise,
+            self.depthwise,
+            eps=before.eps,
+            total=before.total,
+        )
+        return norm.normalised(y, (mean, variance), relu=True)
 
     def _full(self, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
         assert self.standard is not None
@@ -115,8 +146,8 @@ class Node(nn.Module):
 
     def forward(self, sources: Sequence[Tensor], low: Tensor | None = None) -> Tensor:
         if low is not None and self.deconv is not None:
-            return self.second([self.first([*sources, self.deconv(low)])])  # type: ignore[no-any-return]
-        return self.second([self.first(sources, low)])  # type: ignore[no-any-return]
+            return self.second.after(self.first, [*sources, self.deconv(low)], None)
+        return self.second.after(self.first, sources, low)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

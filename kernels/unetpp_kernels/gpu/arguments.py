@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,22 @@ class Parts:
     def make(self, programs: int, channels: int, like: Tensor) -> Tensor:
         self.tensor = torch.empty((programs, 3, channels), dtype=torch.float32, device=like.device)
         return self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The batch norm, with its ReLU, through which the one source of a convolution is read: (C,) fp32 each."""
+
+    mean: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+def norm_arguments(norm: Norm | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three vectors, or what stands for them in kernels that do not look."""
+    if norm is None:
+        return (vector(None, 1, like),) * 3
+    return norm.mean, norm.scale, norm.shift
 
 
 def kinds(x: Tensor, packed: bool) -> tuple[Dtype, Accumulate, Product]:

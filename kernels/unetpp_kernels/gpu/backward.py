@@ -8,6 +8,7 @@ a sum over the lanes of every tile costs more instructions than reading the grad
 import triton
 import triton.language as tl
 
+from unetpp_kernels.gpu.normalise import normalised
 from unetpp_kernels.gpu.sources import pick, sixteens
 from unetpp_kernels.gpu.strips import channels, pixels, strip_pointers, strip_sums
 
@@ -28,14 +29,16 @@ def find_block(block, c0, c1, c2, c3, c4, c5, count, BLOCK_K: tl.constexpr):
 
 @triton.jit(do_not_specialize=["total", "C", "count", "c0", "c1", "c2", "c3", "c4", "c5"])
 def pointwise_backward_kernel(
-    g_ptr, s0, s1, s2, s3, s4, s5, mix_ptr, d0, d1, d2, d3, d4, d5, dmix_ptr,
+    g_ptr, s0, s1, s2, s3, s4, s5, mean_ptr, scale_ptr, shift_ptr, mix_ptr, d0, d1, d2, d3, d4, d5, dmix_ptr,
     total, C, count, c0, c1, c2, c3, c4, c5,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, DOT: tl.constexpr,
+    NORM: tl.constexpr = False,
 ):  # fmt: skip
     """g (total, O), sources (total, c_k), mix (O, C) -> gradients of the sources, dmix (P, O, C) fp32.
 
     A program owns one block of channels of one source and every P-th tile of pixels. All widths are multiples of
-    BLOCK_K, and O == BLOCK_N. Grid: (P, blocks of channels over all sources).
+    BLOCK_K, and O == BLOCK_N. NORM: what was multiplied are the sources after their batch norm and ReLU, made anew, and
+    the gradients are those of it. Grid: (P, blocks of channels over all sources).
     """
     C = sixteens(C)
     O: tl.constexpr = BLOCK_N
@@ -46,6 +49,12 @@ def pointwise_backward_kernel(
     k, o = k0 + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_N)
     place = o[:, None] * C + (first + k)[None, :]
     w = tl.load(mix_ptr + place)
+    if NORM:
+        mean, scale, shift = (
+            tl.load(mean_ptr + first + k),
+            tl.load(scale_ptr + first + k),
+            tl.load(shift_ptr + first + k),
+        )
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for tile in range(tl.program_id(0), (total + BLOCK_M - 1) // BLOCK_M, tl.num_programs(0)):
         pixel = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -53,6 +62,8 @@ def pointwise_backward_kernel(
         g = tl.load(g_ptr + pixel[:, None] * O + o[None, :], mask=there[:, None], other=0.0)
         at = pixel[:, None] * width + k[None, :]
         x = tl.load(x_ptr + at, mask=there[:, None], other=0.0)
+        if NORM:
+            x = normalised(x, mean, scale, shift)
         dx = tl.dot(g, w, input_precision=DOT)
         tl.store(dx_ptr + at, dx.to(x.dtype), mask=there[:, None])
         acc = tl.dot(g.trans(1, 0), x, acc, input_precision=DOT)

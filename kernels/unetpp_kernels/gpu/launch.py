@@ -17,6 +17,7 @@ from unetpp_kernels.definition import Resampling, upsample2x
 from unetpp_kernels.gpu import arguments
 from unetpp_kernels.gpu.arguments import (
     DTYPES,
+    Norm,
     Parts,
     aligned,
     cdiv,
@@ -24,6 +25,7 @@ from unetpp_kernels.gpu.arguments import (
     feature_maps,
     floor,
     kinds,
+    norm_arguments,
     six,
     vector,
 )
@@ -139,8 +141,12 @@ def pointwise(
     relu: bool,
     mode: Resampling,
     parts: Parts | None = None,
+    norm: Norm | None = None,
 ) -> Tensor:
-    """Run the matrix-product kernel; `mix` (O, C), `parts` as for `depthwise_pointwise`."""
+    """Run the matrix-product kernel; `mix` (O, C), `parts` as for `depthwise_pointwise`.
+
+    norm: the source is read through it, or goes through it before where the table has no row for that.
+    """
     maps = feature_maps(sources)
     n, _, source_h, source_w = maps[0].shape
     height, width = (source_h // 2, source_w // 2) if pool else (source_h, source_w)
@@ -156,6 +162,12 @@ def pointwise(
     if outputs % chosen["BLOCK_N"] or any(x.shape[1] % chosen["BLOCK_K"] for x in maps):
         chosen = row(False)
     chosen = _with_parts(chosen, parts)
+    if norm is not None and (reading := table.with_norm(chosen)) is not None:
+        chosen = reading
+    elif norm is not None:
+        from unetpp_kernels.gpu import launch_normalise
+
+        maps = [launch_normalise.normalise(maps[0], norm.mean, norm.scale, norm.shift, relu=True)]
     y = arguments.like_map(maps[0], outputs, height, width)
     programs = cdiv(n * height * width, chosen["BLOCK_M"])
     grid = (programs * cdiv(outputs, chosen["BLOCK_N"]),)
@@ -164,6 +176,7 @@ def pointwise(
         grid,
         *six(maps),
         maps[0] if added is None else feature_map(added),
+        *norm_arguments(norm, y),
         mix,
         vector(bias, outputs, y),
         y,

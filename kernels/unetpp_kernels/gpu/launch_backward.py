@@ -11,7 +11,17 @@ from torch import Tensor
 from unetpp_kernels import table
 from unetpp_kernels.definition import Resampling
 from unetpp_kernels.gpu import arguments
-from unetpp_kernels.gpu.arguments import cdiv, feature_map, feature_maps, floor, kinds, six, vector
+from unetpp_kernels.gpu.arguments import (
+    Norm,
+    cdiv,
+    feature_map,
+    feature_maps,
+    floor,
+    kinds,
+    norm_arguments,
+    six,
+    vector,
+)
 from unetpp_kernels.gpu.launch import run
 from unetpp_kernels.table import Row
 
@@ -19,14 +29,19 @@ _PROGRAMS = 528
 """Programs that share the sums over pixels, whatever the device: the order of a sum must not depend on it."""
 
 
-def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple[list[Tensor], Tensor] | None:
-    """Return the gradients of sources and mix (O, C) fp32; None where the table has no row."""
+def pointwise(
+    gradient: Tensor, sources: Sequence[Tensor], mix: Tensor, norm: Norm | None = None
+) -> tuple[list[Tensor], Tensor] | None:
+    """Return the gradients of sources, after their norm if they have one, and mix (O, C) fp32; or None: no row."""
     maps, g = feature_maps(sources), feature_map(gradient)
     outputs, channels = mix.shape
     dtype, _, dot = kinds(g, packed=False)
     chosen = table.pointwise_backward(dtype, dot, outputs)
     if not _fits(chosen, maps):
         return None
+    if norm is not None:
+        chosen = table.with_norm(chosen)
+        assert chosen is not None
     n, _, height, width = maps[0].shape
     pixels = n * height * width
     blocks = sum(cdiv(x.shape[1], chosen["BLOCK_K"]) for x in maps)
@@ -38,6 +53,7 @@ def pointwise(gradient: Tensor, sources: Sequence[Tensor], mix: Tensor) -> tuple
         (programs, blocks),
         g,
         *six(maps),
+        *norm_arguments(norm, g),
         mix,
         *six(found),
         dmix,

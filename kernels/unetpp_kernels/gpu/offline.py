@@ -20,7 +20,7 @@ from unetpp_kernels.table import Row, in_training
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8}
 _FP32 = (
-    *("inner_ptr", "bias_ptr", "mean_ptr", "std_ptr", "scale_ptr", "shares_ptr", "sums_ptr"),
+    *("inner_ptr", "bias_ptr", "mean_ptr", "std_ptr", "scale_ptr", "shift_ptr", "shares_ptr", "sums_ptr"),
     *("dmix_ptr", "dtaps_ptr"),
 )
 _FLOATS = ("floor", "inner_floor")
@@ -75,7 +75,8 @@ def _type(row: Row, name: str) -> str:
         return pixels
     if name == "values_ptr" or (name == "y_ptr" and row.kernel in ("head", "depthwise_head")):
         return "u8"
-    if name in _FP32 or (name == "parts_ptr" and in_training(row)):
+    # Where there is no room for moments, the result stands for it.
+    if name in _FP32 or (name == "parts_ptr" and in_training(row) and "NORM" not in dict(row.constants)):
         return "fp32"
     if name in ("taps_ptr", "phases_ptr"):
         return maps if dict(row.constants).get("PACKED") else "fp32"

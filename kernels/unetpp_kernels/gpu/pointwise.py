@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from unetpp_kernels.gpu.moments import store_moments
+from unetpp_kernels.gpu.normalise import normalised
 from unetpp_kernels.gpu.sources import pick, sixteens
 from unetpp_kernels.gpu.strips import floored
 
@@ -50,16 +51,18 @@ def upsampled(low_ptr, n, y, x, o, H, W, O, ok, BILINEAR: tl.constexpr):
 
 @triton.jit(do_not_specialize=INTEGERS)
 def pointwise_kernel(
-    s0, s1, s2, s3, s4, s5, low_ptr, mix_ptr, bias_ptr, y_ptr, parts_ptr,
+    s0, s1, s2, s3, s4, s5, low_ptr, mean_ptr, scale_ptr, shift_ptr, mix_ptr, bias_ptr, y_ptr, parts_ptr,
     N, H, W, C, O, source_h, source_w, count, c0, c1, c2, c3, c4, c5, floor,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOW: tl.constexpr, POOL: tl.constexpr,
     EVEN: tl.constexpr, FULL: tl.constexpr, DOT: tl.constexpr, MOMENTS: tl.constexpr = False,
+    NORM: tl.constexpr = False,
 ):  # fmt: skip
     """Sources (N, source_h, source_w, c_k), low (N, H/2, W/2, O), mix (O, C), bias (O) fp32 -> y (N, H, W, O).
 
     LOW: 0 none, 1 nearest, 2 bilinear. POOL: sources are read through 2x2 max pooling, else source_h = H and
     source_w = W. EVEN: every width is a multiple of BLOCK_K. FULL: O is a multiple of BLOCK_N.
     MOMENTS: and of y as it is stored, a partial result per BLOCK_M pixels in parts (P, 3, O) fp32; see `moments`.
+    NORM: sources are read through a batch norm with its ReLU; mean, scale and shift (C) fp32; only where EVEN.
     Grid: (pixels / BLOCK_M * O / BLOCK_N); programs of the same pixels are neighbours, so that cache serves them.
     """
     if EVEN:
@@ -90,6 +93,9 @@ def pointwise_kernel(
                 a = pooled(rows + k0, width, source_w * width, ok).to(s0.dtype.element_ty)
             else:
                 a = tl.load(rows + k0, mask=ok, other=0.0)
+            if NORM:
+                c = first + k0 + k
+                a = normalised(a, tl.load(mean_ptr + c), tl.load(scale_ptr + c), tl.load(shift_ptr + c))
             weights = mix_ptr + o[None, :] * C + (first + k0 + k)[:, None]
             if EVEN and FULL:
                 w = tl.load(weights)

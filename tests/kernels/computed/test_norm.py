@@ -165,6 +165,47 @@ def test_a_unit_of_the_network(
     guarded()
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("channels", "outputs", "size"), [(32, 32, (5, 70)), (64, 128, (3, 9)), (7, 5, (3, 9))])
+def test_a_product_that_reads_through_a_norm_equals_the_two_apart(
+    channels: int, outputs: int, size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]
+) -> None:
+    """To the bit: what is read is rounded as it would be stored. Pixels past the last one must not join the sums."""
+    x, g = feature_map(2, channels, *size, dtype), feature_map(2, outputs, *size, dtype, seed=7)
+    mean, scale, shift = (weights(channels, dtype=torch.float32, seed=seed) for seed in (1, 2, 3))
+    shift = shift.abs()  # so that a pixel of zeros is not one of zeros behind the norm
+    mix = weights(outputs, channels, dtype=dtype, scale=channels**-0.5)
+    between = OPERATORS.normalise(x, mean, scale, shift, True)
+    found = OPERATORS.normalised_pointwise(x, mean, scale, shift, mix)
+    assert torch.equal(found, OPERATORS.pointwise([between], mix, None, None, False, False, "bilinear"))
+    gradients = OPERATORS.normalised_pointwise_backward(g, x, mean, scale, shift, mix)
+    for one, other in zip(gradients, OPERATORS.pointwise_backward(g, [between], mix), strict=True):
+        assert torch.equal(one, other)
+    guarded()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("width", "size"), [(32, (5, 40)), (6, (3, 7))])
+def test_the_edge_between_two_units(
+    width: int, size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]
+) -> None:
+    """Norm, ReLU and the next pair of convolutions with every gradient, those through the moments among them."""
+    pointwise = weights(width, width, 1, 1, dtype=torch.float32, scale=width**-0.5)
+    depthwise = weights(width, 1, 3, 3, dtype=torch.float32, scale=1 / 3)
+
+    def fused(w: Tensor, b: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
+        statistics = *unetpp_kernels.moments(x), x.numel() // x.shape[1]
+        y, *_ = unetpp_kernels.normalised_pointwise_depthwise_moments(x, *statistics, w, b, first, second)
+        return y
+
+    def defined(w: Tensor, b: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
+        return definition.pointwise_depthwise([_torchs(True)(w, b, x)], None, first, second)
+
+    inputs = [*_affine(width), pointwise, depthwise, feature_map(2, width, *size, dtype)]
+    assert_gradients(fused, defined, inputs, dtype, sums=2)
+    guarded()
+
+
 def _affine(channels: int) -> list[Tensor]:
     return [weights(channels, dtype=torch.float32) + 2, weights(channels, dtype=torch.float32, seed=4)]
 
