@@ -92,10 +92,16 @@ class ConvUnit(nn.Module):
     def after(self, unit: ConvUnit, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
         """Return `self([unit(sources, low)])`; kernels in training store no map between its norm and our product."""
         before, norm = unit.norm, self.norm
-        joined = self.training and before is not None and norm is not None and self.conv == "pw_dw"
-        if not joined or implementation([*sources, low, *unit.parameters(), *self.parameters()]) != "triton":
+        parameters = [*unit.parameters(), *self.parameters()]
+        if (
+            before is None
+            or norm is None
+            or self.conv != "pw_dw"
+            or not self.training
+            or implementation([*sources, low, *parameters]) != "triton"
+        ):
             return self([unit(sources, low)])  # type: ignore[no-any-return]
-        assert before is not None and norm is not None and self.pointwise is not None and self.depthwise is not None
+        assert self.pointwise is not None and self.depthwise is not None
         x, own = unit._with_moments(sources, low)
         statistics = before.counted(x, own)
         if statistics is None:
