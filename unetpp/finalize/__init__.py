@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -72,7 +71,6 @@ _JOURNAL, _PIECES = "pyramid.jsonl", "blocks"
 """What a killed run leaves behind and the next one goes on with."""
 
 Report = Callable[[str, float], None]
-_Maker = Callable[["SegmentJob", Markers, Callable[[float], None]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +125,7 @@ def finalize(
         formats: keys of `FORMATS`; None for `default_formats`.
         instances: split objects by `unetpp.finalize.instances`; vector formats of another call that differ in this are
             made again, or deleted where `formats` has them not.
-        progress: called with the step's name and the done share, 0 to 1; all vector formats are the step "vectors",
-            which goes on beside the others, in another thread. What it raises ends the step that called it.
+        progress: called with the step's name and the done share, 0 to 1; all vector formats are the step "vectors".
 
     Raises:
         OutputError: a product cannot be written.
@@ -155,22 +152,18 @@ def _finalize(job: SegmentJob, steps: Sequence[str], instances: bool, report: Re
         # Also those that nobody asks for now: made of other labels, they would be wrong.
         for step in (step for step in STEPS if _done(markers, step, instances) is None):
             markers.revoke(step, _files(step))
-        makers: dict[str, _Maker] = {"pyramid": _pyramid, "cog": _cog, "ome-tiff": _ome_tiff, "areas": _areas}
+        makers: dict[str, Callable[[SegmentJob, Markers, Callable[[float], None]], None]]
+        makers = {"pyramid": _pyramid, "cog": _cog, "ome-tiff": _ome_tiff, "areas": _areas}
         makers |= {"ome-zarr-0.4": _ome_zarr_4}
         makers |= {store.kind: partial(_map, store) for store in job.map_stores}
         objects = [step for step in pending if step not in makers]
-
-        def make(chosen: Mapping[str, _Maker]) -> None:
-            for step, maker in chosen.items():
+        if objects:
+            makers["vectors"] = partial(_vectors, objects, instances)
+        for step, make in makers.items():
+            if step in pending or step == "vectors":
                 report(step, 0.0)
-                maker(job, markers, partial(report, step))
+                make(job, markers, partial(report, step))
                 report(step, 1.0)
-
-        # Joining outlines takes one core, and long: rasters are made beside it.
-        with ThreadPoolExecutor(1, thread_name_prefix="finalize") as beside:
-            rasters = beside.submit(make, {step: maker for step, maker in makers.items() if step in pending})
-            make({"vectors": partial(_vectors, objects, instances)} if objects else {})
-        rasters.result()
     markers.clean()
     return _figures(job, markers, instances)
 

@@ -49,8 +49,7 @@ def _simple(vertices: Ints, starts: Ints, clean: Bools) -> tuple[Ints, Ints, Int
     for k in range(len(starts) - 1):
         begin, end = starts[k], starts[k + 1]
         if clean[k]:
-            found[used : used + end - begin] = vertices[begin:end]
-            used += end - begin
+            used = _copied(found, used, vertices, begin, end)
             walk[count] = k
             count += 1
             bounds[count] = used
@@ -62,10 +61,9 @@ def _simple(vertices: Ints, starts: Ints, clean: Bools) -> tuple[Ints, Ints, Int
         for index in range(len(ring) + 1):
             known = 0 if index == len(ring) else position[place[index]]
             if known >= 0:  # the walk has come back to this point, or to its beginning: a ring is closed
-                for at in range(known, length):
-                    found[used] = ring[path[at]]
-                    position[place[path[at]]] = -1
-                    used += 1
+                for at in path[known:length]:
+                    used = _copied(found, used, ring, at, at + 1)
+                    position[place[at]] = -1
                 walk[count] = k
                 count += 1
                 bounds[count] = used
@@ -83,10 +81,9 @@ def _turns(ring: Ints) -> Ints:
     found = np.empty_like(ring)
     used, last = 0, len(ring) - 1
     for index in range(len(ring)):
-        before, after = ring[index - 1 if index else last], ring[index + 1 if index < last else 0]
-        if (before[0] == ring[index, 0]) != (after[0] == ring[index, 0]):
-            found[used] = ring[index]
-            used += 1
+        before, after = ring[index - 1 if index else last, 0], ring[index + 1 if index < last else 0, 0]
+        if (before == ring[index, 0]) != (after == ring[index, 0]):
+            used = _copied(found, used, ring, index, index + 1)
     return found[:used]
 
 
@@ -131,8 +128,7 @@ def _closed(vertices: Ints, starts: Ints, turn: Ints, order: Ints) -> tuple[Ints
     for number, k in enumerate(order):
         begin, length = starts[k], starts[k + 1] - starts[k]
         for at in range(turn[k], turn[k] + length + 1):
-            found[used] = vertices[begin + at % length]
-            used += 1
+            used = _copied(found, used, vertices, begin + at % length, begin + at % length + 1)
         bounds[number + 1] = used
     return found, bounds
 
@@ -145,5 +141,14 @@ def gathered(vertices: Ints, starts: Ints, order: Ints) -> tuple[Ints, Ints]:
         bounds[number + 1] = bounds[number] + starts[k + 1] - starts[k]
     found = np.empty((bounds[-1], 2), np.int64)
     for number, k in enumerate(order):
-        found[bounds[number] : bounds[number + 1]] = vertices[starts[k] : starts[k + 1]]
+        _copied(found, bounds[number], vertices, starts[k], starts[k + 1])
     return found, bounds
+
+
+@compiled
+def _copied(found: Ints, used: int, vertices: Ints, begin: int, end: int) -> int:
+    """Write vertices behind those that are used; returns how many are used then. Slices take seconds to compile."""
+    for at in range(begin, end):
+        found[used, 0], found[used, 1] = vertices[at, 0], vertices[at, 1]
+        used += 1
+    return used
