@@ -273,7 +273,7 @@ def normalised_pointwise_depthwise_moments(
         x, mean, variance, count, weight, bias, eps, total: of `batch_norm`.
         pointwise, depthwise: of `pointwise_depthwise_moments`.
     """
-    if implementation([x, weight, bias, pointwise, depthwise]) == "torch":
+    if implementation([x, weight, bias, pointwise, depthwise]) == "torch" or depthwise.shape[-1] != 3:
         y = batch_norm(x, mean, variance, count, weight, bias, eps=eps, relu=True, total=total)
         return pointwise_depthwise_moments([y], None, pointwise, depthwise)
     mix = packing.mix(pointwise, pointwise.dtype)

@@ -79,9 +79,8 @@ class QuPath(_FeatureCollection):
         if self._square_um is not None:
             measurements["Area µm^2"] = [pixels * self._square_um for pixels in rows.pixels]
         measurements |= {title: rows.shapes[column] for column, title in _TITLES.items() if column in rows.shapes}
-        templates = {
-            value: self._template(info, measurements) for value, info in {i.value: i for i in rows.infos}.items()
-        }
+        infos = {info.value: info for info in rows.infos}
+        templates = {value: self._template(info, measurements) for value, info in infos.items()}
         # Clockwise on screen is counter-clockwise in x and y as numbers, as RFC 7946 wants shells.
         coordinates = _coordinates(outlines, self._step)
         values = zip(rows.identities, coordinates, *map(_shortest, measurements.values()), strict=True)

@@ -27,6 +27,7 @@ from unetpp.store import NO_DATA
 
 BLOCK_SIDE = 1024
 """Largest side of a traced block: bounds memory whatever the shard's side."""
+SIDES = ("north", "south", "west", "east")
 _CACHED_BLOCKS, _ROWS_READ = 8, 2
 
 
@@ -84,9 +85,6 @@ def write_pieces(
 
 def _path(folder: Path, box: Box) -> Path:
     return folder / f"{box.y0}.{box.x0}.npz"
-
-
-SIDES = ("north", "south", "west", "east")
 
 
 def _save(traced: Traced, path: Path) -> None:

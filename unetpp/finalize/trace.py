@@ -32,7 +32,7 @@ _STRAIGHT, _TURNS, _LEAVES = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Some of the 4-connected pieces of a block, in raster order of their first pixels; coordinates are block-local."""
+    """Some of the 4-connected pieces of a block, in raster order of their first pixels."""
 
     labels: npt.NDArray[np.uint8]
     """(n,) class of each piece."""
@@ -44,7 +44,10 @@ class Pieces:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """Outlines of one block: of the pieces that end in it, whole, and of those that go on in a neighbour, in walks."""
+    """Outlines of one block: of the pieces that end in it, whole, and of those that go on in a neighbour, in walks.
+
+    Coordinates are block-local.
+    """
 
     whole: Pieces
     outlines: Outlines

@@ -99,10 +99,8 @@ class _Identities:
             digest.update(b"%d/%d/%d" % (label, y, x))
             digests.append(digest.digest())
         known = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 20)[:, :16].copy()
-        known[:, 6], known[:, 8] = (
-            known[:, 6] & 0x0F | 0x50,
-            known[:, 8] & 0x3F | 0x80,
-        )  # version 5, variant of RFC 4122
+        known[:, 6] = known[:, 6] & 0x0F | 0x50  # version 5
+        known[:, 8] = known[:, 8] & 0x3F | 0x80  # the variant of RFC 4122
         text = np.full((len(known), 36), ord("-"), np.uint8)
         digits = np.frombuffer(known.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
         for begin, end, dashes in ((0, 8, 0), (8, 12, 1), (12, 16, 2), (16, 20, 3), (20, 32, 4)):

@@ -50,11 +50,8 @@ def pointwise_backward_kernel(
     place = o[:, None] * C + (first + k)[None, :]
     w = tl.load(mix_ptr + place)
     if NORM:
-        mean, scale, shift = (
-            tl.load(mean_ptr + first + k),
-            tl.load(scale_ptr + first + k),
-            tl.load(shift_ptr + first + k),
-        )
+        c = first + k
+        mean, scale, shift = tl.load(mean_ptr + c), tl.load(scale_ptr + c), tl.load(shift_ptr + c)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for tile in range(tl.program_id(0), (total + BLOCK_M - 1) // BLOCK_M, tl.num_programs(0)):
         pixel = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)

@@ -206,6 +206,26 @@ def test_the_edge_between_two_units(
     guarded()
 
 
+def test_a_wider_filter_behind_a_norm() -> None:
+    """The gradient kernels are for 3x3."""
+    x, affine = feature_map(2, 6, 7, 5, torch.float32), _affine(6)
+    both = weights(4, 6, 1, 1, dtype=torch.float32), weights(4, 1, 5, 5, dtype=torch.float32)
+    leaves = [x, *affine, *both]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    statistics = *unetpp_kernels.moments(x.detach()), x.numel() // 6
+    with unetpp_kernels.forced("triton"):
+        y, *found = unetpp_kernels.normalised_pointwise_depthwise_moments(x, *statistics, *affine, *both)
+    assert_moments((found[0].detach(), found[1].detach()), y.detach())
+    expected = definition.pointwise_depthwise([_torchs(True)(*affine, x)], None, *both)
+    assert relative(y, expected.double()) <= 1e-6
+    direction = torch.randn(y.shape)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, leaves, direction), torch.autograd.grad(expected, leaves, direction), strict=True
+    ):
+        assert relative(ours, theirs.double()) <= 1e-5
+
+
 def _affine(channels: int) -> list[Tensor]:
     return [weights(channels, dtype=torch.float32) + 2, weights(channels, dtype=torch.float32, seed=4)]
 
