@@ -104,6 +104,24 @@ def test_no_uri_names_a_folder_outside_the_output(uri: str) -> None:
     assert (Path("/out") / name).parent == Path("/out")
 
 
+def test_a_band_list_of_items_is_an_image_each(tmp_path: Path) -> None:
+    features = [{"type": "Feature", "stac_version": "1.1.0", "id": key, "assets": {}} for key in ("S2A_31", "S2B/32")]
+    (tmp_path / "search.json").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    path = tmp_path / "scenes/s2.bands.toml"
+    path.parent.mkdir()
+    path.write_text('items = "../search.json"\nbands = [{ asset = "red" }]')
+    images = [(f"{path}#S2A_31", "S2A_31"), (f"{path}#S2B/32", "S2B/32")]
+    for named in (path, path.parent):
+        found = inputs.expand([named])
+        assert [(entry.uri, entry.name) for entry in found] == images
+        assert [source.name for source in inputs.assign_folders(found, tmp_path / "out")] == ["S2A_31", "S2B_32"]
+    (tmp_path / "list.csv").write_text("uri,name,spacing\nscenes/s2.bands.toml,May,10m\n")
+    rows = [(entry.name, entry.spacing) for entry in inputs.expand([tmp_path / "list.csv"])]
+    assert rows == [("May_S2A_31", "10m"), ("May_S2B/32", "10m")]
+    path.write_text('item = "../search.json"\nbands = [{ asset = "red" }]')
+    assert expand([path]) == [str(path)], "one image, though it cannot be opened"
+
+
 def test_a_video_is_its_frames(tmp_path: Path) -> None:
     import av
     import numpy as np

@@ -89,6 +89,14 @@ def test_stac_items_name_their_image(tmp_path: Path) -> None:
         ("f.parquet", "not parquet", "not a readable table"),
         ("g.json", "{]", "not a readable STAC document"),
         ("h.geojson", '{"type": "FeatureCollection", "features": [{"type": "Feature"}]}', "no STAC item"),
+        (
+            "k.json",
+            json.dumps(
+                stac("q", {b: {"href": f"{b}.tif", "type": "image/tiff", "roles": ["data"]} for b in ("b2", "b3")})
+            ),
+            r"'q' has several images \(b2, b3\); say which bands make one in a .bands.toml with items = 'k.json'",
+        ),
+        ("l.json", json.dumps({"type": "FeatureCollection", "features": [stac("q", {})] * 2}), "the item 'q' twice"),
         ("i.json", json.dumps(stac("q", {"m": {"href": "m.xml", "type": "text/xml"}})), "'q' has no image"),
     ],
 )

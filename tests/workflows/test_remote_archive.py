@@ -20,7 +20,7 @@ from rasterio.transform import from_origin
 from rich.console import Console
 
 from tests.object_store import BUCKET, ObjectStore
-from unetpp.errors import ImageFormatError, ImageNotFoundError
+from unetpp.errors import DataError, ImageFormatError, ImageNotFoundError
 from unetpp_workflows import pipeline
 from unetpp_workflows.config import load_config
 from unetpp_workflows.inputs import expand
@@ -88,6 +88,47 @@ def test_a_remote_archive_gives_the_bytes_of_the_local_one(
         file.write(b"\0")
     object_store.put(tmp_path / "picture.png", "slides/2026/picture.png")
     assert [image.reused for image in run(uri, "remote").images] == [True, False, True]
+
+
+def test_a_remote_collection_whose_bands_are_files_of_their_own(
+    run: Any, archive: Path, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    """Two STAC items with an asset per band, one of them with pixels twice as large, beside the stacked image."""
+    with rasterio.open(archive / "scene.tif") as file:
+        planes, place = file.read(), {"crs": file.crs, "transform": file.transform}
+    options = {"tiled": True, "blockxsize": 64, "blockysize": 64, "dtype": "uint16", **place}
+    (tmp_path / "items").mkdir()
+    for name, plane in zip(("red", "green", "blue"), planes, strict=True):
+        # Every block of the picture is 8 x 8 px: half of the pixels say as much.
+        half = {"transform": from_origin(450_000, 40_000, 1, 1)} if name == "blue" else {}
+        stored = (plane[::2, ::2] if half else plane).astype(np.uint16) * 10 + 1000
+        size = {"width": stored.shape[1], "height": stored.shape[0], "count": 1, **options, **half}
+        with rasterio.open(tmp_path / f"items/{name}.tif", "w", "GTiff", **size) as file:
+            file.write(stored, 1)
+    assets = {
+        name: {"href": f"./{name}.tif", "type": "image/tiff", "roles": ["data"],
+               "bands": [{"name": name, "raster:scale": 1e-4, "raster:offset": -0.1}]}
+        for name in ("red", "green", "blue")
+    }  # fmt: skip
+    items = [{"type": "Feature", "stac_version": "1.1.0", "id": key, "assets": assets} for key in ("May", "June")]
+    (tmp_path / "items/search.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    object_store.put(tmp_path / "items", "sentinel")
+    object_store.proxy.misbehave("error", "cut", "short")
+    path = tmp_path / "sentinel.bands.toml"
+    bands = ", ".join(f'{{ asset = "{name}", scale = 1000 }}' for name in assets)
+    path.write_text(
+        f'items = "s3://{BUCKET}/sentinel/search.json"\nphysical = true\ndtype = "uint8"\nbands = [{bands}]\n'
+    )
+    run(str(archive / "scene.tif"), "alone")
+    summary = run(str(path), "remote")
+    assert [(image.name, image.status) for image in summary.images] == [("May", "done"), ("June", "done")]
+    wanted = {name: data for name, data in _hashes(tmp_path / "alone/scene").items() if "/c/" in name}
+    for name in ("May", "June"):
+        found = _hashes(tmp_path / "remote" / name)
+        assert wanted and {part: found[part] for part in wanted} == wanted
+    assert [image.reused for image in run(str(path), "remote").images] == [True, True]
+    with pytest.raises(DataError, match=r"'May' has several images \(red, green, blue\)"):
+        expand([f"s3://{BUCKET}/sentinel/search.json"])
 
 
 def test_an_image_that_never_comes_fails_alone(run: Any, archive: Path, object_store: ObjectStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, UnetppError
+from unetpp.io.bands import BandsRaster, is_band_list, split_item
 from unetpp.io.base import ZARR_DOCUMENTS, Level, Raster, Window
 from unetpp.io.remote import is_remote
 from unetpp.io.video import FrameRaster, split_frame
@@ -23,7 +24,7 @@ def open_raster(uri: str | Path) -> Raster:
     A .mosaic.toml is the images it lists, read as one
     (`unetpp.io.mosaic`), a .bands.toml the bands it lists (`unetpp.io.bands`); a .vrt is a scene.
 
-    FILE#NUMBER is a frame of a video, counted from 0 (`unetpp.io.video`).
+    FILE#NUMBER is a frame of a video, counted from 0 (`unetpp.io.video`); NAME.bands.toml#ID the image of a STAC item.
 
     At s3://, gs://, http:// and https:// the same choice is made from a few ranges of bytes. Scenes, other TIFFs that
     are not 8-bit RGB, and Zarr are read in ranges; slides and pictures are staged (`unetpp.io.staging`).
@@ -31,9 +32,11 @@ def open_raster(uri: str | Path) -> Raster:
     Raises `ImageNotFoundError`, `ImageFormatError`, `CorruptImageError`, `ImageTooLargeError` or, of remote images,
     `RemoteError`, each one line.
     """
-    frame = None if is_remote(uri) else split_frame(str(uri))
+    frame, item = (None, None) if is_remote(uri) else (split_frame(str(uri)), split_item(str(uri)))
     if frame is not None:
         return FrameRaster(_local_path(frame[0]), frame[1])
+    if item is not None:
+        return BandsRaster(_local_path(item[0]), item[1])
     path = uri if is_remote(uri) else _local_path(uri)
     try:
         if isinstance(path, str):
@@ -90,7 +93,6 @@ def _open_folder(path: Path) -> Raster:
 def _open_file(path: Path, magic: bytes) -> Raster:
     import openslide
 
-    from unetpp.io.bands import BandsRaster, is_band_list
     from unetpp.io.geotiff import VRT, SceneRaster
     from unetpp.io.mosaic import MosaicRaster, is_mosaic
     from unetpp.io.openslide import SlideRaster

@@ -185,8 +185,8 @@ def fingerprint(source: Raster | str | Path) -> str:
     Of a file it covers size, modification time (ns), the first and last 64 KiB (a TIFF's directories are at either end)
     and what the reader understood: sizes, bands, type, spacing, CRS, transform. Of a slide in several files it covers
     name, size and time of each. Of a Zarr folder: every metadata document, and name, size and time of the first 4096
-    objects of the folder in sorted order; a change past those that keeps the metadata goes unseen. Of a mosaic also its
-    parts' fingerprints.
+    objects of the folder in sorted order; a change past those that keeps the metadata goes unseen. Of mosaics and
+    band lists also the parts' fingerprints, and the scale and offset that a STAC item gives.
 
     Remote images: size and ETag (or time, where the server sends none) instead of time and content. Zarr over plain
     HTTP, which cannot list, is known by its metadata documents alone.
@@ -225,6 +225,7 @@ def _facts(raster: Raster) -> dict[str, Any]:
         "crs": raster.crs,
         "transform": raster.transform,
         **({"frame": number} if (number := getattr(raster, "frame", None)) is not None else {}),
+        **({"values": values} if (values := getattr(raster, "item_values", ())) else {}),
         **({"parts": [fingerprint(uri) for uri in parts]} if (parts := getattr(raster, "part_uris", ())) else {}),
     }
 

@@ -62,6 +62,12 @@ FORMATS = (
         "no",
         "test_bands.py::test_bands_of_several_files_scaled_and_named",
     ),
+    Format(
+        "bands of STAC items (.bands.toml)",
+        "unetpp",
+        "no",
+        "test_bands.py::test_each_item_of_a_collection_is_an_image",
+    ),
     Format("frames of videos", "pyav", "no", "test_video.py::test_lossless_frames_come_back_bit_for_bit"),
     Format("at s3://", "obstore", "ranges", "test_remote_image.py::test_remote_equals_local_under_faults"),
     Format(

@@ -20,8 +20,9 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
-        help="Images, folders, quoted globs, mosaics (.mosaic.toml), bands of several files (.bands.toml), or "
-        "lists (CSV, Parquet, STAC items); also at s3://, gs://, http(s)://: a prefix that ends in / is a folder.",
+        help="Images, folders, quoted globs, mosaics (.mosaic.toml), bands of several files or "
+        "STAC assets (.bands.toml), or lists (CSV, Parquet, STAC items); also at s3://, gs://, "
+        "http(s)://: a prefix that ends in / is a folder.",
     ),
 ]
 Model = Annotated[

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unetpp.errors import ImageNotFoundError, OutputError
+from unetpp.io.bands import SUFFIX as BAND_LIST
+from unetpp.io.bands import is_band_list, list_items
 from unetpp.io.dicom import slides_in
 from unetpp.io.remote import check_uri, is_remote, list_prefix
 from unetpp.io.video import frame_count, is_video
@@ -21,7 +23,7 @@ SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .zarr .png .jpg .jpeg .vrt .jp2".split()  # noqa: SIM905
 )
 """Files that a folder contributes; a file named by itself is always tried, whatever its suffix."""
-LISTS = (".mosaic.toml", ".bands.toml")
+LISTS = (".mosaic.toml", BAND_LIST)
 _ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
 RESERVED = frozenset({"mlflow", "logs", "nightly"})
 JOB = "job.json"
@@ -52,14 +54,14 @@ def expand(inputs: Iterable[str | Path]) -> list[Entry]:
         ImageNotFoundError: A folder, prefix or glob holds no image. A missing file is left for its reader to report.
         ImageFormatError: A URI has an unknown scheme, or a password or query in it.
         RemoteError: A prefix cannot be listed.
-        DataError: A manifest cannot be read.
+        DataError: A manifest cannot be read, or the STAC items of a band list.
     """
     found: dict[str, Entry] = {}
     for item in map(str, inputs):
         if is_remote(item):
             check_uri(item)
         entries = read_manifest(item) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item)]
-        entries = [frame for entry in entries for frame in _frames(entry)]
+        entries = [image for entry in entries for image in _images_in(entry)]
         for entry in entries:
             if is_remote(entry.uri):
                 check_uri(entry.uri)
@@ -67,13 +69,18 @@ def expand(inputs: Iterable[str | Path]) -> list[Entry]:
     return list(found.values())
 
 
-def _frames(entry: Entry) -> list[Entry]:
-    """Return the frames of a video file, each an image of its own name; any other entry as it is."""
+def _images_in(entry: Entry) -> list[Entry]:
+    """Return the frames of a video file or the items of a band list, each an image of its own name; others as is."""
     path = Path(entry.uri).expanduser()
-    if is_remote(entry.uri) or not is_video(path) or not path.is_file():
+    if is_remote(entry.uri) or not path.is_file():
         return [entry]
-    name = entry.name or path.stem
-    return [replace(entry, uri=f"{path}#{i}", name=f"{name}_{i:06d}") for i in range(frame_count(path))]
+    if is_video(path):
+        name = entry.name or path.stem
+        return [replace(entry, uri=f"{path}#{i}", name=f"{name}_{i:06d}") for i in range(frame_count(path))]
+    items = list_items(path) if is_band_list(path) else None
+    if items is None:
+        return [entry]
+    return [replace(entry, uri=f"{path}#{item}", name="_".join(filter(None, (entry.name, item)))) for item in items]
 
 
 def _expand_one(item: str) -> list[str]:

@@ -6,22 +6,19 @@ absolute start from the manifest's folder. Other columns are the user's own.
 
 from __future__ import annotations
 
-import json
-import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unetpp.errors import DataError, RegionError, SpacingError
 from unetpp.geometry import Spacing
+from unetpp.io import stac
 from unetpp.io.remote import is_remote
 from unetpp.region import parse_region
 from unetpp_workflows.tables import read_table
 
-SUFFIXES = (".csv", ".parquet", ".json", ".geojson")
+SUFFIXES = (".csv", ".parquet", *stac.SUFFIXES)
 _URI_COLUMNS = ("uri", "image", "path", "href")
-_IMAGE_TYPES = ("image/tiff", "image/jp2", "application/vnd+zarr", "application/vnd.zarr", "image/png", "image/jpeg")
 
 
 @dataclass(frozen=True)
@@ -51,46 +48,34 @@ def read_manifest(item: str) -> list[Entry]:
     """Return the images that a manifest, local or remote, lists, in its order.
 
     Raises:
-        DataError: it cannot be read, has no column with URIs, an empty one, a bad spacing, or one name twice.
+        DataError: it cannot be read, has no column with URIs, an empty one, a bad spacing, or one name twice; an item
+            has not exactly one image.
         Also what `unetpp.io.staging.stage` raises of remote ones.
     """
-    if is_remote(item):
-        from unetpp.io.remote import open_object
-        from unetpp.io.staging import stage
-
-        copy = stage(open_object(item))
-        return _read(copy.path, _Folder(item.rpartition("/")[0], remote=True))
-    path = Path(item).expanduser()
-    return _read(path, _Folder(str(path.parent)))
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """Where a manifest lies, from which its relative paths start."""
-
-    uri: str
-    remote: bool = False
-
-    def place(self, uri: str) -> str:
-        if "://" in uri or Path(uri).expanduser().is_absolute():
-            return uri
-        if not self.remote:
-            return str(Path(self.uri) / uri)
-        scheme, _, path = self.uri.partition("://")
-        bucket, _, key = path.partition("/")
-        return f"{scheme}://{bucket}{posixpath.normpath(posixpath.join('/', key, uri))}"
-
-
-def _read(path: Path, folder: _Folder) -> list[Entry]:
-    entries = list((_stac if path.suffix.lower() in (".json", ".geojson") else _table)(path, folder))
+    place = item if is_remote(item) else str(Path(item).expanduser())
+    entries = list(_read(place))
     names = [entry.name for entry in entries if entry.name]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{path} has the name {twice!r} twice; give each image its own, or leave the column empty")
+        raise DataError(f"{place} has the name {twice!r} twice; give each image its own, or leave the column empty")
     return entries
 
 
-def _table(path: Path, folder: _Folder) -> Iterator[Entry]:
+def _read(place: str) -> Iterator[Entry]:
+    path = Path(place)
+    if path.suffix.lower() in stac.SUFFIXES:
+        yield from (Entry(_image(item, place).uri, item.id) for item in stac.read_items(place))
+    elif is_remote(place):
+        from unetpp.io.remote import open_object
+        from unetpp.io.staging import stage
+
+        copy = stage(open_object(place))  # kept from deletion until it is read
+        yield from _table(copy.path, stac.folder_of(place))
+    else:
+        yield from _table(path, stac.folder_of(place))
+
+
+def _table(path: Path, folder: str) -> Iterator[Entry]:
     rows = read_table(path)
     column = next((name for name in _URI_COLUMNS if name in rows[0]), None)
     if column is None:
@@ -106,17 +91,17 @@ def _table(path: Path, folder: _Folder) -> Iterator[Entry]:
                 raise DataError(f"{path}, row {number}: {error}") from None
         mask, region = row.get("mask") or None, row.get("region") or None
         yield Entry(
-            folder.place(row[column]),
+            stac.placed(folder, row[column]),
             row.get("name", ""),
             spacing,
-            folder.place(mask) if mask is not None else None,
+            stac.placed(folder, mask) if mask is not None else None,
             _region(region, folder, f"{path}, row {number}") if region is not None else None,
         )
 
 
-def _region(text: str, folder: _Folder, where: str) -> str:
+def _region(text: str, folder: str, where: str) -> str:
     """Return a region whose file, if it is one, starts from the manifest's folder."""
-    for candidate in (text, folder.place(text)):
+    for candidate in (text, stac.placed(folder, text)):
         try:
             parse_region(candidate)
         except RegionError as error:
@@ -126,23 +111,14 @@ def _region(text: str, folder: _Folder, where: str) -> str:
     raise DataError(f"{where}: {problem}")
 
 
-def _stac(path: Path, folder: _Folder) -> Iterator[Entry]:
-    """Yield one image per item: the asset with the role "data", else the first whose type is an image's."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        items = document["features"] if document.get("type") == "FeatureCollection" else [document]
-        for item in items:
-            if item.get("type") != "Feature" or "stac_version" not in item:
-                raise DataError(f"{path} is no STAC item or item collection; give one, or a CSV or Parquet table")
-            yield Entry(folder.place(_asset(item, path)["href"]), str(item["id"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a readable STAC document ({error!r}); give STAC items as JSON") from None
-
-
-def _asset(item: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    assets: list[Mapping[str, Any]] = list(item["assets"].values())
-    images = [asset for asset in assets if str(asset.get("type", "")).startswith(_IMAGE_TYPES)]
-    data = [asset for asset in images if "data" in asset.get("roles", ())]
+def _image(item: stac.Item, place: str) -> stac.Asset:
+    """Return the only image of an item."""
+    images = item.images()
+    if len(images) == 1:
+        return images[0]
     if not images:
-        raise DataError(f"{path}: item {item['id']!r} has no image among its assets; list the images in a table")
-    return (data or images)[0]
+        raise DataError(f"{place}: item {item.id!r} has no image among its assets; list the images in a table")
+    raise DataError(
+        f"{place}: item {item.id!r} has several images ({', '.join(image.key for image in images)}); "
+        f"say which bands make one in a .bands.toml with items = {Path(place).name!r}"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from rasterio.transform import from_origin
 
 from unetpp.errors import BandsError, CorruptImageError, ImageFormatError
 from unetpp.geometry import Box
@@ -23,6 +24,13 @@ def _list(folder: Path, text: str, name: str = "scene.bands.toml") -> Path:
     return path
 
 
+def _items(path: Path, items: dict[str, dict[str, Any]]) -> Path:
+    features = [{"type": "Feature", "stac_version": "1.0.0", "id": key, "assets": items[key]} for key in items]
+    document = features[0] if len(features) == 1 else {"type": "FeatureCollection", "features": features}
+    path.write_text(json.dumps(document))
+    return path
+
+
 @pytest.mark.proves("bands of several files (.bands.toml)")
 def test_bands_of_several_files_scaled_and_named(make: Any) -> None:
     one, four = make.noise((70, 90, 1), np.uint16), make.noise((70, 90, 4), np.uint16, seed=1)
@@ -31,7 +39,7 @@ def test_bands_of_several_files_scaled_and_named(make: Any) -> None:
     four_path = make.geotiff(four, "four.tif", photometric="minisblack", alpha="no", overviews=(2,))
     with rasterio.open(four_path, "r+") as file:
         file.set_band_description(4, "nir")
-    (make.folder / "item.json").write_text(json.dumps({"assets": {"b2": {"href": "./four.tif"}}}))
+    _items(make.folder / "item.json", {"S2A": {"b2": {"href": "./four.tif"}}})
     path = _list(
         make.folder,
         """
@@ -63,6 +71,66 @@ def test_integers_are_rounded_and_clipped(make: Any) -> None:
         assert raster.read(raster.levels[0].box).pixels[0, :, 0].tolist() == [0, 0, 0, 2, 255, 199]
 
 
+def _sentinel(make: Any, scale: dict[str, float] | None = None) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """A band of 71 x 93 px and one whose pixels are twice as large, both with overviews, as assets of an item."""
+    fine, coarse = make.noise((71, 93, 1), np.uint16), make.noise((36, 47, 1), np.uint16, seed=1)
+    coarse[4, 5] = 9999
+    make.geotiff(fine, "red.tif", overviews=(2, 4), transform=from_origin(450_000, 40_000, 10, 10))
+    place = from_origin(450_000, 40_000, 20, 20)
+    make.geotiff(coarse, "swir.tif", overviews=(2,), nodata=9999, transform=place)
+    described = {"bands": [scale]} if scale else {}
+    return fine, coarse, {key: {"href": f"{key}.tif", **described} for key in ("red", "swir")}
+
+
+@pytest.mark.proves("bands of STAC items (.bands.toml)")
+def test_each_item_of_a_collection_is_an_image(make: Any) -> None:
+    fine, coarse, assets = _sentinel(make)
+    _items(make.folder / "search.json", {"S2A_1": assets, "S2B_2": {**assets, "swir": assets["red"]}})
+    text = 'items = "search.json"\nbands = [{ asset = "red" }, { asset = "swir", name = "short", scale = 2 }]'
+    path = _list(make.folder, text)
+    with open_raster(f"{path}#S2A_1") as raster:
+        assert (raster.uri, raster.bands) == (f"{path}#S2A_1", ("red", "short"))
+        assert [(x.height, x.width) for x in raster.levels] == [(71, 93), (36, 47), (18, 24)]
+        large, there = coarse.repeat(2, 0).repeat(2, 1), np.ones((71, 93), bool)
+        there[8:10, 10:12] = False
+        for box in (Box(0, 0, 71, 93), Box(5, 7, 12, 8), Box(70, 92, 71, 93), Box(-3, -5, 9, 12)):
+            window, inside = raster.read(box), box.clip(71, 93)
+            here = window.pixels[inside.slices(box)]
+            np.testing.assert_array_equal(here[..., 0], fine[inside.slices()][..., 0])
+            np.testing.assert_array_equal(here[..., 1], large[inside.slices()][..., 0] * 2)
+            np.testing.assert_array_equal(window.valid[inside.slices(box)], there[inside.slices()])
+        with open_raster(make.folder / "swir.tif") as swir:
+            for level in (1, 2):  # where its pixels are as large, they are its own
+                own = swir.read(swir.levels[level - 1].box, level - 1)
+                window = raster.read(raster.levels[level].box, level)
+                np.testing.assert_array_equal(window.pixels[..., 1], own.pixels[..., 0] * 2)
+                np.testing.assert_array_equal(window.valid, own.valid)
+    with open_raster(f"{path}#S2B_2") as raster:
+        np.testing.assert_array_equal(raster.read(Box(0, 0, 71, 93)).pixels[..., 1], fine[..., 0] * 2)
+
+
+@pytest.mark.parametrize(
+    "scale", [{"raster:scale": 1e-4, "raster:offset": -0.1}, {"scale": 1e-4, "offset": -0.1}], ids=["1.1", "1.0"]
+)
+def test_physical_values_are_the_items(make: Any, scale: dict[str, float]) -> None:
+    """Sentinel-2 since 2022 stores 10,000 times the reflectance plus 1,000: a scale of 0.0001, an offset of -0.1."""
+    fine, _, assets = _sentinel(make, scale)
+    if "scale" in scale:
+        assets = {key: {"href": asset["href"], "raster:bands": asset["bands"]} for key, asset in assets.items()}
+    item = _items(make.folder / "item.json", {"S2": assets})
+    head = 'item = "item.json"\nphysical = true\n'
+    with open_raster(_list(make.folder, head + 'bands = [{ asset = "red" }]')) as raster:
+        assert raster.dtype == np.float32
+        np.testing.assert_allclose(raster.read(Box(0, 0, 71, 93)).pixels, fine * 1e-4 - 0.1, rtol=1e-5, atol=1e-7)
+    stretched = _list(make.folder, head + 'dtype = "uint8"\nbands = [{ asset = "red", scale = -1000, offset = 10.25 }]')
+    with open_raster(stretched) as raster:
+        expected = np.rint((fine * 1e-4 - 0.1) * -1000 + 10.25)
+        np.testing.assert_array_equal(raster.read(Box(0, 0, 71, 93)).pixels, expected.clip(0, 255))
+    before = fingerprint(stretched)
+    item.write_text(item.read_text().replace("-0.1", "-0.2"))
+    assert fingerprint(stretched) != before, "the item now gives other values"
+
+
 def test_a_change_of_a_file_changes_the_fingerprint(make: Any) -> None:
     one = make.geotiff(make.noise((20, 20, 1)), "one.tif")
     path = _list(make.folder, 'bands = [{ uri = "one.tif" }]')
@@ -82,14 +150,31 @@ def test_a_change_of_a_file_changes_the_fingerprint(make: Any) -> None:
         ('bands = [{ uri = "one.tif" }, { uri = "small.tif" }]', ImageFormatError, "bring them to one grid first"),
         ('dtype = "int4"\nbands = [{ uri = "one.tif" }]', ImageFormatError, "dtype 'int4' is none of"),
         ("bands = [", ImageFormatError, "does not read as TOML"),
+        ('item = "a.json"\nitems = "a.json"\nbands = [{ asset = "red" }]', ImageFormatError, "is no band list"),
+        ('item = 7\nbands = [{ asset = "red" }]', ImageFormatError, "item = 7; give a str"),
+        ('item = "no.json"\nbands = [{ asset = "red" }]', ImageFormatError, "no.json cannot be read"),
+        ('item = "two.json"\nbands = [{ asset = "red" }]', ImageFormatError, "holds 2 items; name it as items"),
+        ('items = "two.json"\nbands = [{ asset = "red" }]', ImageFormatError, "one image per item"),
+        ('item = "one.json"\nbands = [{ asset = "nir" }]', ImageFormatError, "no asset 'nir'; it has red"),
     ],
 )
 def test_bad_lists_are_refused(make: Any, text: str, error: type[Exception], message: str) -> None:
     make.geotiff(make.noise((20, 20, 1)), "one.tif")
     make.geotiff(make.noise((10, 20, 1)), "small.tif")
+    _items(make.folder / "one.json", {"a": {"red": {"href": "one.tif"}}})
+    _items(make.folder / "two.json", {key: {"red": {"href": "one.tif"}} for key in "ab"})
     with pytest.raises(error, match=message) as caught:
         open_raster(_list(make.folder, text))
     assert "\n" not in str(caught.value)
+
+
+def test_an_item_that_is_not_there_is_an_error(make: Any) -> None:
+    _items(make.folder / "two.json", {key: {"red": {"href": "one.tif"}} for key in "ab"})
+    path = _list(make.folder, 'items = "two.json"\nbands = [{ asset = "red" }]')
+    with pytest.raises(ImageFormatError, match="has no item 'c'"):
+        open_raster(f"{path}#c")
+    with pytest.raises(ImageFormatError, match="is one image, without"):
+        open_raster(f"{_list(make.folder, 'bands = [{ uri = 0 }]', 'single.bands.toml')}#a")
 
 
 VRT = """<VRTDataset rasterXSize="90" rasterYSize="70"><SRS>EPSG:32636</SRS>

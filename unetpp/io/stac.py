@@ -1,0 +1,124 @@
+"""Reads STAC items from files and remote objects: what their assets are and where they lie; opens no image."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from unetpp.errors import DataError
+from unetpp.io.remote import is_remote
+
+SUFFIXES = (".json", ".geojson")
+_IMAGE_TYPES = ("image/tiff", "image/jp2", "application/vnd+zarr", "application/vnd.zarr", "image/png", "image/jpeg")
+_NO_DATA_ROLES = {"thumbnail", "overview", "visual", "metadata", "mask"}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file of an item.
+
+    Attributes:
+        uri: absolute, or from the current folder.
+        scales: (scale, offset) of each band that the item describes, in the file's order; (1, 0) where it says none.
+    """
+
+    key: str
+    uri: str
+    type: str
+    roles: frozenset[str]
+    scales: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    id: str
+    assets: Mapping[str, Asset]
+
+    def images(self) -> list[Asset]:
+        """Return the assets with the role "data" whose type is an image's; those without a telling role if none has."""
+        images = [asset for asset in self.assets.values() if asset.type.startswith(_IMAGE_TYPES)]
+        data = [asset for asset in images if "data" in asset.roles]
+        return data or [asset for asset in images if not asset.roles & _NO_DATA_ROLES]
+
+
+def read_items(uri: str) -> tuple[Item, ...]:
+    """Return the items of a STAC item or item collection (GeoJSON), local or remote, in its order.
+
+    Raises:
+        DataError: it is no such document, or one id stands there twice.
+        Also what `unetpp.io.staging.stage` raises of remote ones.
+    """
+    if is_remote(uri):
+        from unetpp.io.remote import open_object
+        from unetpp.io.staging import stage
+
+        copy = stage(open_object(uri))  # kept from deletion until it is read
+        return _read(copy.path, 0, uri)
+    path = Path(uri).expanduser()
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise DataError(f"{uri} cannot be read ({error.strerror}); give STAC items as JSON") from None
+    return _read(path, changed, str(path))
+
+
+def placed(folder: str, uri: str) -> str:
+    """Return a path or URI that a document names, from the folder (path or URI) that the document lies in."""
+    if "://" in uri or Path(uri).expanduser().is_absolute():
+        return uri
+    if not is_remote(folder):
+        return str(Path(folder) / uri)
+    scheme, _, path = folder.partition("://")
+    bucket, _, key = path.partition("/")
+    return f"{scheme}://{bucket}{posixpath.normpath(posixpath.join('/', key, uri))}"
+
+
+def folder_of(uri: str) -> str:
+    """Return the folder, path or URI, that a document lies in."""
+    return uri.rpartition("/")[0] if is_remote(uri) else str(Path(uri).parent)
+
+
+# Every image of a collection asks for its own item.
+@lru_cache(maxsize=4)
+def _read(path: Path, changed: int, uri: str) -> tuple[Item, ...]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        features = document["features"] if document.get("type") == "FeatureCollection" else [document]
+        known = all(feature.get("type") == "Feature" and "stac_version" in feature for feature in features)
+        items = tuple(_item(feature, folder_of(uri)) for feature in features) if known else ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{uri} is not a readable STAC document ({error!r}); give STAC items as JSON") from None
+    if not known:
+        raise DataError(f"{uri} is no STAC item or item collection; give one, or a CSV or Parquet table")
+    ids = [item.id for item in items]
+    twice = next((name for name in ids if ids.count(name) > 1), None) if len(set(ids)) < len(ids) else None
+    if twice is not None:
+        raise DataError(f"{uri} has the item {twice!r} twice; give each its own id")
+    return items
+
+
+def _item(values: Mapping[str, Any], folder: str) -> Item:
+    assets = {
+        key: Asset(
+            key,
+            placed(folder, asset["href"]),
+            str(asset.get("type", "")),
+            frozenset(asset.get("roles") or ()),
+            tuple(_scales(asset)),
+        )
+        for key, asset in values["assets"].items()
+    }
+    return Item(str(values["id"]), assets)
+
+
+def _scales(asset: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """Yield what turns stored into physical values: of STAC 1.1's bands, or of the raster extension 1.x."""
+    for band in asset.get("bands") or asset.get("raster:bands") or [{}]:
+        known = {**asset, **band}
+        scale, offset = (known.get(f"raster:{name}", band.get(name)) for name in ("scale", "offset"))
+        yield float(1 if scale is None else scale), float(0 if offset is None else offset)
