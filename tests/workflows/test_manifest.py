@@ -38,7 +38,7 @@ def test_tables_name_images(tmp_path: Path, suffix: str) -> None:
     assert read_manifest(path) == placed
     assert expand([path, path]) == placed
     first, second = assign_folders(placed, tmp_path / "out")
-    assert (first.name, first.spacing, first.mask) == ("First_image", "0.25um", tmp_path / "m.png")
+    assert (first.name, first.spacing, first.mask) == ("First_image", "0.25um", str(tmp_path / "m.png"))
     assert (second.name, second.spacing, second.mask) == ("two", None, None)
 
 

@@ -20,10 +20,11 @@ from rasterio.transform import from_origin
 from rich.console import Console
 
 from tests.object_store import BUCKET, ObjectStore
-from unetpp.errors import DataError, ImageFormatError, ImageNotFoundError
+from unetpp.errors import ConfigError, DataError, ImageFormatError, ImageNotFoundError
 from unetpp_workflows import pipeline
 from unetpp_workflows.config import load_config
 from unetpp_workflows.inputs import expand
+from unetpp_workflows.pipeline import start_call
 from unetpp_workflows.plan import print_plan
 
 FAST = ("tracking.enabled=false", "engine.name=torch", "engine.precision=fp32", "tiling.core=64", "executor.workers=2")
@@ -156,6 +157,29 @@ def test_remote_manifests(archive: Path, object_store: ObjectStore, tmp_path: Pa
     (tmp_path / "item.json").write_text(json.dumps(item))
     uri = object_store.put(tmp_path / "item.json", "lists/deep/item.json")
     assert [(entry.uri, entry.name) for entry in expand([uri])] == [(f"s3://{BUCKET}/lists/v.tif", "S2")]
+
+
+def test_a_remote_mask_counts_as_a_local_one_does(
+    run: Any, archive: Path, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:12] = 1
+    Image.fromarray(mask).save(archive / "mask.png")
+    (archive / "list.csv").write_text("uri,mask\nscene.tif,mask.png\n")
+    object_store.put(archive, "masked")
+    uri = f"s3://{BUCKET}/masked/list.csv"
+    local, remote = run(str(archive / "list.csv"), "local"), run(uri, "remote")
+    assert local.images[0].record.figures["valid_px"] == remote.images[0].record.figures["valid_px"] == 120 * 320
+    assert _hashes(tmp_path / "local") == _hashes(tmp_path / "remote")
+    assert run(uri, "remote").images[0].reused
+    Image.fromarray(mask[::-1]).save(archive / "mask.png")
+    object_store.put(archive / "mask.png", "masked/mask.png")
+    assert not run(uri, "remote").images[0].reused
+    with pytest.raises(ConfigError, match=r"mask s3://archive/masked/none.png: no such object"):
+        start_call(load_config(sets=[f"input.mask=s3://{BUCKET}/masked/none.png", "model=nuclei"]), None, {})
+    (archive / "list.csv").write_text("uri,mask\nscene.tif,https://host/m.png?signature=hunter2\n")
+    with pytest.raises(ImageFormatError, match="with a password or a query"):
+        expand([archive / "list.csv"])
 
 
 def test_prefixes_without_images_and_uris_with_secrets(object_store: ObjectStore, run: Any, tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ def open_raster(uri: str | Path) -> Raster:
 
     FILE#NUMBER is a frame of a video, counted from 0 (`unetpp.io.video`); NAME.bands.toml#ID the image of a STAC item.
 
-    At s3://, gs://, http:// and https:// the same choice is made from a few ranges of bytes. Scenes, other TIFFs that
-    are not 8-bit RGB, and Zarr are read in ranges; slides and pictures are staged (`unetpp.io.staging`).
+    At s3://, gs://, http:// and https:// the same choice is made from a few ranges of bytes. Scenes, Zarr, slides whose
+    own tiles are what OpenSlide shows and other TIFFs that are not 8-bit RGB are read in ranges; all else is staged
+    (`unetpp.io.staging`).
 
     Raises `ImageNotFoundError`, `ImageFormatError`, `CorruptImageError`, `ImageTooLargeError` or, of remote images,
     `RemoteError`, each one line.

@@ -17,6 +17,8 @@ from unetpp.io.tiff import FINEST_PRINT_SPACING_UM, TiffPages
 
 CACHE_BYTES = 2**25
 BLOCK = 512
+IN_TILES = ("aperio", "generic-tiff")
+"""Vendors, as OpenSlide names them, whose levels are the TIFF's own tiles side by side."""
 
 
 class SlideRaster(ReaderBase):
@@ -48,7 +50,7 @@ class SlideRaster(ReaderBase):
         self._background = _background(properties)
         self._pages: TiffPages | None = None
         self._agrees: dict[int, bool] = {}
-        self._in_tiles = vendor in ("aperio", "generic-tiff")
+        self._in_tiles = vendor in IN_TILES
         self._closed = False
 
     def _open(self) -> Any:

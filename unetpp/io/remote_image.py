@@ -48,7 +48,7 @@ def versions(uri: str) -> list[tuple[str, int, str]]:
 
 
 def _open_tiff(image: RemoteObject) -> Raster | None:
-    """Return the reader of a TIFF that is read in ranges, None where OpenSlide may know it, which needs a file."""
+    """Return the reader of a TIFF that is read in ranges, None where OpenSlide needs the whole file."""
     tags = page_tags(image)
     placed = bool(GEO_TAGS & tags.keys())
     parts = {_name(image.uri): image} | _sidecars(image, placed)
@@ -63,7 +63,9 @@ def _open_tiff(image: RemoteObject) -> Raster | None:
 
         return SceneRaster(parts)
     if is_rgb8(tags):
-        return None
+        from unetpp.io.slide_ranges import open_in_ranges
+
+        return open_in_ranges(image)
     from unetpp.io.plain import TiffRaster
 
     return TiffRaster(image)

@@ -124,6 +124,13 @@ class TiffPages:
         """Say whether every segment that the box touches was written."""
         return all(segment.page.databytecounts[segment.key[2]] > 0 for segment in self._segments(box, level))
 
+    def middle(self, level: int) -> tuple[Box, int, int]:
+        """Return the box of the tile or strip in the middle of a level, and its offset and size in the file."""
+        height, width = self.sizes[level]
+        segment = self._segments(Box(height // 2, width // 2, height // 2 + 1, width // 2 + 1), level)[0]
+        index = segment.key[2]
+        return segment.box, segment.page.dataoffsets[index], segment.page.databytecounts[index]
+
     def _segments(self, box: Box, level: int) -> list[_Segment]:
         """Return the segments that a box inside the level touches."""
         found = []

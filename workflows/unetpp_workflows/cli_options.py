@@ -37,7 +37,9 @@ Spacing = Annotated[
     str | None, typer.Option("--spacing", help="Pixel size where the file states none or a wrong one: 0.25um, 0.3m.")
 ]
 Mpp = Annotated[float | None, typer.Option("--mpp", help="The same in micrometres per pixel: --mpp 0.25.")]
-Mask = Annotated[Path | None, typer.Option("--mask", help="Image whose non-zero pixels are to be segmented.")]
+Mask = Annotated[
+    str | None, typer.Option("--mask", help="Image, here or remote, whose non-zero pixels are to be segmented.")
+]
 Region = Annotated[
     str | None,
     typer.Option(
@@ -113,7 +115,7 @@ def input_options(
     model: str | None,
     spacing: str | None,
     mpp: float | None,
-    mask: Path | None,
+    mask: str | None,
     region: str | None,
     tissue: str | None,
     tracking_uri: str | None,

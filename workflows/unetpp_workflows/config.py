@@ -19,6 +19,8 @@ from pydantic_core import ErrorDetails
 
 from unetpp.errors import ConfigError, RegionError, SpacingError
 from unetpp.geometry import Spacing
+from unetpp.io.remote import is_remote
+from unetpp.io.remote_image import versions
 from unetpp.maps import MAPS, MapName, ordered
 from unetpp.region import parse_region
 
@@ -33,7 +35,7 @@ class InputConfig(_Section):
     """How the images are read: pixel spacing where the files do not say it, and which pixels count."""
 
     spacing: str | None = None
-    mask: Path | None = None
+    mask: str | None = None
     region: str | None = None
     tissue: Literal["auto", "none"] = "auto"
 
@@ -46,6 +48,11 @@ class InputConfig(_Section):
             except SpacingError as error:
                 raise ValueError(str(error)) from None
         return value
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, Path) else value
 
     @field_validator("region")
     @classmethod
@@ -166,8 +173,10 @@ class RunConfig(_Section):
             del values["input"]["region"]
         elif (file := parse_region(self.input.region).file) is not None:
             values["input"]["region_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        if self.input.mask is not None and is_remote(self.input.mask):
+            values["input"]["mask"] = versions(self.input.mask)
         for section, key in (("input", "mask"), ("truth", "path")):
-            path = Path(values[section][key]) if values[section][key] else None
+            path = Path(values[section][key]) if isinstance(values[section][key], str) else None
             if path and path.is_file():
                 values[section][key] = hashlib.sha256(path.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

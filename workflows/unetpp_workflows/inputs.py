@@ -39,7 +39,7 @@ class Source:
     uri: str
     folder: Path
     spacing: str | None = None
-    mask: Path | None = None
+    mask: str | None = None
     region: str | None = None
 
     @property
@@ -63,8 +63,9 @@ def expand(inputs: Iterable[str | Path]) -> list[Entry]:
         entries = read_manifest(item) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item)]
         entries = [image for entry in entries for image in _images_in(entry)]
         for entry in entries:
-            if is_remote(entry.uri):
-                check_uri(entry.uri)
+            for uri in filter(None, (entry.uri, entry.mask)):
+                if is_remote(uri):
+                    check_uri(uri)
             found.setdefault(entry.uri, entry)
     return list(found.values())
 
@@ -179,7 +180,7 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
                 folder = hashed if clash or (hashed.name.casefold() in there and hashed.is_dir()) else folder
         if folder.name.casefold() in there and folder.resolve().parent != root:
             raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
-        sources.append(Source(uri, folder, entry.spacing, Path(entry.mask) if entry.mask else None, entry.region))
+        sources.append(Source(uri, folder, entry.spacing, entry.mask, entry.region))
     return sources
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from unetpp.errors import ConfigError, OutputError, UnetppError
-from unetpp.io.remote import shown
+from unetpp.io.remote import is_remote, open_object, shown
 from unetpp_workflows.archive import write_summary
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
@@ -115,8 +115,7 @@ def start_call(config: RunConfig, model: str | Path | None, truths: Mapping[str,
     reference = str(model or config.model)
     if not reference:
         raise ConfigError("no model; give --model nuclei, models:/name@alias or a package folder")
-    if config.input.mask is not None and not config.input.mask.is_file():
-        raise ConfigError(f"mask {config.input.mask} is no file; correct --mask")
+    _check_mask(config.input.mask)
     config = config.model_copy(update={"model": reference})
     resolved = resolve(reference, tracking_uri=config.tracking.uri)
     return Call(
@@ -126,6 +125,17 @@ def start_call(config: RunConfig, model: str | Path | None, truths: Mapping[str,
         workers=config.executor.workers or worker_count(config.engine.threads, gpus=config.engine.name != "openvino"),
         truths={identity(uri): truth for uri, truth in truths.items()},
     )
+
+
+def _check_mask(mask: str | None) -> None:
+    """Raise `ConfigError` where a mask for all images is not there."""
+    try:
+        if mask is not None and is_remote(mask):
+            open_object(mask)
+        elif mask is not None and not Path(mask).is_file():
+            raise ConfigError(f"mask {mask} is no file; correct --mask")
+    except UnetppError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"mask {error}") from None
 
 
 def make_folder(output: Path) -> None:
