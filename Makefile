@@ -8,7 +8,7 @@ TIA := .venv-tiatoolbox/bin/python
 TIA_STAMP := .venv-tiatoolbox/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup viewer viewer-check demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills papers gpu-bench wheel-test clean
+.PHONY: help setup viewer viewer-check demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills papers folds gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -27,6 +27,7 @@ help:
 	@echo "make kills       kill 20 workers and 5 drivers of a segmentation of 1 gigapixel, compare (UNETPP_DATA; FOLDER=, resumable, 2 hours)"
 	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
+	@echo "make folds       judge the land cover recipe on every scene by a model that never saw it (UNETPP_DATA; FOLDS=, resumable, 2 hours)"
 	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
 	@echo "make peers       make the environment of cpu-bench and rivals, .venv-peers (1.6 GB), apart from ours"
 	@echo "make tiatoolbox  make the environment of TIAToolbox for rivals, .venv-tiatoolbox (6.5 GB), apart from ours"
@@ -120,8 +121,14 @@ view-bench: $(STAMP) $(VIEWER)
 	@PYTHONPATH=.:kernels:workflows $(PY) tests/benchmarks/view.py
 	@$(PY) tests/readme.py
 
+FOLDS ?= runs/folds
+
 papers: $(STAMP)
 	@PYTHONPATH=.:kernels $(PY) tests/benchmarks/papers.py
+	@$(PY) tests/readme.py
+
+folds: $(STAMP)
+	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/folds.py --work $(FOLDS)
 	@$(PY) tests/readme.py
 
 gpu-bench: $(STAMP)
