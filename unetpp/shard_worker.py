@@ -26,7 +26,7 @@ from unetpp import commit
 from unetpp.commit import CommitRecord
 from unetpp.durable import file_sha256
 from unetpp.engine import choose_engine
-from unetpp.engine.base import Engine, without_margins
+from unetpp.engine.base import Engine
 from unetpp.errors import EngineError, ModelPackageError, StoreError
 from unetpp.geometry import Box
 from unetpp.io import open_raster
@@ -188,8 +188,8 @@ class ShardWorker:
         top, left, bottom, right = margins
         read = tile.read_box
         inner = Box(read.y0 + top, read.x0 + left, read.y1 - bottom, read.x1 - right)
-        if self.job.maps:  # their heads lie in whole tiles
-            computed = without_margins(self._engine.layers(pixels, self.job.maps), margins)
+        if self.job.maps:
+            computed = self._engine.layers(pixels, self.job.maps, margins)
         else:
             computed = self._engine.labels(pixels, margins)[None]
         return np.where(valid, computed[(..., *tile.write_box.slices(inner))], np.uint8(NO_DATA))

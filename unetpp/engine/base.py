@@ -50,7 +50,7 @@ class Engine(Protocol):
         """
         ...
 
-    def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
+    def layers(self, tile: NDArray[Any], maps: Sequence[MapName], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
         """Return (planes, H, W) uint8 labels and maps of one pass, see `unetpp.engine.maps.layers`."""
         ...
 

@@ -95,13 +95,13 @@ class OpenVinoEngine:
     def labels(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
         return self._run("labels", tile, margins)
 
-    def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
+    def layers(self, tile: NDArray[Any], maps: Sequence[MapName], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
         """See `Engine`. Logits become bytes outside the graph, which would take bf16 for that too."""
         import torch
 
         from unetpp.engine.maps import layers
 
-        found = torch.from_numpy(self._run("heads" if "uncertainty" in maps else "logits", tile))
+        found = torch.from_numpy(self._run("heads" if "uncertainty" in maps else "logits", tile, margins))
         heads = found if found.ndim == 4 else found[None]
         planes: NDArray[np.uint8] = layers(heads, self._values, maps).numpy()
         return planes

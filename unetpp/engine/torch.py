@@ -55,10 +55,11 @@ class TorchEngine:
     def labels(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
         return without_margins(self._run("labels", tile), margins)
 
-    def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
+    def layers(self, tile: NDArray[Any], maps: Sequence[MapName], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
         output: Output = "heads" if "uncertainty" in maps else "logits"
         values = self._networks[output].values
-        return self._run(output, tile, lambda x: layers(x if x.ndim == 4 else x[None], values, maps))
+        planes = self._run(output, tile, lambda x: layers(x if x.ndim == 4 else x[None], values, maps))
+        return without_margins(planes, margins)
 
     def release(self) -> None:
         """Nothing: plain torch keeps no buffers between calls."""

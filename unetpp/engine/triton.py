@@ -88,8 +88,8 @@ class TritonEngine:
     def labels(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
         return without_margins(self._run("labels", tile), margins)
 
-    def layers(self, tile: NDArray[Any], maps: Sequence[MapName]) -> NDArray[np.uint8]:
-        return self._run(tuple(maps), tile)
+    def layers(self, tile: NDArray[Any], maps: Sequence[MapName], margins: Margins = NO_MARGINS) -> NDArray[np.uint8]:
+        return without_margins(self._run(tuple(maps), tile), margins)
 
     def release(self) -> None:
         """Nothing: captured graphs are worth more than the device's memory between two jobs."""

@@ -9,6 +9,8 @@ them. The result is that of the whole tile, up to the rounding of a library that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,6 +40,13 @@ class Inner(nn.Module):
         self.margins = margins
 
     def forward(self, image: Tensor) -> Tensor:
+        return self._logits(image, [self.network.config.last])[0]
+
+    def heads(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of every head, deepest last; shapes as `forward`."""
+        return self._logits(image, [int(j) for j in self.network.head_convs])
+
+    def _logits(self, image: Tensor, heads: Sequence[int]) -> tuple[Tensor, ...]:
         config = self.network.config
         x: dict[tuple[Name, Margins], Tensor] = {}  # nodes by name and the context they have, in their own pixels
         whole: dict[Name, Margins] = {}
@@ -60,9 +69,8 @@ class Inner(nn.Module):
             low = None if step.low is None else part(step.low, _halved(have))
             x[step.node, have] = self.network.nodes[step.key](sources, low)
             whole[step.node] = have
-        last: Tensor = part((0, config.last), NO_MARGINS)
-        logits: Tensor = self.network.head_convs[str(config.last)](last)
-        return logits
+        # A shallower head has seen fewer nodes of its level: less of its edge is wrong.
+        return tuple(self.network.head_convs[str(j)](part((0, j), NO_MARGINS)) for j in heads)
 
 
 def context(config: GridConfig, level: int) -> int:

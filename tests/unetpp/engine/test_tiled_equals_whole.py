@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unetpp import tiling
 from unetpp.engine import Engine, choose_engine, cpu_has_bf16
 from unetpp.geometry import Box
+from unetpp.maps import MAPS
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.package import Package
 from unetpp.tiling import TilePlan, cut
@@ -70,6 +71,14 @@ def assert_tiled_equals_whole(engine: Engine, plan: TilePlan, image: NDArray[Any
     labels = engine.labels(image)
     assert len(np.unique(labels)) > 1 or labels.size < 2000
     np.testing.assert_array_equal(tiled(plan, image, engine.labels)[clear], labels[clear])
+    config = engine.spec.architecture
+    heads = config.last if engine.spec.network == "unetplusplus" and config.deep_supervision else 1
+    maps = MAPS if heads > 1 else MAPS[:1]
+    truth = engine.layers(image, maps).astype(int)
+    found = tiled(plan, image, lambda tile, margins: engine.layers(tile, maps, margins)).astype(int)
+    # They are bytes: a share on the edge between two may fall to either side.
+    assert np.abs(found[1:] - truth[1:]).max() <= 1 and (np.ptp(truth[1:]) > 5 or labels.size < 2000)
+    np.testing.assert_array_equal(found[0][clear], labels[clear])
 
 
 def plan_for(package: Package, height: int, width: int, core: int, shard: int) -> TilePlan:

@@ -41,9 +41,16 @@ def test_the_middle_is_that_of_the_whole(config: GridConfig, kind: Any, sides: M
     with torch.inference_mode():
         whole = network(image)[..., top : height - bottom, left : width - right]
         inner = Inner(network, margins)(image)
+        heads, of_whole = [], []
+        if kind is UNetPlusPlus:
+            heads, of_whole = Inner(network, margins).heads(image), network.heads(image)
+    assert len(heads) == len(of_whole)
     assert inner.shape == whole.shape
     # In fp64, where sums of another order differ by 1e-15: one wrong pixel would show.
     assert (inner - whole).abs().max() <= 1e-12 * whole.abs().max()
+    for head, expected in zip(heads, of_whole, strict=True):
+        middle = expected[..., top : height - bottom, left : width - right]
+        assert head.shape == middle.shape and (head - middle).abs().max() <= 1e-12 * middle.abs().max()
 
 
 def test_less_context_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
