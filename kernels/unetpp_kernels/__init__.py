@@ -4,6 +4,7 @@ Every operation has a plain-torch definition in `definition`, and a fused Triton
 """
 
 from unetpp_kernels.definition import Resampling, upsample2x
+from unetpp_kernels.normalised import Map, Normalised, stored
 from unetpp_kernels.operations import (
     Implementation,
     batch_norm,
@@ -14,7 +15,7 @@ from unetpp_kernels.operations import (
     forced,
     implementation,
     moments,
-    normalised_pointwise_depthwise_moments,
+    normalised,
     pointwise_conv,
     pointwise_depthwise,
     pointwise_depthwise_moments,
@@ -22,6 +23,8 @@ from unetpp_kernels.operations import (
 
 __all__ = [
     "Implementation",
+    "Map",
+    "Normalised",
     "Resampling",
     "batch_norm",
     "depthwise_conv",
@@ -31,9 +34,10 @@ __all__ = [
     "forced",
     "implementation",
     "moments",
-    "normalised_pointwise_depthwise_moments",
+    "normalised",
     "pointwise_conv",
     "pointwise_depthwise",
     "pointwise_depthwise_moments",
+    "stored",
     "upsample2x",
 ]

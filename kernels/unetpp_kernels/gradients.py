@@ -5,7 +5,7 @@ pointwise             sources, mix                   the concatenation, the upsa
 depthwise             x, taps                        -
 depthwise_pointwise   sources, low, taps, mix        depthwise sums, the concatenation, the upsampled source
 batch norm            its input, four vectors        its result (whose ReLU is decided anew)
-norm and pointwise    the norm's input, its vectors  the norm's result, in both passes
+norm, then pointwise  the norms' inputs, vectors     the norms' results, in both passes
 
 Weights come in fp32 and get fp32 gradients, whatever the maps' type: under autocast nothing is rounded on the way.
 Gradients of gradients do not exist; autograd says so.
@@ -201,16 +201,15 @@ class BatchNorm(torch.autograd.Function):
         return dx, None, None, None, dweight, dbias, None, None, None, None
 
 
-class NormPointwise(torch.autograd.Function):
-    """apply(mix (O, C), x, mean, variance, count, weight, bias, eps, total): `BatchNorm` with ReLU, then `Pointwise`.
+class StandIn(torch.autograd.Function):
+    """apply(x, mean, variance, count, weight, bias, eps, total) -> stand-in, mean, scale, shift: `BatchNorm` with ReLU.
 
-    The map between them is neither stored nor kept for the gradient: both passes of the product make it from x.
+    The stand-in has the result's shape and type and none of its values; see `normalised.Normalised`.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        mix: Tensor,
         x: Tensor,
         mean: Tensor,
         variance: Tensor,
@@ -219,20 +218,65 @@ class NormPointwise(torch.autograd.Function):
         bias: Tensor,
         eps: float,
         total: Callable[[Tensor], object] | None,
-    ) -> Tensor:
-        vectors = _norm_vectors(x, mean, variance, weight, bias, eps)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, scale, shift, inverse = _norm_vectors(x, mean, variance, weight, bias, eps)
         ctx.count, ctx.relu, ctx.total, ctx.fused, ctx.weight_type = count, True, total, True, weight.dtype
-        mix = mix.to(x.dtype)
-        ctx.save_for_backward(x, *vectors, mix)
-        return _OPERATORS.normalised_pointwise(x, *vectors[:3], mix)  # type: ignore[no-any-return]
+        mean, shift = mean.clone(), shift.clone()  # outputs, which inputs must not be
+        ctx.save_for_backward(x, mean, scale, shift, inverse)
+        ctx.mark_non_differentiable(mean, scale, shift)
+        return x.new_empty(()).expand(x.shape), mean, scale, shift
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        dx, dweight, dbias = _norm_gradients(ctx, gradient, *ctx.saved_tensors)
+        return dx, None, None, None, dweight, dbias, None, None
+
+
+class Stored(torch.autograd.Function):
+    """apply(stand-in, x, mean, scale, shift): the map itself; its gradient is the stand-in's."""
+
+    @staticmethod
+    def forward(ctx: Any, stand_in: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return _OPERATORS.normalise(x, mean, scale, shift, True)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *norm, mix = ctx.saved_tensors
-        between, dmix = _OPERATORS.normalised_pointwise_backward(gradient, *norm[:4], mix)
-        dx, dweight, dbias = _norm_gradients(ctx, between, *norm)
-        return dmix, dx, None, None, None, dweight, dbias, None, None
+        return gradient, None, None, None, None
+
+
+class NormalisedPointwise(torch.autograd.Function):
+    """apply(weight (O, C), bias, added, mode, n, *stand_ins, *xs, mean, scale, shift): `Pointwise` of n such maps.
+
+    The maps are neither stored nor kept for the gradient: both passes of the product make them from the xs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        added: Tensor | None,
+        mode: Resampling,
+        n: int,
+        *rest: Tensor,
+    ) -> Tensor:
+        sources, vectors = rest[n : 2 * n], rest[2 * n :]
+        mix = weight.to(sources[0].dtype)
+        ctx.n, ctx.mode, ctx.has_added = n, mode, added is not None
+        ctx.save_for_backward(mix, *rest[n:])
+        return _OPERATORS.normalised_pointwise(list(sources), *vectors, mix, bias, added, mode)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        mix, *rest = ctx.saved_tensors
+        sources, vectors = rest[: ctx.n], rest[ctx.n :]
+        *found, dmix = _OPERATORS.normalised_pointwise_backward(gradient, sources, *vectors, mix)
+        dbias = bias_gradient(gradient) if ctx.needs_input_grad[1] else None
+        dadded = _OPERATORS.upsample_backward(gradient, ctx.mode) if ctx.has_added else None
+        return dmix, dbias, dadded, None, None, *found, *[None] * (ctx.n + 3)
 
 
 def _norm_vectors(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:

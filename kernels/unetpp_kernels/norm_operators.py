@@ -72,24 +72,36 @@ def normalise_backward(
     return launch_normalise.backward(gradient, x, mean, scale, bias, shares, relu=relu)
 
 
-def normalised_pointwise(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor) -> Tensor:
-    """Return the pointwise convolution of `normalise(x, ..., relu=True)`, which is written only where no row fits."""
+def normalised_pointwise(
+    sources: Sequence[Tensor],
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mix: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    mode: Resampling,
+) -> Tensor:
+    """Return the pointwise convolution of sources behind their norms, `normalise(source, ..., relu=True)`.
+
+    mean, scale and shift are of all their channels, one behind the other. The maps are written only where no row fits.
+    """
     from unetpp_kernels.gpu import arguments, launch
 
     norm = arguments.Norm(mean, scale, shift)
-    return launch.pointwise([x], mix, None, None, pool=False, relu=False, mode="bilinear", norm=norm)
+    return launch.pointwise(sources, mix, bias, added, pool=False, relu=False, mode=mode, norm=norm)
 
 
 def normalised_pointwise_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
+    gradient: Tensor, sources: Sequence[Tensor], mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
 ) -> list[Tensor]:
-    """Return the gradients of the normalised map, made anew where it is needed, and of mix (O, C) fp32."""
+    """Return the gradients of the maps behind the norms, made anew where they are needed, and of mix (O, C) fp32."""
     from unetpp_kernels.gpu import arguments, launch_backward, launch_normalise
 
-    found = launch_backward.pointwise(gradient, [x], mix, arguments.Norm(mean, scale, shift))
+    norm = arguments.Norm(mean, scale, shift)
+    found = launch_backward.pointwise(gradient, sources, mix, norm)
     if found is None:
-        y = launch_normalise.normalise(x, mean, scale, shift, relu=True)
-        return plain_pointwise_backward(gradient, [y], mix)
+        return plain_pointwise_backward(gradient, launch_normalise.behind(norm, sources), mix)
     return [*found[0], found[1]]
 
 
@@ -123,15 +135,31 @@ def _plain_normalise_backward(
     return _map(definition.normalise_backward(gradient, x, mean, scale, bias, shares, relu=relu))
 
 
-def _plain_normalised_pointwise(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor) -> Tensor:
-    y = definition.normalise(x, mean, scale, shift, relu=True)
-    return _map(definition.pointwise_conv([y], mix[:, :, None, None].to(x.dtype)))
+def _plain_normalised_pointwise(
+    sources: Sequence[Tensor],
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mix: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    mode: Resampling,
+) -> Tensor:
+    maps = _plain_behind(sources, mean, scale, shift)
+    weight = mix[:, :, None, None].to(maps[0].dtype)
+    return _map(definition.pointwise_conv(maps, weight, bias, added=added, mode=mode))
 
 
 def _plain_normalised_pointwise_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
+    gradient: Tensor, sources: Sequence[Tensor], mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
 ) -> list[Tensor]:
-    return plain_pointwise_backward(gradient, [definition.normalise(x, mean, scale, shift, relu=True)], mix)
+    return plain_pointwise_backward(gradient, _plain_behind(sources, mean, scale, shift), mix)
+
+
+def _plain_behind(sources: Sequence[Tensor], *vectors: Tensor) -> list[Tensor]:
+    widths = [x.shape[1] for x in sources]
+    own = zip(*(torch.split(values, widths) for values in vectors), strict=True)
+    return [definition.normalise(x, *three, relu=True) for x, three in zip(sources, own, strict=True)]
 
 
 def _fake_depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
@@ -164,15 +192,25 @@ def _fake_normalise_backward(
     return empty(x, *x.shape)
 
 
-def _fake_normalised_pointwise(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor) -> Tensor:
-    n, _, height, width = x.shape
-    return empty(x, n, mix.shape[0], height, width)
+def _fake_normalised_pointwise(
+    sources: Sequence[Tensor],
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mix: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    mode: str,
+) -> Tensor:
+    n, _, height, width = sources[0].shape
+    return empty(sources[0], n, mix.shape[0], height, width)
 
 
 def _fake_normalised_pointwise_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
+    gradient: Tensor, sources: Sequence[Tensor], mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
 ) -> list[Tensor]:
-    return [empty(x, *x.shape), mix.new_empty(mix.shape, dtype=definition.sum_type(mix.dtype))]
+    found = [empty(x, *x.shape) for x in sources]
+    return [*found, mix.new_empty(mix.shape, dtype=definition.sum_type(mix.dtype))]
 
 
 def _with_moments(y: Tensor) -> list[Tensor]:
@@ -217,14 +255,15 @@ register(
     _fake_normalise_backward,
 )
 register(
-    "normalised_pointwise(Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor mix) -> Tensor",
+    "normalised_pointwise(Tensor[] sources, Tensor mean, Tensor scale, Tensor shift, Tensor mix, Tensor? bias, "
+    "Tensor? added, str mode) -> Tensor",
     normalised_pointwise,
     _plain_normalised_pointwise,
     _fake_normalised_pointwise,
 )
 register(
-    "normalised_pointwise_backward(Tensor gradient, Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor mix) "
-    "-> Tensor[]",
+    "normalised_pointwise_backward(Tensor gradient, Tensor[] sources, Tensor mean, Tensor scale, Tensor shift, "
+    "Tensor mix) -> Tensor[]",
     normalised_pointwise_backward,
     _plain_normalised_pointwise_backward,
     _fake_normalised_pointwise_backward,

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from unetpp_kernels import definition, gradients, native, operators, packing
+from unetpp_kernels import normalised as behind_norm
 from unetpp_kernels.definition import Resampling
+from unetpp_kernels.normalised import Map, Normalised, read, stored
 
 Implementation = Literal["triton", "torch"]
 VARIABLE = "UNETPP_KERNELS"
@@ -126,7 +128,7 @@ def depthwise_conv(
 
 
 def pointwise_conv(
-    sources: Sequence[Tensor],
+    sources: Sequence[Map],
     weight: Tensor,
     bias: Tensor | None = None,
     *,
@@ -135,18 +137,22 @@ def pointwise_conv(
     relu: bool = False,
     mode: Resampling = "bilinear",
 ) -> Tensor:
-    """See `definition.pointwise_conv`."""
+    """See `definition.pointwise_conv`; maps behind a norm are made as they are read, where all sources are such."""
+    behind = [source for source in sources if isinstance(source, Normalised)]
+    if len(behind) == len(sources) and not (pool or relu) and implementation([*sources, weight]) == "triton":
+        return behind_norm.pointwise(behind, packing.mix(weight, weight.dtype), bias, added, mode)
+    maps = [stored(source) for source in sources]
     # No network pools and adds in one convolution, so there is no kernel for both.
-    if implementation([*sources, weight, bias, added]) == "torch" or (pool and added is not None):
-        return definition.pointwise_conv(sources, weight, bias, added=added, pool=pool, relu=relu, mode=mode)
-    sources, added = _autocast(sources, added)
-    if _needs_gradient(*sources, added, weight, bias):
-        maps = [torch.nn.functional.max_pool2d(s, 2) for s in sources] if pool else sources
+    if implementation([*maps, weight, bias, added]) == "torch" or (pool and added is not None):
+        return definition.pointwise_conv(maps, weight, bias, added=added, pool=pool, relu=relu, mode=mode)
+    maps, added = _autocast(maps, added)
+    if _needs_gradient(*maps, added, weight, bias):
+        maps = [torch.nn.functional.max_pool2d(s, 2) for s in maps] if pool else maps
         mix = packing.mix(weight, weight.dtype)
         found = gradients.Pointwise.apply(mix, bias, added, relu, mode, *maps)  # type: ignore[no-untyped-call]
         return cast(Tensor, found)
-    mix = packing.mix(weight, sources[0].dtype)
-    return cast(Tensor, torch.ops.unetpp.pointwise(list(sources), mix, bias, added, pool, relu, mode))
+    mix = packing.mix(weight, maps[0].dtype)
+    return cast(Tensor, torch.ops.unetpp.pointwise(maps, mix, bias, added, pool, relu, mode))
 
 
 def pointwise_depthwise(
@@ -188,16 +194,20 @@ def depthwise_pointwise_moments(
 
 
 def pointwise_depthwise_moments(
-    sources: Sequence[Tensor],
-    low: Tensor | None,
+    sources: Sequence[Map],
+    low: Map | None,
     pointwise: Tensor,
     depthwise: Tensor,
     *,
     mode: Resampling = "bilinear",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `definition.pointwise_depthwise` (3x3, no bias, no activation) and its `definition.moments`; as above."""
+    """Return `definition.pointwise_depthwise` (3x3, no bias, no activation) and its `definition.moments`; as above.
+
+    Maps behind a norm are made as they are read; see `pointwise_conv`.
+    """
     if implementation([*sources, low, pointwise, depthwise]) == "torch" or depthwise.shape[-1] != 3:
-        return _with_moments(pointwise_depthwise(sources, low, pointwise, depthwise, mode=mode))
+        inputs, below = [stored(source) for source in sources], None if low is None else stored(low)
+        return _with_moments(pointwise_depthwise(inputs, below, pointwise, depthwise, mode=mode))
     return _depthwise_moments(_pointwise_upsampled(sources, low, pointwise, mode), depthwise)
 
 
@@ -254,38 +264,27 @@ def batch_norm(
     return cast(Tensor, found)
 
 
-def normalised_pointwise_depthwise_moments(
+def normalised(
     x: Tensor,
     mean: Tensor,
     variance: Tensor,
     count: Tensor | int,
     weight: Tensor,
     bias: Tensor,
-    pointwise: Tensor,
-    depthwise: Tensor,
     *,
     eps: float = 1e-5,
     total: Callable[[Tensor], object] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `pointwise_depthwise_moments` of `batch_norm(x, ..., relu=True)`, which no kernel ever stores.
-
-    Args:
-        x, mean, variance, count, weight, bias, eps, total: of `batch_norm`.
-        pointwise, depthwise: of `pointwise_depthwise_moments`.
-    """
-    if implementation([x, weight, bias, pointwise, depthwise]) == "torch" or depthwise.shape[-1] != 3:
-        y = batch_norm(x, mean, variance, count, weight, bias, eps=eps, relu=True, total=total)
-        return pointwise_depthwise_moments([y], None, pointwise, depthwise)
-    mix = packing.mix(pointwise, pointwise.dtype)
-    mixed = gradients.NormPointwise.apply(  # type: ignore[no-untyped-call]
-        mix, x, mean, variance, count, weight, bias, eps, total
-    )
-    return _depthwise_moments(mixed, depthwise)
+) -> Map:
+    """Return `batch_norm(x, ..., relu=True)`, not stored where kernels read it; arguments as there."""
+    if implementation([x, weight, bias]) == "torch":
+        return batch_norm(x, mean, variance, count, weight, bias, eps=eps, relu=True, total=total)
+    found = gradients.StandIn.apply(x, mean, variance, count, weight, bias, eps, total)  # type: ignore[no-untyped-call]
+    return Normalised(x, *found)
 
 
-def implementation(tensors: Sequence[Tensor | None]) -> Implementation:
+def implementation(maps: Sequence[Map | None]) -> Implementation:
     """Return what computes an operation on these tensors: "triton" or "torch"."""
-    present = [t for t in tensors if t is not None]
+    present = [read(t) for t in maps if t is not None]
     if _forced is not None:
         return _forced
     asked = os.environ.get(VARIABLE)
@@ -346,9 +345,9 @@ def _autocast(sources: Sequence[Tensor], low: Tensor | None) -> tuple[list[Tenso
     return [s.to(dtype) for s in sources], None if low is None else low.to(dtype)
 
 
-def _pointwise_upsampled(sources: Sequence[Tensor], low: Tensor | None, pointwise: Tensor, mode: Resampling) -> Tensor:
+def _pointwise_upsampled(sources: Sequence[Map], low: Map | None, pointwise: Tensor, mode: Resampling) -> Tensor:
     """Return pw(cat(*sources, up(low))), `low` mixed before it is upsampled."""
-    width = sum(s.shape[1] for s in sources)
+    width = sum(read(source).shape[1] for source in sources)
     added = None if low is None else pointwise_conv([low], pointwise[:, width:])
     return pointwise_conv(sources, pointwise[:, :width], added=added, mode=mode)
 

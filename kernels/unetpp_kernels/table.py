@@ -318,13 +318,13 @@ def with_moments(row: Row) -> Row | None:
 
 
 def with_norm(row: Row) -> Row | None:
-    """Row of a pointwise convolution that reads its source through a batch norm and ReLU; None where it cannot.
+    """Row of a pointwise convolution that reads its sources through a batch norm and ReLU; None where it cannot.
 
     That is where channels fill no block, where registers do not suffice, and of pooled sources: where the scale is
-    negative, the norm goes before the maximum. No network adds an upsampled term there.
+    negative, the norm goes before the maximum.
     """
     constants = dict(row.constants)
-    plain = row.kernel == "pointwise" and constants["EVEN"] and not (constants["POOL"] or constants["LOW"])
+    plain = row.kernel == "pointwise" and constants["EVEN"] and not constants["POOL"]
     spills = (row.dtype, constants["BLOCK_N"], constants["DOT"]) == ("fp32", WIDEST, "tf32") if plain else False
     if spills or not (plain or row.kernel == "pointwise_backward"):
         return None

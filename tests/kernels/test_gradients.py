@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 import unetpp_kernels
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp.model.layers import Node
 from unetpp_kernels import Resampling, forced, packing
 
 OPERATORS = torch.ops.unetpp
@@ -109,9 +108,11 @@ def test_opcheck_of_batch_norm() -> None:
         torch.library.opcheck(OPERATORS.normalise.default, (x, *vectors, relu))
         torch.library.opcheck(OPERATORS.normalise_sums.default, (x, x + 1, *vectors, relu))
         torch.library.opcheck(OPERATORS.normalise_backward.default, (x, x + 1, *vectors, torch.randn(2, 6), relu))
-    torch.library.opcheck(OPERATORS.normalised_pointwise.default, (x, *vectors, mix))
-    g = torch.randn(2, 3, 4, 5)
-    torch.library.opcheck(OPERATORS.normalised_pointwise_backward.default, (g, x, *vectors, mix))
+    g, maps, mix = torch.randn(2, 3, 4, 6), [torch.randn(2, c, 4, 6) for c in (2, 4)], torch.randn(3, 6)
+    for bias, added in ((None, None), (torch.randn(3), torch.randn(2, 3, 2, 3))):
+        arguments = (maps, *vectors, mix, bias, added, "nearest")
+        torch.library.opcheck(OPERATORS.normalised_pointwise.default, arguments)
+    torch.library.opcheck(OPERATORS.normalised_pointwise_backward.default, (g, maps, *vectors, mix))
 
 
 @pytest.mark.parametrize("name", ["pointwise", "depthwise and its norm"])
@@ -187,15 +188,22 @@ def _gradients(model: nn.Module, call: Callable[[nn.Module, Tensor], Any], image
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_a_node_keeps_no_map_between_its_units() -> None:
-    node = Node(GridConfig(filters=(8, 16), conv="pw_dw"), 8, 0, 8)
-    x = torch.randn(2, 8, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
-    kept: list[int] = []
+def test_maps_behind_norms_are_not_kept() -> None:
+    """Of a whole network in training: only what pooling reads of them, for nothing makes that anew."""
+    network = UNetPlusPlus(GridConfig(filters=(8, 24, 40), conv="pw_dw")).train()
+    image = torch.randn(2, 3, 16, 24)
+    kept: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:
-        kept.append(value.numel())
+        kept[value.data_ptr()] = value.numel()
         return value
 
     with forced("triton"), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        node([x])
-    assert kept.count(x.numel()) == 5, "each pair of convolutions keeps two, the last norm its input"
+        heads = network.heads(image)
+    assert len(heads) == 2
+    # Of a node both products and the inputs of both norms; the stem has no first product, but is pooled.
+    for level, nodes in enumerate((3, 2, 1)):
+        size = 2 * (8, 24, 40)[level] * (16 >> level) * (24 >> level)
+        extra = 0 if level else -1
+        pooled = 1 if level < 2 else 0
+        assert list(kept.values()).count(size) == 4 * nodes + extra + pooled, level

@@ -202,8 +202,12 @@ def test_batch_norm_launches_only_rows(dtype: torch.dtype, channels: int, launch
     norm_operators.normalise_sums(x, x, vector, vector, vector, True)
     norm_operators.normalise_backward(x, x, vector, vector, vector, torch.zeros(2, channels), True)
     mix = torch.zeros(channels, channels, dtype=dtype)
-    norm_operators.normalised_pointwise(x, vector, vector, vector, mix)
-    norm_operators.normalised_pointwise_backward(x, x, vector, vector, vector, mix)
+    norm_operators.normalised_pointwise([x], vector, vector, vector, mix, None, None, "bilinear")
+    norm_operators.normalised_pointwise_backward(x, [x], vector, vector, vector, mix)
+    both, wide = torch.zeros(2 * channels), torch.zeros(channels, 2 * channels, dtype=dtype)
+    for mode in ("bilinear", "nearest"):
+        norm_operators.normalised_pointwise([x, x], both, both, both, wide, None, low, mode)
+    norm_operators.normalised_pointwise_backward(x, [x, x], both, both, both, wide)
     rows = launched()
     reading = {row.kernel for row in rows if "NORM" in dict(row.constants)}
     assert ("pointwise" in reading) == (channels % 32 == 0 and channels != 160)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetpp_kernels import batch_norm, moments
+from unetpp_kernels import Map, batch_norm, moments, normalised
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -40,6 +40,13 @@ class BatchNorm2d(nn.BatchNorm2d):
         if statistics is None:
             return _activated(super().forward(x), relu)  # torch refuses such a batch in its own words
         return batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps, relu=relu, total=self.total)
+
+    def behind(self, x: Tensor, own: tuple[Tensor, Tensor] | None) -> Map:
+        """Return `normalised(x, own, relu=True)`, not stored where those who read it can make it anew."""
+        statistics = self.counted(x, own)
+        if statistics is None:
+            return _activated(super().forward(x), True)
+        return normalised(x, *statistics, self.weight, self.bias, eps=self.eps, total=self.total)
 
     def counted(self, x: Tensor, own: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor | int] | None:
         """Count a training batch; return the mean, variance and number of values that it is normalised by.

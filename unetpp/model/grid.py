@@ -17,6 +17,7 @@ from unetpp.model import receptive_field
 from unetpp.model.config import GridConfig
 from unetpp.model.layers import Node, pad_to_multiple
 from unetpp.model.order import Name, Step, grid_order
+from unetpp_kernels import Map, Normalised, pointwise_conv, stored
 
 
 class UNetPlusPlus(nn.Module):
@@ -101,23 +102,31 @@ class UNetPlusPlus(nn.Module):
         """The nodes in the order of their computation, with what each reads."""
         return grid_order(self.config)
 
-    def _grid(self, image: Tensor) -> dict[Name, Tensor]:
+    def _grid(self, image: Tensor) -> dict[Name, Map]:
         """Compute every node; returns x with x[i, j] of shape (N, filters[i], H/2^i, W/2^i)."""
         check_input(image, self.config.bands)
         return evaluate(self.nodes, self.order, pad_to_multiple(image, self.multiple))
 
-    def _head(self, x: dict[Name, Tensor], j: int, image: Tensor) -> Tensor:
-        logits: Tensor = self.head_convs[str(j)](x[0, j])
-        return logits[..., : image.shape[-2], : image.shape[-1]]
+    def _head(self, x: dict[Name, Map], j: int, image: Tensor) -> Tensor:
+        return head(self.head_convs[str(j)], x[0, j])[..., : image.shape[-2], : image.shape[-1]]
 
 
-def evaluate(nodes: nn.ModuleDict, order: Sequence[Step], image: Tensor) -> dict[Name, Tensor]:
+def head(conv: nn.Module, source: Map) -> Tensor:
+    """Return the logits of a 1x1 convolution, over a map that is stored or not."""
+    if isinstance(source, Normalised):
+        assert isinstance(conv, nn.Conv2d)
+        return pointwise_conv([source], conv.weight, conv.bias)
+    logits: Tensor = conv(source)
+    return logits
+
+
+def evaluate(nodes: nn.ModuleDict, order: Sequence[Step], image: Tensor) -> dict[Name, Map]:
     """Compute nodes in order from a padded image (N, bands, H, W); returns all of them by name."""
-    x: dict[Name, Tensor] = {}
+    x: dict[Name, Map] = {}
     for step in order:
-        sources = [x[name] for name in step.sources] or [image]
+        sources: list[Map] = [x[name] for name in step.sources] or [image]
         if step.pooled:
-            sources = [F.max_pool2d(source, 2) for source in sources]
+            sources = [F.max_pool2d(stored(source), 2) for source in sources]
         x[step.node] = nodes[step.key](sources, None if step.low is None else x[step.low])
     return x
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from unetpp.model.batch_norm import BatchNorm2d
 from unetpp.model.config import Conv, GridConfig
 from unetpp_kernels import (
+    Map,
     Resampling,
     depthwise_pointwise,
     depthwise_pointwise_moments,
     implementation,
-    normalised_pointwise_depthwise_moments,
     pointwise_depthwise,
     pointwise_depthwise_moments,
+    stored,
     upsample2x,
 )
 
@@ -49,13 +50,16 @@ class ConvUnit(nn.Module):
             self.norm = None
             self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, sources: Sequence[Tensor], low: Tensor | None = None) -> Tensor:
-        """Args: sources (N, C_k, H, W); low (N, C_l, H/2, W/2), upsampled without learned weights."""
-        if self.norm is None:
-            return self._convolved(sources, low)
-        if self.training and implementation([*sources, low, *self.parameters()]) == "triton":
-            return self._normalised(self.norm, sources, low)
-        return F.relu(self.norm(self._convolved(sources, low)))
+    def forward(self, sources: Sequence[Map], low: Map | None = None) -> Map:
+        """Args: sources (N, C_k, H, W); low (N, C_l, H/2, W/2), upsampled without learned weights.
+
+        Where kernels train, the result is not stored: units that read it make it anew.
+        """
+        if self.training and self.norm is not None and implementation([*sources, low, *self.parameters()]) == "triton":
+            return self.norm.behind(*self._with_moments(sources, low))
+        inputs, below = [stored(source) for source in sources], None if low is None else stored(low)
+        x = self._convolved(inputs, below)
+        return x if self.norm is None else F.relu(self.norm(x))
 
     def _convolved(self, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
         """Return the convolution, and the ReLU where no norm stands before it."""
@@ -70,53 +74,18 @@ class ConvUnit(nn.Module):
         weights = (self.pointwise, self.depthwise)
         return pointwise_depthwise(sources, low, *weights, self.bias, relu=relu, mode=self._mode)
 
-    def _normalised(self, norm: BatchNorm2d, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
-        """Return the whole unit in training: the convolution gives its moments, and the norm ends with the ReLU."""
-        x, own = self._with_moments(sources, low)
-        return norm.normalised(x, own, relu=True)
-
-    def _with_moments(
-        self, sources: Sequence[Tensor], low: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def _with_moments(self, sources: Sequence[Map], low: Map | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the convolution, and mean and variance of it where it gives them."""
-        if self.conv == "standard":
-            return self._full(sources, low), None
-        assert self.pointwise is not None and self.depthwise is not None
-        if self.conv == "dw_pw":
-            found = depthwise_pointwise_moments(sources, low, self.depthwise, self.pointwise, mode=self._mode)
-        else:
+        if self.conv == "pw_dw":
+            assert self.pointwise is not None and self.depthwise is not None
             found = pointwise_depthwise_moments(sources, low, self.pointwise, self.depthwise, mode=self._mode)
-        x, mean, variance = found
-        return x, (mean, variance)
-
-    def after(self, unit: ConvUnit, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
-        """Return `self([unit(sources, low)])`; kernels in training store no map between its norm and our product."""
-        before, norm = unit.norm, self.norm
-        parameters = [*unit.parameters(), *self.parameters()]
-        if (
-            before is None
-            or norm is None
-            or self.conv != "pw_dw"
-            or not self.training
-            or implementation([*sources, low, *parameters]) != "triton"
-        ):
-            return self([unit(sources, low)])  # type: ignore[no-any-return]
+            return found[0], found[1:]
+        inputs, below = [stored(source) for source in sources], None if low is None else stored(low)
+        if self.conv == "standard":
+            return self._full(inputs, below), None
         assert self.pointwise is not None and self.depthwise is not None
-        x, own = unit._with_moments(sources, low)
-        statistics = before.counted(x, own)
-        if statistics is None:
-            return self([before.normalised(x, own, relu=True)])  # type: ignore[no-any-return]
-        y, mean, variance = normalised_pointwise_depthwise_moments(
-            x,
-            *statistics,
-            before.weight,
-            before.bias,
-            self.pointwise,
-            self.depthwise,
-            eps=before.eps,
-            total=before.total,
-        )
-        return norm.normalised(y, (mean, variance), relu=True)
+        found = depthwise_pointwise_moments(inputs, below, self.depthwise, self.pointwise, mode=self._mode)
+        return found[0], found[1:]
 
     def _full(self, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:
         assert self.standard is not None
@@ -150,10 +119,12 @@ class Node(nn.Module):
         self.first = ConvUnit(config, "standard" if stem else config.conv, sources + low, outputs)
         self.second = ConvUnit(config, config.conv, outputs, outputs)
 
-    def forward(self, sources: Sequence[Tensor], low: Tensor | None = None) -> Tensor:
+    def forward(self, sources: Sequence[Map], low: Map | None = None) -> Map:
+        """Arguments and result as of `ConvUnit`."""
         if low is not None and self.deconv is not None:
-            return self.second.after(self.first, [*sources, self.deconv(low)], None)
-        return self.second.after(self.first, sources, low)
+            sources, low = [*sources, self.deconv(stored(low))], None
+        found: Map = self.second([self.first(sources, low)])
+        return found
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from unetpp.model import receptive_field
 from unetpp.model.config import GridConfig
-from unetpp.model.grid import check_input, evaluate
+from unetpp.model.grid import check_input, evaluate, head
 from unetpp.model.layers import Node, pad_to_multiple
 from unetpp.model.order import Step, unet_order
 
@@ -57,8 +57,9 @@ class UNet(nn.Module):
         """Return logits (N, classes, H, W) for x (N, bands, H, W); `ShapeError` for other shapes."""
         check_input(x, self.config.bands)
         nodes = evaluate(self.nodes, self.order, pad_to_multiple(x, self.multiple))
-        logits: Tensor = self.head_convs[str(self.config.depth)](nodes[0, self.config.depth])
-        return logits[..., : x.shape[-2], : x.shape[-1]]
+        return head(self.head_convs[str(self.config.depth)], nodes[0, self.config.depth])[
+            ..., : x.shape[-2], : x.shape[-1]
+        ]
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the one head there is, so that a training loop treats both networks alike."""

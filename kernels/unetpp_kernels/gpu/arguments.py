@@ -32,7 +32,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """The batch norm, with its ReLU, through which the one source of a convolution is read: (C,) fp32 each."""
+    """The batch norms, with ReLU, through which sources are read: (C,) fp32 each, C the channels of all sources."""
 
     mean: Tensor
     scale: Tensor

@@ -145,7 +145,7 @@ def pointwise(
 ) -> Tensor:
     """Run the matrix-product kernel; `mix` (O, C), `parts` as for `depthwise_pointwise`.
 
-    norm: the source is read through it, or goes through it before where the table has no row for that.
+    norm: sources are read through it, or go through it before where the table has no row for that.
     """
     maps = feature_maps(sources)
     n, _, source_h, source_w = maps[0].shape
@@ -167,7 +167,7 @@ def pointwise(
     elif norm is not None:
         from unetpp_kernels.gpu import launch_normalise
 
-        maps = [launch_normalise.normalise(maps[0], norm.mean, norm.scale, norm.shift, relu=True)]
+        maps = launch_normalise.behind(norm, maps)
     y = arguments.like_map(maps[0], outputs, height, width)
     programs = cdiv(n * height * width, chosen["BLOCK_M"])
     grid = (programs * cdiv(outputs, chosen["BLOCK_N"]),)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from unetpp_kernels import table
 from unetpp_kernels.gpu import arguments
-from unetpp_kernels.gpu.arguments import DTYPES, Parts, cdiv, feature_map, floor
+from unetpp_kernels.gpu.arguments import DTYPES, Norm, Parts, cdiv, feature_map, floor
 from unetpp_kernels.gpu.launch import run
 
 _PROGRAMS = 1024
@@ -52,6 +54,13 @@ def normalise(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *, relu: boo
     grid = (cdiv(pixels, chosen["BLOCK_M"]), cdiv(channels, chosen["BLOCK_K"]))
     run(chosen, grid, x, mean, scale, bias, y, pixels, channels, floor(relu))
     return y
+
+
+def behind(norm: Norm, sources: Sequence[Tensor]) -> list[Tensor]:
+    """Return sources behind their norms and ReLU."""
+    widths = [x.shape[1] for x in sources]
+    own = zip(*(torch.split(v.contiguous(), widths) for v in (norm.mean, norm.scale, norm.shift)), strict=True)
+    return [normalise(x, *vectors, relu=True) for x, vectors in zip(sources, own, strict=True)]
 
 
 def sums(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *, relu: bool) -> Tensor:

@@ -176,10 +176,31 @@ def test_a_product_that_reads_through_a_norm_equals_the_two_apart(
     shift = shift.abs()  # so that a pixel of zeros is not one of zeros behind the norm
     mix = weights(outputs, channels, dtype=dtype, scale=channels**-0.5)
     between = OPERATORS.normalise(x, mean, scale, shift, True)
-    found = OPERATORS.normalised_pointwise(x, mean, scale, shift, mix)
+    found = OPERATORS.normalised_pointwise([x], mean, scale, shift, mix, None, None, "bilinear")
     assert torch.equal(found, OPERATORS.pointwise([between], mix, None, None, False, False, "bilinear"))
-    gradients = OPERATORS.normalised_pointwise_backward(g, x, mean, scale, shift, mix)
+    gradients = OPERATORS.normalised_pointwise_backward(g, [x], mean, scale, shift, mix)
     for one, other in zip(gradients, OPERATORS.pointwise_backward(g, [between], mix), strict=True):
+        assert torch.equal(one, other)
+    guarded()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize(("widths", "outputs"), [((32, 64), 32), ((32, 32, 32), 2), ((7, 3), 5)])
+def test_a_node_that_reads_several_norms_equals_norms_and_product_apart(
+    widths: tuple[int, ...], outputs: int, mode: str, dtype: torch.dtype, guarded: Callable[[], None]
+) -> None:
+    """To the bit, with a bias, and what is added from the level below; the last widths fit no row."""
+    sources = [feature_map(2, width, 4, 34, dtype, seed=seed) for seed, width in enumerate(widths)]
+    added, g = feature_map(2, outputs, 2, 17, dtype, seed=7), feature_map(2, outputs, 4, 34, dtype, seed=8)
+    mean, scale, shift = (weights(sum(widths), dtype=torch.float32, seed=seed) for seed in (1, 2, 3))
+    mix, bias = weights(outputs, sum(widths), dtype=dtype, scale=0.1), weights(outputs, dtype=torch.float32)
+    own = zip(*(torch.split(vector, widths) for vector in (mean, scale, shift.abs())), strict=True)
+    between = [OPERATORS.normalise(x, *(v.clone() for v in three), True) for x, three in zip(sources, own, strict=True)]
+    found = OPERATORS.normalised_pointwise(sources, mean, scale, shift.abs(), mix, bias, added, mode)
+    assert torch.equal(found, OPERATORS.pointwise(between, mix, bias, added, False, False, mode))
+    gradients = OPERATORS.normalised_pointwise_backward(g, sources, mean, scale, shift.abs(), mix)
+    for one, other in zip(gradients, OPERATORS.pointwise_backward(g, between, mix), strict=True):
         assert torch.equal(one, other)
     guarded()
 
@@ -195,8 +216,9 @@ def test_the_edge_between_two_units(
 
     def fused(w: Tensor, b: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
         statistics = *unetpp_kernels.moments(x), x.numel() // x.shape[1]
-        y, *_ = unetpp_kernels.normalised_pointwise_depthwise_moments(x, *statistics, w, b, first, second)
-        return y
+        source = unetpp_kernels.normalised(x, *statistics, w, b)
+        assert isinstance(source, unetpp_kernels.Normalised)
+        return unetpp_kernels.pointwise_depthwise_moments([source], None, first, second)[0]
 
     def defined(w: Tensor, b: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
         return definition.pointwise_depthwise([_torchs(True)(w, b, x)], None, first, second)
@@ -215,7 +237,8 @@ def test_a_wider_filter_behind_a_norm() -> None:
         leaf.requires_grad_()
     statistics = *unetpp_kernels.moments(x.detach()), x.numel() // 6
     with unetpp_kernels.forced("triton"):
-        y, *found = unetpp_kernels.normalised_pointwise_depthwise_moments(x, *statistics, *affine, *both)
+        source = unetpp_kernels.normalised(x, *statistics, *affine)
+        y, *found = unetpp_kernels.pointwise_depthwise_moments([source], None, *both)
     assert_moments((found[0].detach(), found[1].detach()), y.detach())
     expected = definition.pointwise_depthwise([_torchs(True)(*affine, x)], None, *both)
     assert relative(y, expected.double()) <= 1e-6
