@@ -20,6 +20,8 @@ Pixels = Literal["u8", "fp32"]
 Added = Literal[0, 1, 2]
 Normalise = Literal["normalise", "normalise_sums", "normalise_backward"]
 
+THIN = 16
+"""Outputs of the narrowest tile of a matrix product."""
 WIDTHS = (32, 64, 128)
 WIDEST = WIDTHS[-1]
 """Fusing a depthwise with a pointwise convolution needs all outputs of a pixel in registers; wider ones take two steps.
@@ -181,6 +183,21 @@ def pointwise(dtype: Dtype, product: Product, outputs: int, *, added: Added, poo
     )
 
 
+def thin_pointwise(dtype: Dtype, product: Product) -> Row:
+    """Row of `gpu.pointwise` for at most `THIN` outputs, the classes of a head, over channels that fill its blocks."""
+    constants = (
+        ("BLOCK_M", 64),
+        ("BLOCK_N", THIN),
+        ("BLOCK_K", 32),
+        ("LOW", 0),
+        ("POOL", False),
+        ("EVEN", True),
+        ("FULL", False),
+        ("DOT", _dot(product)),
+    )
+    return Row("pointwise", dtype, constants, 4, 3)
+
+
 def depthwise(dtype: Dtype, accumulate: Accumulate, *, even: bool) -> Row:
     """Row of `gpu.depthwise` for 3x3, stride 1, dilation 1. even: channels are a multiple of the row's BLOCK_K."""
     constants = (
@@ -307,7 +324,7 @@ def with_moments(row: Row) -> Row | None:
     constants = dict(row.constants)
     if row.kernel not in ("depthwise_pointwise", "pointwise", "depthwise") or not constants["EVEN"]:
         return None
-    if any(constants.get(name) for name in ("PACKED", "INNER", "POOL")):
+    if any(constants.get(name) for name in ("PACKED", "INNER", "POOL")) or constants.get("FULL") is False:
         return None
     low = bool(constants.get("LOW"))
     if row.kernel == "pointwise" and low:
@@ -367,7 +384,7 @@ def usual(dtype: Dtype) -> list[Row]:
         and not in_training(row)
         and all(value == wanted.get(name, value) for name, value in row.constants)
     ]
-    # Logits, one channel per class, fill no tile.
+    # More logits, one channel per class, than a thin tile holds fill no other.
     return [*found, pointwise(dtype, dot, 2, added=0, pool=False, even=False)]
 
 
@@ -415,6 +432,7 @@ def _all() -> Iterator[Row | None]:
             yield depthwise_pointwise(dtype, accumulate, dot, width, low=low, inner=inner, even=even)
         for width, (added, pool) in product(WIDTHS, _READS):
             yield pointwise(dtype, dot, width, added=added, pool=pool, even=even)
+        yield thin_pointwise(dtype, dot)
         for probabilities in switch:
             yield depthwise_head(dtype, accumulate, 2, probabilities=probabilities, even=even)
             for classes in (2, 64):

@@ -159,7 +159,10 @@ def pointwise(
         return table.pointwise(dtype, dot, outputs, added=0 if added is None else _ADDED[mode], pool=pool, even=even)
 
     chosen = row(True)
-    if outputs % chosen["BLOCK_N"] or any(x.shape[1] % chosen["BLOCK_K"] for x in maps):
+    even = not any(x.shape[1] % chosen["BLOCK_K"] for x in maps)
+    if even and outputs <= table.THIN and added is None and not pool:
+        chosen = table.thin_pointwise(dtype, dot)
+    elif not even or outputs % chosen["BLOCK_N"]:
         chosen = row(False)
     chosen = _with_parts(chosen, parts)
     if norm is not None and (reading := table.with_norm(chosen)) is not None:
