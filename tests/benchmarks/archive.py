@@ -14,11 +14,13 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import simplejpeg
 import tifffile
 from speed import provenance
 from watch import watch
@@ -27,6 +29,8 @@ from unetpp.engine.bench import bench
 from unetpp.package import bundled_package, load_package
 
 SOURCE = "giardia_HE_left_1.02GP.tif"
+SMALLEST = 1024
+"""Longest side of the coarsest level."""
 FIRST_TILE = (36, 17)
 """Row and column of the source's tile where the tissue that is repeated begins."""
 PERIOD = 8
@@ -37,8 +41,11 @@ RESULT = Path(__file__).with_name("archive.json")
 
 
 def make_slide(source: Path, path: Path, height: int, width: int) -> None:
-    """Write a tiled JPEG of height x width pixels from the source's own tiles, repeated, without coding them again."""
-    with tifffile.TiffFile(source) as file:
+    """Write a JPEG pyramid, as scanners do, of height x width pixels that repeat a part of the source.
+
+    Level 0 is the source's own tiles, not coded again; the other levels are means of them, each half of the one above.
+    """
+    with tifffile.TiffFile(source) as file, tifffile.TiffWriter(path, bigtiff=True) as writer:
         page: Any = file.pages[0]
         side, columns = page.tilewidth, -(-page.imagewidth // page.tilewidth)
         block = [
@@ -46,13 +53,23 @@ def make_slide(source: Path, path: Path, height: int, width: int) -> None:
             for y in range(PERIOD)
         ]
         assert page.jpegtables is None, "tiles of a page with tables cannot be copied alone"
+        options = {"tile": (side, side), "compression": "jpeg", "subsampling": (2, 2), "metadata": None}
 
-        def tiles() -> Iterator[bytes]:
-            for row in islice(cycle(block), -(-height // side)):
-                yield from islice(cycle(row), -(-width // side))
+        def write(tiles: Sequence[Sequence[Any]], height: int, width: int, **more: Any) -> None:
+            rows = islice(cycle(tiles), -(-height // side))
+            found = (tile for row in rows for tile in islice(cycle(row), -(-width // side)))
+            writer.write(found, shape=(height, width, 3), dtype="uint8", **options, **more)
 
-        options = {"tile": (side, side), "compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
-        tifffile.imwrite(path, tiles(), shape=(height, width, 3), dtype="uint8", bigtiff=True, metadata=None, **options)
+        write(block, height, width, photometric="ycbcr")  # as its tiles are coded
+        pixels = np.vstack([np.hstack([simplejpeg.decode_jpeg(tile) for tile in row]) for row in block])
+        while max(height, width) > SMALLEST:
+            height, width = -(-height // 2), -(-width // 2)
+            pixels = np.rint(pixels.reshape(len(pixels) // 2, 2, -1, 2, 3).mean((1, 3))).astype(np.uint8)
+            times = max(1, side // len(pixels))
+            parts = np.tile(pixels, (times, times, 1))
+            starts = range(0, len(parts), side)
+            tiles = [[parts[y : y + side, x : x + side] for x in starts] for y in starts]
+            write(tiles, height, width, photometric="rgb", subfiletype=1)
 
 
 def _tile(file: Any, page: Any, index: int) -> bytes:
