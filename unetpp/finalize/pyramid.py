@@ -23,12 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.durable import file_sha256, output_errors, sync, write_file
+from unetpp.finalize.compiled import compiled
 from unetpp.finalize.threads import in_order
 from unetpp.geometry import Box
 from unetpp.store import NO_DATA, Levels, delete_object, level_shapes, level_shard
 
 Labels = npt.NDArray[np.uint8]
-_READ_SIDE = 1024
+_READ_SIDE = 2048
 
 
 def write_pyramid(
@@ -69,22 +70,30 @@ def write_pyramid(
         return done.objects()
 
 
+@compiled
 def halve(labels: Labels) -> Labels:
     """Return (ceil(h/2), ceil(w/2)) class values by the rule above; a missing last row or column counts as no data."""
     height, width = labels.shape
-    if height % 2 or width % 2:
-        labels = np.pad(labels, ((0, height % 2), (0, width % 2)), constant_values=NO_DATA)
-    a, b, c, d = labels[::2, ::2], labels[::2, 1::2], labels[1::2, ::2], labels[1::2, 1::2]
-    one = np.uint8(1)
-    best = a.copy()
-    most = (one + (a == b) + (a == c) + (a == d)) * (a != NO_DATA)
-    # An equal pixel before it has counted the same votes and one more, so earlier pixels need no look.
-    for value, equal in ((b, one + (b == c) + (b == d)), (c, one + (c == d)), (d, one)):
-        votes = equal * (value != NO_DATA)
-        wins = votes > most
-        best[wins] = value[wins]
-        most = np.maximum(most, votes)
-    return best
+    halved = np.empty(((height + 1) // 2, (width + 1) // 2), np.uint8)
+    for y in range(0, height, 2):
+        for x in range(0, width, 2):
+            right, below = x + 1 < width, y + 1 < height
+            a = labels[y, x]
+            b = labels[y, x + 1] if right else NO_DATA
+            c = labels[y + 1, x] if below else NO_DATA
+            d = labels[y + 1, x + 1] if right and below else NO_DATA
+            best, most = a, 0 if a == NO_DATA else 1 + (a == b) + (a == c) + (a == d)
+            # An equal pixel before it has counted the same votes and one more, so earlier pixels need no look.
+            votes = 0 if b == NO_DATA else 1 + (b == c) + (b == d)
+            if votes > most:
+                best, most = b, votes
+            votes = 0 if c == NO_DATA else 1 + (c == d)
+            if votes > most:
+                best, most = c, votes
+            if most == 0:
+                best = d
+            halved[y // 2, x // 2] = best
+    return halved
 
 
 def halve_mean(values: Labels) -> Labels:

@@ -71,14 +71,17 @@ def assert_tiled_equals_whole(engine: Engine, plan: TilePlan, image: NDArray[Any
     labels = engine.labels(image)
     assert len(np.unique(labels)) > 1 or labels.size < 2000
     np.testing.assert_array_equal(tiled(plan, image, engine.labels)[clear], labels[clear])
+
+
+def assert_tiled_maps_equal_whole(engine: Engine, plan: TilePlan, image: NDArray[Any]) -> None:
+    """Maps are bytes: a share on the edge between two may fall to either side."""
     config = engine.spec.architecture
     heads = config.last if engine.spec.network == "unetplusplus" and config.deep_supervision else 1
     maps = MAPS if heads > 1 else MAPS[:1]
     truth = engine.layers(image, maps).astype(int)
     found = tiled(plan, image, lambda tile, margins: engine.layers(tile, maps, margins)).astype(int)
-    # They are bytes: a share on the edge between two may fall to either side.
-    assert np.abs(found[1:] - truth[1:]).max() <= 1 and (np.ptp(truth[1:]) > 5 or labels.size < 2000)
-    np.testing.assert_array_equal(found[0][clear], labels[clear])
+    assert np.abs(found[1:] - truth[1:]).max() <= 1 and np.ptp(truth[1:]) > 5
+    assert (found[0] != truth[0]).mean() < 0.001
 
 
 def plan_for(package: Package, height: int, width: int, core: int, shard: int) -> TilePlan:
@@ -152,7 +155,9 @@ def test_every_kind_of_network(
     image = picture(height, width, package.spec.dtype, 255 if package.spec.dtype == "uint8" else 65_535)
     plan = plan_for(package, height, width, 40, 80)
     assert plan.tile_shape != (plan.padded_height, plan.padded_width) and plan.has_margins == (alike == 1)
-    assert_tiled_equals_whole(choose_engine(package, name=engine, precision="fp32"), plan, image)
+    runner = choose_engine(package, name=engine, precision="fp32")
+    assert_tiled_equals_whole(runner, plan, image)
+    assert_tiled_maps_equal_whole(runner, plan, image)
 
 
 @pytest.mark.parametrize(
