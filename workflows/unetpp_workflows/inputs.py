@@ -73,7 +73,7 @@ def expand(inputs: Iterable[str | Path]) -> list[Entry]:
 def _images_in(entry: Entry) -> list[Entry]:
     """Return the frames of a video file or the items of a band list, each an image of its own name; others as is."""
     path = Path(entry.uri).expanduser()
-    if is_remote(entry.uri) or not path.is_file():
+    if is_remote(entry.uri) or not (is_video(path) or is_band_list(path)) or not path.is_file():
         return [entry]
     if is_video(path):
         name = entry.name or path.stem
