@@ -33,6 +33,23 @@ def test_a_table_lists_images_with_their_splits(described: Callable[..., Dataset
     assert rows[0].labels == (str(tmp_path / "a1.png"),)
 
 
+def test_items_and_frames_are_images_of_a_file(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    for name in ("s2.bands.toml", "clip.mp4", "l.png"):
+        (tmp_path / name).touch()
+    images = ("s2.bands.toml#S2A_31", "s2.bands.toml#S2B_32", "clip.mp4#7")
+    (tmp_path / "t.csv").write_text("image,labels,split\n" + "".join(f"{image},l.png,train\n" for image in images))
+    rows = list_rows(described(table="t.csv").data, tmp_path)
+    assert {row.name: row.image for row in rows} == {
+        "s2_S2A_31": f"{tmp_path}/s2.bands.toml#S2A_31",
+        "s2_S2B_32": f"{tmp_path}/s2.bands.toml#S2B_32",
+        "clip_7": f"{tmp_path}/clip.mp4#7",
+    }
+    assert rows[0].files()[0] == f"{tmp_path}/clip.mp4"
+    (tmp_path / "clip.mp4").unlink()
+    with pytest.raises(DataError, match=r"clip.mp4 does not exist"):
+        list_rows(described(table="t.csv").data, tmp_path)
+
+
 def test_parquet_reads_like_csv(described: Callable[..., Dataset], tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "l.png"):
         (tmp_path / name).touch()

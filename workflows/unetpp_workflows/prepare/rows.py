@@ -10,6 +10,8 @@ from typing import Any
 
 from unetpp.errors import DataError
 from unetpp.geometry import Box
+from unetpp.io.bands import split_item
+from unetpp.io.video import split_frame
 from unetpp_workflows.prepare.dataset import SPLITS, DataSection
 from unetpp_workflows.prepare.splits import part_box, split_by_share, split_groups
 from unetpp_workflows.tables import read_table
@@ -54,7 +56,8 @@ class Row:
         return part_box(self.part, self.guard, height, width)
 
     def files(self) -> tuple[str, ...]:
-        return tuple(path for path in (self.image, *self.labels, self.mask, self.ignore) if path)
+        """Return the paths of all that is named; of a frame or an item the file that holds it."""
+        return tuple(_parts(path)[0] for path in (self.image, *self.labels, self.mask, self.ignore) if path)
 
 
 def list_rows(data: DataSection, root: Path) -> list[Row]:
@@ -208,8 +211,14 @@ def _annotated(rows: Sequence[Row], data: DataSection) -> list[Row]:
 def _unique_names(images: Sequence[str]) -> dict[str, str]:
     """Return a name per path: its stem, or its whole path where stems are not unique."""
     paths = list(dict.fromkeys(images))
-    stems = [Path(path).stem for path in paths]
+    stems = [_parts(path)[1] or Path(path).stem for path in paths]
     return {path: stem if stems.count(stem) == 1 else path for path, stem in zip(paths, stems, strict=True)}
+
+
+def _parts(image: str) -> tuple[str, str]:
+    """Return the file of an image and its name in it: of CLIP.mp4#7, LIST.bands.toml#ID; else "" for the name."""
+    found = split_frame(image) or split_item(image)
+    return (image, "") if found is None else (str(found[0]), f"{found[0].name.partition('.')[0]}_{found[1]}")
 
 
 def _need(entries: Sequence[Mapping[str, str]], column: str, table: str) -> None:
