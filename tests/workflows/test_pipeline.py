@@ -261,6 +261,27 @@ def test_truth_gives_iou_per_class_and_ignores_255(run: Any, blots: Draw, tmp_pa
     assert "0.250" in (image.folder / "report.html").read_text()
 
 
+def test_items_of_a_band_list_have_truths_of_their_own(run: Any, blots: Draw, tmp_path: Path) -> None:
+    path = blots("scene.png")
+    features = [
+        {"type": "Feature", "stac_version": "1.1.0", "id": key, "assets": {"v": {"href": str(path)}}}
+        for key in ("A", "B")
+    ]
+    (tmp_path / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    bands = ", ".join(f'{{ asset = "v", band = {number} }}' for number in (1, 2, 3))
+    (tmp_path / "list.bands.toml").write_text(f'items = "items.json"\nbands = [{bands}]')
+    (tmp_path / "truths").mkdir()
+    for name, blot in (("A", np.s_[5:15, 5:15]), ("B", np.s_[:, :])):
+        truth = np.zeros((96, 128), np.uint8)
+        truth[blot] = 7
+        Image.fromarray(truth).save(tmp_path / "truths" / f"{name}.png")
+    sets = (f"truth.path={tmp_path / 'truths'}", "truth.classes={ink = 7}")
+    first, second = run(tmp_path / "list.bands.toml", sets=sets).images
+    assert (first.name, first.record.warning, second.name, second.record.warning) == ("A", None, "B", None)
+    assert first.record.iou == {"ink": pytest.approx(100 / INK_PX)}
+    assert second.record.iou == {"ink": pytest.approx(INK_PX / (96 * 128))}
+
+
 def test_a_truth_that_does_not_fit_is_a_warning(run: Any, blots: Draw, tmp_path: Path) -> None:
     Image.new("L", (10, 10)).save(tmp_path / "truth.png")
     summary = run(blots("scene.png"), sets=(f"truth.path={tmp_path / 'truth.png'}",))

@@ -318,12 +318,16 @@ def _looked_at(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
 
 def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
     """Return the record with the IoU where there is a truth; a truth that does not fit is only a warning."""
+    from unetpp.io.bands import split_item
+    from unetpp.io.video import split_frame
     from unetpp_workflows.truth import Truth, find_truth, score
 
     truth = call.truths.get(identity(job.uri))
     try:
         if truth is None and call.config.truth.path is not None:
-            path = find_truth(call.config.truth.path, Path(job.uri).stem)
+            # Frames of a video and items of a band list share a file: their folders have names of their own.
+            alone = split_frame(job.uri) is None and split_item(job.uri) is None
+            path = find_truth(call.config.truth.path, Path(job.uri).stem if alone else job.out.name)
             truth = Truth(path, call.config.truth.classes)
         return replace(record, iou=score(job.store, job.grid, job.classes, truth)) if truth else record
     except UnetppError as error:
