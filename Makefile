@@ -24,7 +24,7 @@ help:
 	@echo "make archive-bench  measure segment on 0.1 and 1 gigapixel, update the README (quiet machine, UNETPP_DATA, half an hour)"
 	@echo "make rivals      segment a slide beside MONAI, TIAToolbox and a plain loop, update the README (quiet machine, UNETPP_DATA, 15 minutes)"
 	@echo "make rivals-memory  the same for peak memory on 1 gigapixel (an hour and a half; ONLY=unetpp for one of them)"
-	@echo "make kills       kill 20 workers and 5 drivers of a segmentation of 1 gigapixel, compare (UNETPP_DATA; FOLDER=, resumable, 2 hours)"
+	@echo "make kills       kill 20 workers and 5 drivers of a segmentation of 1 gigapixel, compare, update the README (UNETPP_DATA; FOLDER=, resumable, half an hour)"
 	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
 	@echo "make folds       judge the land cover recipe on every scene by a model that never saw it (UNETPP_DATA; FOLDS=, resumable, 2 hours)"
@@ -112,6 +112,7 @@ FOLDER ?= runs/kills
 
 kills: $(STAMP)
 	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/kills.py $(FOLDER)
+	@$(PY) tests/readme.py
 
 read-bench: $(STAMP)
 	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/read.py

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import tables
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = "speed cpu train scaling gpu read papers folds archive rivals view"
+BENCHMARKS = "speed cpu train scaling gpu read papers folds archive kills rivals view"
 """Each is a file of results, a function of `tables`, and a mark in the README."""
 
 

@@ -1,12 +1,13 @@
 """Kills a segmentation's workers 20 times and its driver 5 times at random, and compares with an undisturbed run.
 
-    make kills                                  (1.02 gigapixels; two to three hours on two cores)
+    make kills                                  (1.02 gigapixels; half an hour on two quiet cores)
     python tests/benchmarks/kills.py FOLDER [--height 31232 --width 32768] [--shard 1024] [--minutes M]
 
 FOLDER keeps the slide, both outputs and, in kills.json, the plan of the kills and those done: started again, it goes
 on. After --minutes it stops by Ctrl-C, which counts as no kill, and exits with 3. At the end every file of labels,
 pyramid, polygons and picture must have the same SHA-256 in both, and `unetpp verify --audit` must find no shard lost
-or written twice; exit code 1 otherwise. Records, journals and pages hold times and are not compared.
+or written twice; exit code 1 otherwise. Records, journals and pages hold times and are not compared. Of a whole
+gigapixel the outcome goes into kills.json beside this file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from typing import Any
 
 import psutil
 from archive import MODEL, SIZES, SOURCE, make_slide
+from speed import provenance
 
+RESULT = Path(__file__).with_name("kills.json")
 WORKERS, DRIVERS = 20, 5
 LEAST_SHARDS = 64
 UNFINISHED = 3
@@ -159,13 +162,24 @@ def kill_driver(driver: subprocess.Popen[bytes]) -> None:
 
 
 def report(trial: Trial) -> int:
-    """Compare both results and print what was found; return the exit code."""
+    """Compare both results, print and keep what was found; return the exit code."""
     expected, found = hashes(trial.result("expected")), hashes(trial.result("disturbed"))
     unlike = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     audit = [sys.executable, "-m", "unetpp_workflows", "verify", str(trial.folder / "disturbed"), "--audit"]
     code = subprocess.run(audit, check=False).returncode
     verdict = f"{len(unlike)} unlike: {', '.join(unlike[:5])}" if unlike else "byte-identical"
     print(f"{WORKERS} workers and {DRIVERS} drivers killed; {len(expected)} files of {trial.shards} shards {verdict}")
+    if trial.slide.stem == "x".join(map(str, SIZES["1.02 GP"])):
+        kills = json.loads((trial.folder / PLAN).read_text())["kills"]
+        facts = {
+            **provenance("make kills", ("torch", "openvino", "ray")),
+            "shards": trial.shards,
+            "files": len(expected),
+            "unlike": unlike,
+            "audit": code,
+            "kills": [[kill["who"], kill["at"]] for kill in kills],
+        }
+        RESULT.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return int(bool(unlike) or not expected or code != 0)
 
 

@@ -221,6 +221,19 @@ def archive(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def kills(facts: dict[str, Any]) -> str:
+    count = {who: sum(name == who for name, _ in facts["kills"]) for who in ("worker", "driver")}
+    unlike = f"{len(facts['unlike'])} of them unlike" if facts["unlike"] else "every byte equal"
+    audit = "no shard lost or written twice" if facts["audit"] == 0 else "an audit that failed"
+    return (
+        f"A segmentation of 1.02 gigapixels in {facts['shards']} shards, on two Ray actors, whose workers were killed "
+        f"{count['worker']} times and whose driver {count['driver']} times (`kill -9` at random moments), beside an "
+        f"undisturbed one on threads: {facts['files']} files, {unlike}, {audit} (`make kills`; {facts['cpu']}, "
+        f"{facts['cores']} cores; ray {facts['versions']['ray']}, OpenVINO {facts['versions']['openvino']}; commit "
+        f"{facts['commit']}, {facts['date']}; [kills.json](tests/benchmarks/kills.json))."
+    )
+
+
 def rivals(facts: dict[str, Any]) -> str:
     speed = _rivals_speed(facts["speed"]) if "speed" in facts else ["Speed and seams: not measured."]
     memory = _rivals_memory(facts["memory"]) if "memory" in facts else ["Memory on a gigapixel: not measured."]
