@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unetpp.allocation import keep_freed_memory
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
 from unetpp.engine.maps import layers
 from unetpp.engine.network import TileNetwork, tile_networks
@@ -36,6 +37,8 @@ class TorchEngine:
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise EngineError("no CUDA device is visible to torch; use --engine openvino")
+        if device == "cpu":
+            keep_freed_memory()
         self.version: str = str(torch.__version__)
         self.precision = precision
         self.threads = threads

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unetpp.allocation import keep_freed_memory
 from unetpp.errors import ConfigError, DataError
 from unetpp.losses import supervised_loss
 from unetpp.metrics import Confusion
@@ -282,6 +283,8 @@ def fit(
         )
     if config.threads:
         torch.set_num_threads(config.threads)
+    if device == "cpu":
+        keep_freed_memory()
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     synchronise(network, ranks.world > 1)
     state = _State(network, config)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unetpp.allocation import keep_freed_memory
 from unetpp.geometry import Box
 from unetpp.metrics import Confusion
 from unetpp.model import UNet, UNetPlusPlus
@@ -62,6 +63,8 @@ def predict(
     forward: Callable[[Tensor], tuple[Tensor, ...]]
     forward = network.heads if every_head else lambda pixels: (network(pixels),)
     device = torch.device(norm.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     for index in (ranks or Ranks()).share(len(source.images)):
         if index in skip:
             continue
