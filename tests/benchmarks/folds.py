@@ -90,7 +90,7 @@ def main() -> None:
     if [row["scene"] for row in rows] != known:
         sys.exit(f"{len(rows)} of {len(known)} scenes are done; run the same command again")
     pooled = figures(list(rows[0]["dice"]), np.sum([row["confusion"] for row in rows], 0))
-    facts = provenance("make folds", ("torch",))
+    facts = {**provenance(packages=("torch",)), "command": "make folds"}
     result = {**facts, "recipe": RECIPE, "target": TARGET, "pooled": pooled, "scenes": rows}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"mean Dice {pooled['mean_dice']:.3f} over all scenes (target {TARGET})")

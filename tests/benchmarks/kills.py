@@ -172,7 +172,8 @@ def report(trial: Trial) -> int:
     if trial.slide.stem == "x".join(map(str, SIZES["1.02 GP"])):
         kills = json.loads((trial.folder / PLAN).read_text())["kills"]
         facts = {
-            **provenance("make kills", ("torch", "openvino", "ray")),
+            **provenance(packages=("torch", "openvino", "ray")),
+            "command": "make kills",
             "shards": trial.shards,
             "files": len(expected),
             "unlike": unlike,
