@@ -1,6 +1,6 @@
 """Kills a segmentation's workers 20 times and its driver 5 times at random, and compares with an undisturbed run.
 
-    make kills                                  (1.02 gigapixels; half an hour on two quiet cores)
+    make kills                                  (1.02 gigapixels; twenty minutes on two quiet cores)
     python tests/benchmarks/kills.py FOLDER [--height 31232 --width 32768] [--shard 1024] [--minutes M]
 
 FOLDER keeps the slide, both outputs and, in kills.json, the plan of the kills and those done: started again, it goes
