@@ -36,7 +36,8 @@ from unetpp.errors import BandsError, DataError, ImageFormatError
 from unetpp.geometry import Box
 from unetpp.io.base import Level, Mask, Pixels, Raster
 from unetpp.io.reader import ReaderBase, both
-from unetpp.io.stac import Item, placed, read_items
+from unetpp.io.remote import placed
+from unetpp.io.stac import Item, read_items
 
 SUFFIX = ".bands.toml"
 _DTYPES = ("uint8", "uint16", "int16", "float32")

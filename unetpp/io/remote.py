@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import posixpath
 import random
 import threading
 import time
@@ -49,6 +50,22 @@ def shown(uri: str) -> str:
         return uri
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def placed(folder: str, uri: str) -> str:
+    """Return a path or URI that a document names, from the folder (path or URI) that the document lies in."""
+    if "://" in uri or Path(uri).expanduser().is_absolute():
+        return uri
+    if not is_remote(folder):
+        return str(Path(folder) / uri)
+    scheme, _, path = folder.partition("://")
+    bucket, _, key = path.partition("/")
+    return f"{scheme}://{bucket}{posixpath.normpath(posixpath.join('/', key, uri))}"
+
+
+def folder_of(uri: str) -> str:
+    """Return the folder, path or URI, that a document lies in."""
+    return uri.rpartition("/")[0] if is_remote(uri) else str(Path(uri).parent)
 
 
 def check_uri(uri: str) -> None:

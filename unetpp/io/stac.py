@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.errors import DataError
-from unetpp.io.remote import is_remote
+from unetpp.io.remote import folder_of, is_remote, placed
 
 SUFFIXES = (".json", ".geojson")
 _IMAGE_TYPES = ("image/tiff", "image/jp2", "application/vnd+zarr", "application/vnd.zarr", "image/png", "image/jpeg")
@@ -65,22 +64,6 @@ def read_items(uri: str) -> tuple[Item, ...]:
     except OSError as error:
         raise DataError(f"{uri} cannot be read ({error.strerror}); give STAC items as JSON") from None
     return _read(path, changed, str(path))
-
-
-def placed(folder: str, uri: str) -> str:
-    """Return a path or URI that a document names, from the folder (path or URI) that the document lies in."""
-    if "://" in uri or Path(uri).expanduser().is_absolute():
-        return uri
-    if not is_remote(folder):
-        return str(Path(folder) / uri)
-    scheme, _, path = folder.partition("://")
-    bucket, _, key = path.partition("/")
-    return f"{scheme}://{bucket}{posixpath.normpath(posixpath.join('/', key, uri))}"
-
-
-def folder_of(uri: str) -> str:
-    """Return the folder, path or URI, that a document lies in."""
-    return uri.rpartition("/")[0] if is_remote(uri) else str(Path(uri).parent)
 
 
 # Every image of a collection asks for its own item.

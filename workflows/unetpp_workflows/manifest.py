@@ -13,7 +13,7 @@ from pathlib import Path
 from unetpp.errors import DataError, RegionError, SpacingError
 from unetpp.geometry import Spacing
 from unetpp.io import stac
-from unetpp.io.remote import is_remote
+from unetpp.io.remote import folder_of, is_remote, placed
 from unetpp.region import parse_region
 from unetpp_workflows.tables import read_table
 
@@ -70,9 +70,9 @@ def _read(place: str) -> Iterator[Entry]:
         from unetpp.io.staging import stage
 
         copy = stage(open_object(place))  # kept from deletion until it is read
-        yield from _table(copy.path, stac.folder_of(place))
+        yield from _table(copy.path, folder_of(place))
     else:
-        yield from _table(path, stac.folder_of(place))
+        yield from _table(path, folder_of(place))
 
 
 def _table(path: Path, folder: str) -> Iterator[Entry]:
@@ -91,17 +91,17 @@ def _table(path: Path, folder: str) -> Iterator[Entry]:
                 raise DataError(f"{path}, row {number}: {error}") from None
         mask, region = row.get("mask") or None, row.get("region") or None
         yield Entry(
-            stac.placed(folder, row[column]),
+            placed(folder, row[column]),
             row.get("name", ""),
             spacing,
-            stac.placed(folder, mask) if mask is not None else None,
+            placed(folder, mask) if mask is not None else None,
             _region(region, folder, f"{path}, row {number}") if region is not None else None,
         )
 
 
 def _region(text: str, folder: str, where: str) -> str:
     """Return a region whose file, if it is one, starts from the manifest's folder."""
-    for candidate in (text, stac.placed(folder, text)):
+    for candidate in (text, placed(folder, text)):
         try:
             parse_region(candidate)
         except RegionError as error:

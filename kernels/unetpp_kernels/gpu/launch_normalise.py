@@ -59,7 +59,7 @@ def normalise(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *, relu: boo
 def behind(norm: Norm, sources: Sequence[Tensor]) -> list[Tensor]:
     """Return sources behind their norms and ReLU."""
     widths = [x.shape[1] for x in sources]
-    own = zip(*(torch.split(v.contiguous(), widths) for v in (norm.mean, norm.scale, norm.shift)), strict=True)
+    own = zip(*(torch.split(v, widths) for v in (norm.mean, norm.scale, norm.shift)), strict=True)
     return [normalise(x, *vectors, relu=True) for x, vectors in zip(sources, own, strict=True)]
 
 
