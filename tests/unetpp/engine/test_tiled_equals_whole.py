@@ -187,6 +187,9 @@ def test_exactly_with_integer_weights(
         plan = plan_for(package, 89, 97, core, shard)
         np.testing.assert_array_equal(tiled(plan, image, runner.logits), whole)
         np.testing.assert_array_equal(tiled(plan, image, runner.labels), runner.labels(image))
+        if alike == 1:
+            maps = tiled(plan, image, lambda tile, margins: runner.layers(tile, MAPS, margins))
+            np.testing.assert_array_equal(maps, runner.layers(image, MAPS))
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
