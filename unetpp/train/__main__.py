@@ -47,9 +47,18 @@ def main() -> int:
 
     torch.manual_seed(training.config.seed)
     result = fit(
-        training.network(), store.source("train"), store.source("val"), training.config, mean=store.mean, std=store.std,
-        folder=asked.folder, device=asked.device, seconds=asked.minutes * 60, on_step=on_step, on_epoch=on_epoch,
-    )  # fmt: skip
+        training.network(asked.folder),
+        store.source("train"),
+        store.source("val"),
+        training.config,
+        mean=training.mean,
+        std=training.std,
+        folder=asked.folder,
+        device=asked.device,
+        seconds=asked.minutes * 60,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
     return 0 if result.finished else TIME_UP
 
 

@@ -86,6 +86,8 @@ def _print_mask(mask: Mask, console: Console) -> None:
 def _print_model(model: ModelLineage, console: Console, *, masks: bool) -> None:
     _line(console, f"model     {model.uri}, digest {model.digest[:16]}")
     _line(console, f"trained   run {model.run or 'not recorded in MLflow'}: {model.training.get('command', 'unknown')}")
+    if start := model.training.get("start"):
+        _line(console, f"started   from {start['uri']}, digest {start['digest'][:16]}")
     for data in model.datasets:
         _line(console, f"  {data['role']:<11}{data['name']}, fingerprint {data['digest'][:16]}")
     if not model.datasets:

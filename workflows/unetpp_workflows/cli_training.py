@@ -22,6 +22,12 @@ def train(
     store: Annotated[
         Path | None, typer.Option("--store", help="A store that `unetpp prepare` made, instead of --data.")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start", help="Go on from this model's weights: models:/name@alias, a bundled name or a folder."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, one CPU or GPU each, on Ray.")] = 1,
     least: Annotated[
         int | None, typer.Option("--least", min=1, help="Go on with as few workers when nodes vanish.")
@@ -49,14 +55,20 @@ def train(
         unetpp train smoke --output runs/smoke
         unetpp train nuclei --data DATA --output runs/nuclei --alias challenger
         unetpp train my.toml --data DATA -o runs/mine --set train.steps=200 --workers 4
+        unetpp train my.toml --data DATA -o runs/mine --start models:/mine@champion --set train.rate=5e-4
     """
+    import json
     import math
 
     from unetpp_workflows.training import TrainOptions, export_training, run_training
 
     console = standard_output()
+    sets = [*(sets or ()), *([f"network.start={json.dumps(start)}"] if start else [])]
     if export is not None:
-        export_training(recipe, data=data, output=output, sets=sets or (), store=store, folder=export, console=console)
+        export_training(
+            recipe, data=data, output=output, sets=sets, store=store, folder=export, tracking_uri=tracking_uri,
+            console=console,
+        )  # fmt: skip
         raise typer.Exit(DONE)
     options = TrainOptions(
         store=store,
@@ -69,7 +81,7 @@ def train(
         register=register,
         alias=alias,
     )
-    raise typer.Exit(run_training(recipe, data=data, output=output, sets=sets or (), options=options, console=console))
+    raise typer.Exit(run_training(recipe, data=data, output=output, sets=sets, options=options, console=console))
 
 
 @reported()

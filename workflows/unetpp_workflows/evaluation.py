@@ -216,7 +216,9 @@ def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None
         elif content is not None:
             shared[role] = len(set(digests) & set(content))
         else:
-            shared[role] = None if fingerprint is None else 0
+            # Weights that started from a model which does not tell have seen more than this fingerprint says.
+            told = fingerprint is not None and not spec.training.get("start")
+            shared[role] = 0 if told else None
     return shared
 
 

@@ -27,6 +27,7 @@ def model_card(spec: ModelSpec, intended: str) -> str:
             f"**Made by** `{training['command']}` in {training['seconds'] / 60:.0f} minutes; the weights are the "
             f"running average at step {training['best_step']} of {training['steps']}, the best of all validations.",
             "",
+            *_start(training),
             f"**Limits.** {training['limits']}",
             "",
             f"**Validation**, whole images at full size in {training['precision']}, pixels pooled over all images:",
@@ -66,6 +67,11 @@ def missing_parts(spec: ModelSpec, card: str) -> list[str]:
         found.append("model.json: metrics")
     heading = r"(?im)(^#+.*|\*\*[^*\n]*)\b{}\b"
     return found + [f"card: {part}" for part in ("use", "data", "limits") if not re.search(heading.format(part), card)]
+
+
+def _start(training: dict[str, Any]) -> list[str]:
+    start = training.get("start")
+    return [f"**Started from** {start['uri']}, digest `{start['digest'][:16]}`.", ""] if start else []
 
 
 def _within(training: dict[str, Any]) -> list[str]:

@@ -36,14 +36,20 @@ class DrawnSection(_Section):
 
 
 class NetworkSection(_Section):
-    """The network's switches; see `unetpp.model.GridConfig`."""
+    """The network's switches, see `unetpp.model.GridConfig`, and the model whose weights it starts from.
 
+    Attributes:
+        start: a model reference as `unetpp segment --model` takes it; its switches are then taken too.
+    """
+
+    start: str | None = None
     kind: Literal["unetplusplus", "unet"] = "unetplusplus"
     filters: tuple[int, ...] = (32, 64, 128, 256, 512)
     conv: Literal["pw_dw", "dw_pw", "standard"] = "pw_dw"
     norm: Literal["batch", "none"] = "batch"
     upsample: Literal["bilinear", "nearest", "deconv"] = "bilinear"
     deep_supervision: bool = True
+    level: int | None = None
 
 
 _STRICT = ConfigDict(extra="forbid")
@@ -122,7 +128,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def architecture(recipe: Recipe, bands: int) -> GridConfig:
     """Return the network's switches; two classes whose first is background could be one logit, but always get two."""
-    return GridConfig(bands=bands, classes=len(recipe.classes), **recipe.network.model_dump(exclude={"kind"}))
+    return GridConfig(bands=bands, classes=len(recipe.classes), **recipe.network.model_dump(exclude={"kind", "start"}))
 
 
 def network(recipe: Recipe, bands: int) -> UNetPlusPlus | UNet:

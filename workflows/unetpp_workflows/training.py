@@ -24,7 +24,8 @@ from unetpp.train.job import config_from
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.recipe import Recipe, architecture, load_recipe
 from unetpp_workflows.registry import check_alias
-from unetpp_workflows.training_data import TrainingData, open_data, prepared_store
+from unetpp_workflows.starting_point import StartingPoint, build, check_unseen, open_started, starting_point, with_start
+from unetpp_workflows.training_data import TrainingData, prepared_store
 from unetpp_workflows.training_job import OVERLAYS, RECIPE, TrainingJob, device, work
 from unetpp_workflows.training_result import LEVELS
 from unetpp_workflows.training_tracking import TrainingRun
@@ -82,12 +83,13 @@ def run_training(
         EngineError: workers failed too often.
     """
     options = options or TrainOptions()
-    config = load_recipe(recipe, sets)
+    config = with_start(load_recipe(recipe, sets), output, tracking_uri=options.tracking_uri)
     _claim(config, output)
+    start = starting_point(output)
     store = options.store or _prepared(config, data, output, console)
     job = TrainingJob(output.resolve(), store.resolve(), options.device, options.minutes * 60)
-    found = open_data(store)
-    _check(config, found, store)
+    found = open_started(store, start)
+    _check(config, found, store, start, console)
     watcher = _Watcher(config, found, output, options, console)
     if (output / SPEC).is_file():
         console.print(f"{output} is finished already; give a new --output to train anew", highlight=False)
@@ -104,7 +106,7 @@ def run_training(
             return TIME_UP
         command = shlex.join(["unetpp", "train", str(recipe), "--data", "DATA", "--output", f"runs/{config.name}",
                               *(part for setting in sets for part in ("--set", setting))])  # fmt: skip
-        package = _package(config, found, result, output, command, device(options.device), console)
+        package = _package(config, found, result, output, start, command, device(options.device), console)
     except BaseException:
         watcher.close("FAILED")
         raise
@@ -119,6 +121,7 @@ def export_training(
     sets: Sequence[str] = (),
     store: Path | None = None,
     folder: Path,
+    tracking_uri: str | None = None,
     console: Console,
 ) -> None:
     """Write what `python -m unetpp.train FOLDER` needs; its checkpoint.pt, put into `output`, is continued from there.
@@ -126,17 +129,24 @@ def export_training(
     Raises:
         As `run_training`; OutputError: the folder cannot be written.
     """
+    import torch
+
     from unetpp.train.job import DATA, ExportedTraining
     from unetpp.train.store import export
 
-    config = load_recipe(recipe, sets)
+    config = with_start(load_recipe(recipe, sets), output, tracking_uri=tracking_uri)
     _claim(config, output)
+    start = starting_point(output)
     found = store or _prepared(config, data, output, console)
-    opened = open_data(found)
-    _check(config, opened, found)
+    opened = open_started(found, start)
+    _check(config, opened, found, start, console)
     export(found, folder / DATA)
-    plain = config_from(asdict(config.train))
-    ExportedTraining(config.network.kind, architecture(config, len(opened.bands)), plain).save(folder)
+    plain, bands = config_from(asdict(config.train)), len(opened.bands)
+    torch.manual_seed(plain.seed)
+    weights = None if start is None else build(config, bands, start).state_dict()
+    ExportedTraining(config.network.kind, architecture(config, bands), plain, opened.mean, opened.std).save(
+        folder, weights
+    )
     console.print(
         f"{folder}: copy it, unetpp/ and kernels/unetpp_kernels/ to the bare machine, run `python -m unetpp.train "
         f"FOLDER --minutes 9` there until it exits with 0, put checkpoint.pt into {output}, and run this command again "
@@ -167,10 +177,18 @@ def _prepared(config: Recipe, data: Path | None, output: Path, console: Console)
         )
 
 
-def _check(config: Recipe, data: TrainingData, store: Path) -> None:
+def _check(config: Recipe, data: TrainingData, store: Path, start: StartingPoint | None, console: Console) -> None:
+    """Raise `DataError` where the store does not fit the recipe, or the model that training starts from."""
     classes = data.training.blocks.counts.shape[1]
     if classes != len(config.classes):
         raise DataError(f"{store} has {classes} classes, the recipe {len(config.classes)}; prepare it with this recipe")
+    if start is None:
+        return
+    unknown = "" if check_unseen(start, data) else "; whether it was trained on validation images is not known"
+    heads = "" if start.keeps_heads(config) else ", with new heads for other classes"
+    console.print(
+        f"starts from {start.uri}: {start.shape()}{heads}{unknown}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _train(job: TrainingJob, options: TrainOptions, watcher: _Watcher) -> TrainResult:
@@ -188,6 +206,7 @@ def _package(
     data: TrainingData,
     result: TrainResult,
     output: Path,
+    start: StartingPoint | None,
     command: str,
     place: str,
     console: Console,
@@ -196,7 +215,7 @@ def _package(
 
     write_file(output / HISTORY, (json.dumps([asdict(e) for e in result.history], indent=1) + "\n").encode())
     with console.status("scoring every level"):
-        package = write_package(config, data, result, output, command=command, device=place)
+        package = write_package(config, data, result, output, start=start, command=command, device=place)
     for row in package.spec.training["levels"]:
         speed = "" if row["mpx_per_second"] is None else f"  {row['mpx_per_second']:.2f} Mpx/s"
         console.print(

@@ -1,6 +1,7 @@
 """One worker's part of a training: from a resolved recipe to fitted weights; knows no scheduler and no registry.
 
 output/recipe.json      the resolved recipe
+output/start/           the model that training starts from, where it does
 output/checkpoint.pt    the state that the same command continues from
 output/progress.jsonl   one line per logged step and per validation, written by the first worker
 output/overlays/        validation samples with truth and prediction, one picture per validation
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from unetpp.train import Epoch, Ranks, TrainResult, fit
 from unetpp_workflows.overlays import draw_overlays
-from unetpp_workflows.recipe import Recipe, network
-from unetpp_workflows.training_data import TrainingData, open_data
+from unetpp_workflows.recipe import Recipe
+from unetpp_workflows.starting_point import build, open_started, starting_point
 
 if TYPE_CHECKING:
     from unetpp.model import UNet, UNetPlusPlus
@@ -57,8 +58,8 @@ def work(
     """Train in this process, continuing from the output's checkpoint; errors as `unetpp.train.fit`."""
     import torch
 
-    recipe = job.recipe()
-    data = open_data(job.store)
+    recipe, start = job.recipe(), starting_point(job.output)
+    data = open_started(job.store, start)
     torch.manual_seed(recipe.train.seed)
     journal = Journal(job.output / PROGRESS)
 
@@ -75,7 +76,7 @@ def work(
             on_epoch(found)
 
     return fit(
-        build(recipe, data),
+        build(recipe, len(data.bands), start),
         data.training,
         data.validation,
         recipe.train,
@@ -88,11 +89,6 @@ def work(
         on_step=step,
         on_epoch=epoch,
     )
-
-
-def build(recipe: Recipe, data: TrainingData) -> UNetPlusPlus | UNet:
-    """Return the recipe's network for this data, untrained."""
-    return network(recipe, len(data.bands))
 
 
 def device(asked: str) -> str:

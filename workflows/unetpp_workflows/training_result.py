@@ -25,8 +25,8 @@ from unetpp.train.measure import measure
 from unetpp.train.normalise import Normalise
 from unetpp_workflows.figures import figures, per_class
 from unetpp_workflows.model_card import model_card
-from unetpp_workflows.recipe import Recipe
-from unetpp_workflows.training_job import build
+from unetpp_workflows.recipe import Recipe, network
+from unetpp_workflows.starting_point import StartingPoint, seen_content
 
 if TYPE_CHECKING:
     from unetpp.train import TrainResult
@@ -37,30 +37,38 @@ _BENCH_TILE, _BENCH_SECONDS = 512, 1.5
 
 
 def write_package(
-    recipe: Recipe, data: TrainingData, result: TrainResult, output: Path, *, command: str, device: str
+    recipe: Recipe,
+    data: TrainingData,
+    result: TrainResult,
+    output: Path,
+    *,
+    start: StartingPoint | None,
+    command: str,
+    device: str,
 ) -> Package:
     """Score every level of the best weights, keep one, and write its package into `output`.
 
     Args:
+        start: the model that training started from.
         command: what made it, for the card.
         device: where validation runs.
     """
     assert result.best is not None
-    network = build(recipe, data)
-    network.load_state_dict(result.weights)
-    network.to(device).eval()
+    trained = network(recipe, len(data.bands))
+    trained.load_state_dict(result.weights)
+    trained.to(device).eval()
     norm = Normalise(data.mean, data.std, device)
     levels: list[dict[str, Any]] = []
-    kept: UNetPlusPlus | UNet = network
-    if isinstance(network, UNetPlusPlus) and len(network.head_convs) > 1:
-        scores = score_levels(network, data.validation, norm, precision=recipe.train.precision)
+    kept: UNetPlusPlus | UNet = trained
+    if isinstance(trained, UNetPlusPlus) and len(trained.head_convs) > 1:
+        scores = score_levels(trained, data.validation, norm, precision=recipe.train.precision)
         level = smallest_good(scores, recipe.result.drop) if recipe.result.level == "auto" else recipe.result.level
-        levels = [_row(found, level, network, recipe, data) for found in scores]
-        if level < network.config.last:
-            full = _spec(recipe, data, result, network, norm, levels, command)
-            save_package(output / FULL, network, full, model_card(full, recipe.intended))
-        kept = network.prune(level)
-    spec = _spec(recipe, data, result, kept, norm, levels, command)
+        levels = [_row(found, level, trained, recipe, data) for found in scores]
+        if level < trained.config.last:
+            full = _spec(recipe, data, result, trained, norm, levels, start, command)
+            save_package(output / FULL, trained, full, model_card(full, recipe.intended))
+        kept = trained.prune(level)
+    spec = _spec(recipe, data, result, kept, norm, levels, start, command)
     write_file(output / LEVELS, (json.dumps(levels, indent=1) + "\n").encode())
     return save_package(output, kept, spec, model_card(spec, recipe.intended))
 
@@ -109,6 +117,7 @@ def _spec(
     network: UNetPlusPlus | UNet,
     norm: Normalise,
     levels: Sequence[dict[str, Any]],
+    start: StartingPoint | None,
     command: str,
 ) -> ModelSpec:
     assert result.best is not None
@@ -126,9 +135,10 @@ def _spec(
             "within_group": data.within_group,
             "training_fingerprint": data.training.fingerprint,
             "validation_fingerprint": data.validation.fingerprint,
-            "training_content": sorted(image_digests(data.training)),
+            "training_content": seen_content(start, sorted(image_digests(data.training))),
             "validation_content": sorted(image_digests(data.validation)),
             "profile": quantiles(source_profiles(data.training, data.bands)),
+            "start": None if start is None else start.facts(),
             "command": command,
             "steps": recipe.train.steps,
             "best_step": result.best.step,
