@@ -212,8 +212,8 @@ def job_key(
     }
     # Jobs without a region and maps keep the keys that they had before there were any.
     parts |= {name: value for name, value in (("region", region), ("maps", list(maps))) if value}
-    if plan.has_margins:  # rounds differently from a whole tile, which maps were made of in version 1
-        parts["margins"] = 2 if maps else 1
+    if plan.has_margins:  # rounds differently from a whole tile: version 1 had maps of those, 2 the image's edges
+        parts["margins"] = 3
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -1,15 +1,12 @@
-"""Which blocks and warps each kernel is launched with: the whole of what can be compiled; needs no GPU and no Triton.
+"""Which blocks and warps each kernel is launched with; needs no GPU and no Triton.
 
-A launch asks for a `Row` by the properties of its tensors. `rows` enumerates every answer there is, so that a check
-without a GPU can compile all of them, and no user's first tile meets a kernel that was never looked at.
+A launch asks for a `Row` by the properties of its tensors; `unetpp_kernels.catalogue` enumerates every answer there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Literal, get_args
+from typing import Literal
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 Accumulate = Literal["single", "packed"]
@@ -111,7 +108,6 @@ _PRODUCTS: dict[tuple[str, int], tuple[int, int, int]] = {
     ("fp32", 128): (64, 16, 8),
 }
 _UNEVEN_PRODUCTS = {"16 bits": (64, (64, 32, 8)), "fp32": (32, (32, 16, 8))}
-_STATISTICS = ("moments", "join", *get_args(Normalise))
 # Where moments in the epilogue would spill registers, by type, outputs and LOW.
 _TOO_FULL = {
     ("fp16", 64, True),
@@ -120,7 +116,6 @@ _TOO_FULL = {
     ("fp32", 64, False),
     ("fp32", 64, True),
 }
-_READS: tuple[tuple[Added, bool], ...] = ((0, False), (1, False), (2, False), (0, True))
 
 
 def depthwise_pointwise(
@@ -150,7 +145,7 @@ def depthwise_pointwise(
             ("INNER", inner),
             ("EVEN", even),
             ("FULL", even),
-            ("DOT", _dot(product)),
+            ("DOT", dot_precision(product)),
         ),
         warps,
     )
@@ -175,7 +170,7 @@ def pointwise(dtype: Dtype, product: Product, outputs: int, *, added: Added, poo
             ("POOL", pool),
             ("EVEN", even),
             ("FULL", even),
-            ("DOT", _dot(product)),
+            ("DOT", dot_precision(product)),
         ),
         warps,
         # Pooling computes between load and product, so there is nothing to load ahead into shared memory.
@@ -193,7 +188,7 @@ def thin_pointwise(dtype: Dtype, product: Product) -> Row:
         ("POOL", False),
         ("EVEN", True),
         ("FULL", False),
-        ("DOT", _dot(product)),
+        ("DOT", dot_precision(product)),
     )
     return Row("pointwise", dtype, constants, 4, 3)
 
@@ -226,7 +221,7 @@ def stem(dtype: Dtype, outputs: int, mixed: int | None, pixels: Pixels) -> Row |
         ("BLOCK_T", 32),
         ("BLOCK_N", width),
         ("MIX", mixed is not None),
-        ("DOT", _dot(_exact(dtype))),
+        ("DOT", dot_precision(_exact(dtype))),
     )
     return Row("stem", f"{dtype} {pixels}", constants, 8 if dtype == "fp32" and width == 64 else 4)
 
@@ -241,7 +236,7 @@ def head(dtype: Dtype, classes: int, *, probabilities: bool) -> Row | None:
         ("BLOCK_K", 32),
         ("BLOCK_N", width),
         ("PROBABILITIES", probabilities),
-        ("DOT", _dot(_exact(dtype))),
+        ("DOT", dot_precision(_exact(dtype))),
     )
     return Row("head", dtype, constants, 4)
 
@@ -262,7 +257,7 @@ def depthwise_head(
         ("PACKED", accumulate == "packed"),
         ("PROBABILITIES", probabilities),
         ("EVEN", even),
-        ("DOT", _dot(_exact(dtype))),
+        ("DOT", dot_precision(_exact(dtype))),
     )
     return Row("depthwise_head", dtype, constants, warps)
 
@@ -278,7 +273,7 @@ def pointwise_backward(dtype: Dtype, product: Product, outputs: int) -> Row | No
         ("BLOCK_M", 64),
         ("BLOCK_K", 32 if dtype != "fp32" else 16),
         ("BLOCK_N", outputs),
-        ("DOT", _dot(product)),
+        ("DOT", dot_precision(product)),
     )
     return Row("pointwise_backward", dtype, constants, 8 if outputs == WIDEST else 4)
 
@@ -299,7 +294,7 @@ def depthwise_pointwise_backward(dtype: Dtype, product: Product, outputs: int, *
         ("BLOCK_K", 32 if dtype != "fp32" else 16),
         ("BLOCK_N", outputs),
         ("INNER", inner),
-        ("DOT", _dot(product)),
+        ("DOT", dot_precision(product)),
     )
     return Row("depthwise_pointwise_backward", dtype, constants, 8 if outputs == WIDEST else 4)
 
@@ -363,95 +358,6 @@ def normalise(kernel: Normalise, dtype: Dtype, *, even: bool) -> Row:
     return Row(kernel, dtype, (("BLOCK_M", 64), ("BLOCK_K", 32), ("EVEN", even)), 4)
 
 
-def rows() -> Iterator[Row]:
-    """Yield every row that can be launched, each once."""
-    seen: set[Row | None] = {None}
-    for row in _all():
-        for form in (row,) if row is None else (row, with_moments(row), with_norm(row)):
-            if form is not None and form not in seen:
-                seen.add(form)
-                yield form
-
-
-def usual(dtype: Dtype) -> list[Row]:
-    """Return what inference launches where channels are multiples of 32, with the default accumulation and product."""
-    dot: Product = "tf32x3" if dtype == "fp32" else "plain"
-    wanted = {"EVEN": True, "PACKED": dtype == "fp16", "DOT": _dot(dot)}
-    found = [
-        row
-        for row in rows()
-        if row.dtype.partition(" ")[0] == dtype
-        and not in_training(row)
-        and all(value == wanted.get(name, value) for name, value in row.constants)
-    ]
-    # More logits, one channel per class, than a thin tile holds fill no other.
-    return [*found, pointwise(dtype, dot, 2, added=0, pool=False, even=False)]
-
-
-def training(dtype: Dtype) -> list[Row]:
-    """Return what training launches beside `usual`: sums in fp32, moments, gradients; channels in multiples of 32."""
-    dot: Product = "tf32x3" if dtype == "fp32" else "plain"
-    wanted = {"EVEN": True, "PACKED": False, "DOT": _dot(dot)}
-    plain = [
-        depthwise_pointwise(dtype, "single", dot, width, low=low, inner=False, even=True)
-        for width, low in product(WIDTHS, (False, True))
-    ]
-    found = [
-        row
-        for row in rows()
-        if (row.dtype == dtype or row.kernel == "join")
-        and in_training(row)
-        and all(value == wanted.get(name, value) for name, value in row.constants)
-    ]
-    return [*found, depthwise(dtype, "single", even=True), *(row for row in plain if row is not None)]
-
-
-def in_training(row: Row) -> bool:
-    """Whether only training launches the row: gradients, and statistics of a batch."""
-    return (
-        row.kernel.endswith("_backward")
-        or row.kernel in _STATISTICS
-        or bool({"MOMENTS", "NORM"} & {*dict(row.constants)})
-    )
-
-
-def _all() -> Iterator[Row | None]:
-    switch = (False, True)
-    kinds: list[tuple[Dtype, Accumulate, Product]] = [
-        ("fp16", "packed", "plain"),
-        ("fp16", "single", "plain"),
-        ("bf16", "packed", "plain"),
-        ("bf16", "single", "plain"),
-        ("fp32", "single", "tf32"),
-        ("fp32", "single", "tf32x3"),
-    ]
-    for (dtype, accumulate, dot), even in product(kinds, switch):
-        yield depthwise(dtype, accumulate, even=even)
-        yield depthwise_any(dtype, even=even)
-        for width, low, inner in product(WIDTHS, switch, switch):
-            yield depthwise_pointwise(dtype, accumulate, dot, width, low=low, inner=inner, even=even)
-        for width, (added, pool) in product(WIDTHS, _READS):
-            yield pointwise(dtype, dot, width, added=added, pool=pool, even=even)
-        yield thin_pointwise(dtype, dot)
-        for probabilities in switch:
-            yield depthwise_head(dtype, accumulate, 2, probabilities=probabilities, even=even)
-            for classes in (2, 64):
-                yield head(dtype, classes, probabilities=probabilities)
-        for width, mix, pixels in product((32, 64), switch, get_args(Pixels)):
-            yield stem(dtype, width, width if mix else None, pixels)
-        yield depthwise_backward(dtype, even=even)
-        yield moments(dtype, even=even)
-        for kernel in get_args(Normalise):
-            yield normalise(kernel, dtype, even=even)
-        for bilinear in switch:
-            yield upsample_backward(dtype, bilinear=bilinear, even=even)
-    yield join()
-    for (dtype, _, dot), width in product(kinds, WIDTHS):
-        yield pointwise_backward(dtype, dot, width)
-        for inner in switch:
-            yield depthwise_pointwise_backward(dtype, dot, width, inner=inner)
-
-
 def _strips(
     dtype: Dtype, accumulate: Accumulate, width: int, *, low: bool, inner: bool, even: bool
 ) -> tuple[int, int, int, int, int]:
@@ -467,5 +373,6 @@ def _exact(dtype: Dtype) -> Product:
     return "tf32x3" if dtype == "fp32" else "plain"
 
 
-def _dot(product: Product) -> str:
+def dot_precision(product: Product) -> str:
+    """Return what a kernel's DOT is for a product."""
     return "tf32" if product == "plain" else product  # 16-bit operands ignore it

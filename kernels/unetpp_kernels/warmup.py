@@ -18,7 +18,7 @@ from typing import get_args
 
 import torch
 
-from unetpp_kernels import table
+from unetpp_kernels import catalogue
 from unetpp_kernels.table import Dtype, Row
 
 _EPILOG = """examples:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.arch is None and not torch.cuda.is_available():
         print("no GPU in this machine: name what to compile for, such as --arch 90 (H100, H200)", file=sys.stderr)
         return 2
-    rows = list(table.rows()) if options.all else _wanted(options.dtype, training=options.training)
+    rows = list(catalogue.rows()) if options.all else _wanted(options.dtype, training=options.training)
     print(f"{len(rows)} kernels into {cache_folder()}")
     start = time.monotonic()
     for arch in options.arch or [None]:
@@ -71,7 +71,8 @@ def cache_folder() -> Path:
 
 
 def _wanted(dtypes: Sequence[Dtype], *, training: bool) -> list[Row]:
-    rows = [row for dtype in dtypes for row in (*table.usual(dtype), *(table.training(dtype) if training else ()))]
+    rows = [row for dtype in dtypes for row in catalogue.usual(dtype)]
+    rows += [row for dtype in dtypes if training for row in catalogue.training(dtype)]
     return list(dict.fromkeys(rows))
 
 

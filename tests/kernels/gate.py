@@ -27,7 +27,7 @@ import sass
 import triton
 from sass import Code, Loop
 
-from unetpp_kernels import table
+from unetpp_kernels import catalogue, table
 from unetpp_kernels.table import Row
 
 SNAPSHOT = Path(__file__).with_name("gate.json")
@@ -252,7 +252,7 @@ def compile_all(rows: Sequence[Row], targets: Sequence[str], processes: int) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    rows = [row for row in table.rows() if options.rows in row.name]
+    rows = [row for row in catalogue.rows() if options.rows in row.name]
     if not rows:
         raise SystemExit(f"no row's name holds {options.rows!r}")
     with _cache():

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from unetpp_kernels import table
+from unetpp_kernels import catalogue, table
 
 sys.path.append(str(Path(__file__).parent))  # the gate is a script, not a package
 
 import gate
 import sass
 
-ROW = table.usual("fp16")[0]
+ROW = catalogue.usual("fp16")[0]
 FUSED = table.depthwise_pointwise("fp16", "packed", "plain", 32, low=False, inner=False, even=True)
 assert FUSED is not None
 GOOD = {
@@ -138,7 +138,7 @@ def test_known_exceptions_may_not_get_worse(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_known_exceptions_are_rows_that_are_over_budget() -> None:
-    rows = {row.name: row for row in table.rows()}
+    rows = {row.name: row for row in catalogue.rows()}
     recorded = gate.read_snapshot()["rows"]
     for name, (figure, reason) in gate.OVER_BUDGET.items():
         found = recorded[name]["90"]

@@ -13,7 +13,7 @@ import torch
 import triton
 
 from unetpp.model import GridConfig, UNetPlusPlus, deploy
-from unetpp_kernels import norm_operators, operators, packing, table
+from unetpp_kernels import catalogue, norm_operators, operators, packing, table
 from unetpp_kernels.gpu import launch, launch_backward, offline
 from unetpp_kernels.table import Row
 
@@ -61,7 +61,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Key]]:
 def by_key(keys: list[Key]) -> dict[Key, Row]:
     """Every row by what compiling it asks of Triton."""
     found: dict[Key, Row] = {}
-    for row in table.rows():
+    for row in catalogue.rows():
         offline.compile_row(row)
         found[keys.pop()] = row
     return found
@@ -86,16 +86,16 @@ def launched(
 
 
 def test_rows_are_unique() -> None:
-    rows = list(table.rows())
+    rows = list(catalogue.rows())
     assert len({row.name for row in rows}) == len(rows) == len(set(rows))
 
 
 def test_multiples_of_32_are_even_for_every_row() -> None:
-    assert all(32 % row["BLOCK_K"] == 0 for row in table.rows() if dict(row.constants).get("EVEN"))
+    assert all(32 % row["BLOCK_K"] == 0 for row in catalogue.rows() if dict(row.constants).get("EVEN"))
 
 
 def test_every_row_compiles_to_something_else(by_key: dict[Key, Row]) -> None:
-    assert len(by_key) == len(list(table.rows()))
+    assert len(by_key) == len(list(catalogue.rows()))
 
 
 @pytest.mark.parametrize("conv", ["pw_dw", "dw_pw"])
@@ -112,7 +112,7 @@ def test_the_default_network_launches_only_its_usual_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = _network_rows({"conv": conv, "upsample": upsample}, dtype, launched, monkeypatch)
-    assert rows <= set(table.usual(name))
+    assert rows <= set(catalogue.usual(name))
     assert {"stem", "depthwise_pointwise"} <= {row.kernel for row in rows}
 
 
@@ -219,8 +219,8 @@ def test_batch_norm_launches_only_rows(dtype: torch.dtype, channels: int, launch
 
 def test_the_gate_has_seen_every_row() -> None:
     snapshot = gate.read_snapshot()["rows"]
-    assert set(snapshot) == {row.name for row in table.rows()}, "run `make kernels-update` and commit gate.json"
-    for row in table.rows():
+    assert set(snapshot) == {row.name for row in catalogue.rows()}, "run `make kernels-update` and commit gate.json"
+    for row in catalogue.rows():
         assert set(snapshot[row.name]) == set(gate.TARGETS), row.name
         for target, figures in snapshot[row.name].items():
             assert not list(gate.violations(row, target, figures)), (row.name, target)
@@ -228,8 +228,8 @@ def test_the_gate_has_seen_every_row() -> None:
 
 def _sample() -> list[Row]:
     """Rows the default network spends its time in, and a few others."""
-    rows = [row for row in table.rows() if gate.is_hot(row) and dict(row.constants).get("BLOCK_N", 32) == 32]
-    kinds = {row.kernel: row for row in table.usual("fp16") if row.kernel != "depthwise_pointwise"}
+    rows = [row for row in catalogue.rows() if gate.is_hot(row) and dict(row.constants).get("BLOCK_N", 32) == 32]
+    kinds = {row.kernel: row for row in catalogue.usual("fp16") if row.kernel != "depthwise_pointwise"}
     return [*rows, kinds["pointwise"], kinds["depthwise"], kinds["depthwise_head"]]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unetpp_kernels import table, warmup
+from unetpp_kernels import catalogue, table, warmup
 from unetpp_kernels.gpu import launch, offline
 
 ROW = table.depthwise_any("fp16", even=True)
@@ -57,7 +57,7 @@ def test_training_adds_gradients_and_statistics(
     compiled: list[table.Row] = []
     monkeypatch.setattr(warmup, "warm", lambda rows, arch: compiled.extend(rows))
     assert warmup.main(["--arch", "90", "--dtype", "bf16", "--training"]) == 0
-    assert set(table.usual("bf16")) < set(compiled) and len(set(compiled)) == len(compiled)
+    assert set(catalogue.usual("bf16")) < set(compiled) and len(set(compiled)) == len(compiled)
     kernels = {row.kernel for row in compiled}
     assert {"depthwise_backward", "normalise_sums", "join", "depthwise_pointwise_backward"} <= kernels
     assert any("MOMENTS" in dict(row.constants) for row in compiled)

@@ -166,6 +166,20 @@ def test_a_copy_that_was_not_finished_is_made_again(older: Package, store: Path,
     assert load_package(tmp_path / "out" / START).digest == older.digest
 
 
+def test_a_start_that_was_refused_leaves_the_training_there_as_it_was(
+    older: Package, store: Path, tmp_path: Path
+) -> None:
+    """The folder holds a training from random weights, half done; somebody tries the same with a start."""
+    plain = [*DATA, *STEPS, *NETWORK]
+    train(tmp_path / "whole", store, plain)
+    train(tmp_path / "out", store, plain, code=TIME_UP, minutes=1e-6)
+    with pytest.raises(DataError, match="holds another training"):
+        train(tmp_path / "out", store, [*plain, f"network.start='{older.folder}'"])
+    train(tmp_path / "out", store, plain)
+    found, expected = weights(tmp_path / "out"), weights(tmp_path / "whole")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_bare_machine_starts_from_it_too(older: Package, store: Path, tmp_path: Path) -> None:
     """Other classes, so that heads are drawn: exported and trained there, the weights are those trained here."""
     classes = "classes=[{value=0, name='paper', color=[0,0,0]}, {value=1, name='ink', color=[1,1,1]}]"

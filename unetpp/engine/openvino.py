@@ -27,8 +27,8 @@ from unetpp.model.inner import NO_MARGINS, Margins
 from unetpp.package import ModelSpec, Package
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
-_COMPILED_SHAPES: Final = 2
-"""Compiled graphs kept per concurrent call: interior tiles and those at an edge take turns."""
+_COMPILED_SHAPES: Final = 4
+"""Compiled graphs kept per concurrent call: interior tiles and those at the edges take turns."""
 
 _Key = tuple[Output, tuple[int, int], Margins]
 

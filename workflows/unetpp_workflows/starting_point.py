@@ -56,12 +56,9 @@ class StartingPoint:
         return names == [section.name for section in recipe.classes] and spec.architecture.classes == len(names)
 
 
-def starting_point(output: Path) -> StartingPoint | None:
-    """Return what the training in `output` starts from; None where it starts from random weights."""
-    folder = output / START
-    if not (folder / ORIGIN).is_file():
-        return None
-    return StartingPoint(load_package(folder), json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["uri"])
+def starting_point(recipe: Recipe, output: Path) -> StartingPoint | None:
+    """Return what the recipe's training in `output` starts from; None for random weights."""
+    return None if recipe.network.start is None else _kept(output)
 
 
 def with_start(recipe: Recipe, output: Path, *, tracking_uri: str | None = None) -> Recipe:
@@ -75,7 +72,7 @@ def with_start(recipe: Recipe, output: Path, *, tracking_uri: str | None = None)
     """
     if recipe.network.start is None:
         return recipe
-    start = starting_point(output) or _copy(recipe.network.start, output, tracking_uri)
+    start = _kept(output) or _copy(recipe.network.start, output, tracking_uri)
     spec = start.package.spec
     known = {"kind": spec.network, **dataclasses.asdict(spec.architecture)}
     switches = {name: known[name] for name in NetworkSection.model_fields if name != "start"}
@@ -143,6 +140,13 @@ def build(recipe: Recipe, bands: int, start: StartingPoint | None) -> UNetPlusPl
             weights |= {name: value for name, value in fresh.state_dict().items() if name.startswith(_HEADS)}
         fresh.load_state_dict(weights)
     return fresh
+
+
+def _kept(output: Path) -> StartingPoint | None:
+    folder = output / START
+    if not (folder / ORIGIN).is_file():
+        return None
+    return StartingPoint(load_package(folder), json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["uri"])
 
 
 def _copy(reference: str, output: Path, tracking_uri: str | None) -> StartingPoint:

@@ -85,7 +85,7 @@ def run_training(
     options = options or TrainOptions()
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=options.tracking_uri)
     _claim(config, output)
-    start = starting_point(output)
+    start = starting_point(config, output)
     store = options.store or _prepared(config, data, output, console)
     job = TrainingJob(output.resolve(), store.resolve(), options.device, options.minutes * 60)
     found = open_started(store, start)
@@ -136,7 +136,7 @@ def export_training(
 
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=tracking_uri)
     _claim(config, output)
-    start = starting_point(output)
+    start = starting_point(config, output)
     found = store or _prepared(config, data, output, console)
     opened = open_started(found, start)
     _check(config, opened, found, start, console)

@@ -58,7 +58,8 @@ def work(
     """Train in this process, continuing from the output's checkpoint; errors as `unetpp.train.fit`."""
     import torch
 
-    recipe, start = job.recipe(), starting_point(job.output)
+    recipe = job.recipe()
+    start = starting_point(recipe, job.output)
     data = open_started(job.store, start)
     torch.manual_seed(recipe.train.seed)
     journal = Journal(job.output / PROGRESS)

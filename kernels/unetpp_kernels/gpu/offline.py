@@ -14,9 +14,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from unetpp_kernels.catalogue import in_training
 from unetpp_kernels.gpu.launch import KERNELS, options
 from unetpp_kernels.gpu.sources import MOST
-from unetpp_kernels.table import Row, in_training
+from unetpp_kernels.table import Row
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8}
 _FP32 = (

@@ -138,43 +138,43 @@ def test_openvino(openvino_engine: Engine, plain: Package, height: int, width: i
 
 
 @pytest.mark.parametrize(
-    ("name", "engine", "alike"),
+    ("name", "engine", "spared"),
     [
-        *((name, engine, 64) for name in NETWORKS for engine in ("torch", "openvino")),
+        *((name, engine, tiling.LEAST_SPARED) for name in NETWORKS for engine in ("torch", "openvino")),
         pytest.param("depth 3", "openvino", 1, marks=pytest.mark.slow),
         ("depth 3", "torch", 1),
         pytest.param("deconv", "openvino", 1, marks=pytest.mark.slow),
     ],
 )
 def test_every_kind_of_network(
-    make_package: Callable[..., Package], name: str, engine: str, alike: int, monkeypatch: pytest.MonkeyPatch
+    make_package: Callable[..., Package], name: str, engine: str, spared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiling, "LEAST_ALIKE", alike)  # 1: every tile leaves out what it can
+    monkeypatch.setattr(tiling, "LEAST_SPARED", spared)  # 1: every tile leaves out what it can
     package = make_package(**NETWORKS[name])
     height, width = (173, 179) if name == "depth 3" else (113, 127)
     image = picture(height, width, package.spec.dtype, 255 if package.spec.dtype == "uint8" else 65_535)
     plan = plan_for(package, height, width, 40, 80)
-    assert plan.tile_shape != (plan.padded_height, plan.padded_width) and plan.has_margins == (alike == 1)
+    assert plan.tile_shape != (plan.padded_height, plan.padded_width) and plan.has_margins == (spared == 1)
     runner = choose_engine(package, name=engine, precision="fp32")
     assert_tiled_equals_whole(runner, plan, image)
     assert_tiled_maps_equal_whole(runner, plan, image)
 
 
 @pytest.mark.parametrize(
-    ("engine", "upsample", "alike"),
+    ("engine", "upsample", "spared"),
     [
-        ("torch", "bilinear", 64),
-        ("torch", "nearest", 64),
-        ("openvino", "bilinear", 64),
-        ("openvino", "nearest", 64),
+        ("torch", "bilinear", tiling.LEAST_SPARED),
+        ("torch", "nearest", tiling.LEAST_SPARED),
+        ("openvino", "bilinear", tiling.LEAST_SPARED),
+        ("openvino", "nearest", tiling.LEAST_SPARED),
         ("openvino", "bilinear", 1),
     ],
 )
 def test_exactly_with_integer_weights(
-    make_package: Callable[..., Package], engine: str, upsample: str, alike: int, monkeypatch: pytest.MonkeyPatch
+    make_package: Callable[..., Package], engine: str, upsample: str, spared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All sums are exact in float32 (the float64 network agrees), so that any difference would be a wrong pixel."""
-    monkeypatch.setattr(tiling, "LEAST_ALIKE", alike)
+    monkeypatch.setattr(tiling, "LEAST_SPARED", spared)
     package = make_package(integer=True, norm="none", upsample=upsample)
     image = picture(89, 97, top=3)
     runner = choose_engine(package, name=engine, precision="fp32")
@@ -183,11 +183,11 @@ def test_exactly_with_integer_weights(
     with torch.no_grad():
         np.testing.assert_array_equal(whole, package.load_model().double()(pixels)[0].numpy())
     assert len(np.unique(whole)) > 50
-    for core, shard in ((12, 36), (20, 20), (64, 64)) if alike > 1 else ((20, 20),):
+    for core, shard in ((12, 36), (20, 20), (64, 64)) if spared > 1 else ((20, 20),):
         plan = plan_for(package, 89, 97, core, shard)
         np.testing.assert_array_equal(tiled(plan, image, runner.logits), whole)
         np.testing.assert_array_equal(tiled(plan, image, runner.labels), runner.labels(image))
-        if alike == 1:
+        if spared == 1:
             maps = tiled(plan, image, lambda tile, margins: runner.layers(tile, MAPS, margins))
             np.testing.assert_array_equal(maps, runner.layers(image, MAPS))
 
