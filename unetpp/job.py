@@ -32,6 +32,8 @@ from unetpp.tiling import Shard, TilePlan
 from unetpp.tissue import ValidityMask
 
 JOB, VALIDITY, REGION = "job.json", "validity.png", "region.json"
+_SCHEDULE = 4
+"""Raised where engines come to compute tiles in other parts, like strips, which may round differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,11 +211,10 @@ def job_key(
         "grid": grid.to_json(),
         "plan": plan.to_json(),
         "validity": validity,
+        "schedule": _SCHEDULE,
     }
     # Jobs without a region and maps keep the keys that they had before there were any.
     parts |= {name: value for name, value in (("region", region), ("maps", list(maps))) if value}
-    if plan.has_margins:  # rounds differently from a whole tile: version 1 had maps of those, 2 the image's edges
-        parts["margins"] = 3
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

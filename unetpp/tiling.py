@@ -162,11 +162,6 @@ class TilePlan:
                 kinds[(top, left, bottom, right) if worth else (0, 0, 0, 0)] += down * across
         return dict(kinds)
 
-    @property
-    def has_margins(self) -> bool:
-        """Say whether any tile has margins."""
-        return any(any(margins) for margins in self.margin_kinds())
-
     def _halves(self, size: int, axis: int) -> list[tuple[int, int]]:
         """Return the margins (before, after) of every tile along one axis."""
         side = self.tile_shape[axis]

@@ -36,7 +36,7 @@ def test_a_launch_in_another_process_finds_what_the_command_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(table, "usual", lambda dtype: [ROW])
+    monkeypatch.setattr(catalogue, "usual", lambda dtype: [ROW])
     launch.KERNELS[ROW.kernel].device_caches.clear()  # what this process compiled before is not in this folder
     assert warmup.main(["--arch", "90"]) == 0
     filled = _files(tmp_path)

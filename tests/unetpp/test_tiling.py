@@ -150,7 +150,7 @@ def test_margins_are_context_only_and_alike(plan: TilePlan, least: int) -> None:
                 assert not any(margins) or max(more) < plan.halo, "what is left is what is written, but for the end"
                 kinds[margins] += 1
         assert all(number >= least for margins, number in kinds.items() if any(margins))
-        assert plan.has_margins == any(any(margins) for margins in kinds)
+        assert plan.margin_kinds() == kinds
 
 
 def test_a_gigapixel_leaves_out_the_halo_of_all_but_its_edge() -> None:

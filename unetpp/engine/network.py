@@ -31,9 +31,9 @@ class TileNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32))
 
-    def without(self, margins: Margins) -> TileNetwork:
-        """Return the same function without margins of its result, over the same weights."""
-        inner = cast("UNetPlusPlus", Inner(self.network, margins))  # as far as `forward` goes
+    def without(self, margins: Margins, strips: int = 1) -> TileNetwork:
+        """Return the same function without margins of its result, over the same weights; see `Inner`."""
+        inner = cast("UNetPlusPlus", Inner(self.network, margins, strips))  # as far as `forward` goes
         return TileNetwork(inner, self.spec, self.output).eval()
 
     def forward(self, tile: Tensor) -> Tensor:

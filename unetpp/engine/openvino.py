@@ -23,7 +23,7 @@ from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import EngineError, ShapeError
 from unetpp.maps import MapName
-from unetpp.model.inner import NO_MARGINS, Margins
+from unetpp.model.inner import NO_MARGINS, Margins, strip_count
 from unetpp.package import ModelSpec, Package
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
@@ -84,7 +84,7 @@ class OpenVinoEngine:
 
         with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
             self._networks = tile_networks(package.load_model(), spec)
-        self._graphs: dict[tuple[Output, Margins], Any] = {}
+        self._graphs: dict[tuple[Output, Margins, int], Any] = {}
         self._exporting = threading.Lock()
         self._core = self._openvino.Core()
         self._pool = _RequestPool()
@@ -136,7 +136,7 @@ class OpenVinoEngine:
             self._pool.give(key, request)
 
     def _compile(self, output: Output, shape: tuple[int, int], margins: Margins) -> Any:
-        graph = self._graph(output, margins).clone()
+        graph = self._graph(output, margins, strip_count(shape[0] - margins[0] - margins[2])).clone()
         graph.reshape([*shape, len(self.spec.bands)])
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
@@ -154,22 +154,24 @@ class OpenVinoEngine:
             raise EngineError(f"OpenVINO computes in {used} here, not {self.precision}; choose another --precision")
         return compiled
 
-    def _graph(self, output: Output, margins: Margins) -> Any:
+    def _graph(self, output: Output, margins: Margins, strips: int) -> Any:
         """Return the exported function with open height and width; exports it on first use."""
         with self._exporting:
-            if (output, margins) not in self._graphs:
+            key = output, margins, strips
+            if key not in self._graphs:
                 whole = self._networks[output]
-                network = whole if not any(margins) else whole.without(margins)
-                self._graphs[output, margins] = self._export(network, margins)
-            return self._graphs[output, margins]
+                network = whole.without(margins, strips) if any(margins) or strips > 1 else whole
+                self._graphs[key] = self._export(network, margins, strips)
+            return self._graphs[key]
 
-    def _export(self, network: TileNetwork, margins: Margins) -> Any:
+    def _export(self, network: TileNetwork, margins: Margins, strips: int) -> Any:
         """Trace the plain definition at a small size, then leave height and width open."""
         import torch
 
-        side, bands = 2 * self.multiple + 2 * max(margins), len(self.spec.bands)
+        around, bands = 2 * max(margins), len(self.spec.bands)
+        rows = strips * max(16, self.multiple) if strips > 1 else 2 * self.multiple
         dtype = torch.uint8 if self._raw_in_graph else torch.float32
-        example = torch.zeros(side, side + self.multiple, bands, dtype=dtype)
+        example = torch.zeros(rows + around, 3 * self.multiple + around, bands, dtype=dtype)
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             # The tracer warns that Python branches on shapes are fixed: here they are, to "needs no padding".
             warnings.simplefilter("ignore")

@@ -130,21 +130,22 @@ def test_openvino_compiles_once_per_shape_and_concurrent_call(package: Package) 
         return compile_one(output, shape, margins)
 
     engine._compile = counted  # type: ignore[method-assign]
-    for shape in ((64, 64), (64, 96), (64, 64), (64, 96)):
+    shapes = [(64, 64), (64, 96), (96, 64), (32, 96)]
+    for shape in (*shapes, *shapes):
         with ThreadPoolExecutor(1) as pool:  # a new thread each time
             pool.submit(engine.labels, picture(*shape)).result()
-    assert compiled == [(64, 64), (64, 96)]
-    engine.labels(picture(96, 96))  # the third shape takes the place of the one not used longest
+    assert compiled == shapes
+    engine.labels(picture(96, 96))  # the fifth shape takes the place of the one not used longest
     engine.labels(picture(64, 96))
-    assert compiled == [(64, 64), (64, 96), (96, 96)]
+    assert compiled == [*shapes, (96, 96)]
     engine.labels(picture(64, 64))
-    assert compiled[3:] == [(64, 64)]
+    assert compiled[5:] == [(64, 64)]
     broken = np.zeros((64, 64, 2), np.uint8)
     for _ in range(3):
         with pytest.raises(BandsError):
             engine.labels(broken)
     engine.labels(picture(64, 64))
-    assert compiled[4:] == []
+    assert compiled[6:] == []
 
 
 def test_openvino_gives_the_same_bits_in_another_process(package: Package) -> None:

@@ -154,26 +154,34 @@ def test_every_kind_of_network(
     height, width = (173, 179) if name == "depth 3" else (113, 127)
     image = picture(height, width, package.spec.dtype, 255 if package.spec.dtype == "uint8" else 65_535)
     plan = plan_for(package, height, width, 40, 80)
-    assert plan.tile_shape != (plan.padded_height, plan.padded_width) and plan.has_margins == (spared == 1)
+    assert plan.tile_shape != (plan.padded_height, plan.padded_width) and any(map(any, plan.margin_kinds())) == (
+        spared == 1
+    )
     runner = choose_engine(package, name=engine, precision="fp32")
     assert_tiled_equals_whole(runner, plan, image)
     assert_tiled_maps_equal_whole(runner, plan, image)
 
 
 @pytest.mark.parametrize(
-    ("engine", "upsample", "spared"),
+    ("engine", "upsample", "spared", "strip"),
     [
-        ("torch", "bilinear", tiling.LEAST_SPARED),
-        ("torch", "nearest", tiling.LEAST_SPARED),
-        ("openvino", "bilinear", tiling.LEAST_SPARED),
-        ("openvino", "nearest", tiling.LEAST_SPARED),
-        ("openvino", "bilinear", 1),
+        ("torch", "bilinear", tiling.LEAST_SPARED, 256),
+        ("torch", "nearest", tiling.LEAST_SPARED, 256),
+        ("openvino", "bilinear", tiling.LEAST_SPARED, 256),
+        ("openvino", "nearest", tiling.LEAST_SPARED, 8),
+        ("openvino", "bilinear", 1, 8),
     ],
 )
 def test_exactly_with_integer_weights(
-    make_package: Callable[..., Package], engine: str, upsample: str, spared: int, monkeypatch: pytest.MonkeyPatch
+    make_package: Callable[..., Package],
+    engine: str,
+    upsample: str,
+    spared: int,
+    strip: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All sums are exact in float32 (the float64 network agrees), so that any difference would be a wrong pixel."""
+    monkeypatch.setattr("unetpp.model.inner._STRIP", strip)
     monkeypatch.setattr(tiling, "LEAST_SPARED", spared)
     package = make_package(integer=True, norm="none", upsample=upsample)
     image = picture(89, 97, top=3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unetpp.model import GridConfig, UNet, UNetPlusPlus, halo
-from unetpp.model.inner import Inner, Margins, context, useful_share
+from unetpp.model.inner import Inner, Margins, context, strip_count, useful_share
 
 CONFIGS = [
     GridConfig(classes=3, filters=(4, 6, 8, 10)),
@@ -32,18 +32,22 @@ def _network(kind: Any, config: GridConfig) -> Any:
     ("kind", "config"),
     [*((UNetPlusPlus, config) for config in CONFIGS), *((UNet, config) for config in CONFIGS if config.level is None)],
 )
-@pytest.mark.parametrize("sides", [(1, 1, 1, 1), (0, 1, 1, 1), (1, 0, 0, 1), (0, 0, 0, 0)])
-def test_the_middle_is_that_of_the_whole(config: GridConfig, kind: Any, sides: Margins) -> None:
+@pytest.mark.parametrize(
+    ("sides", "strips"),
+    [((1, 1, 1, 1), 1), ((0, 1, 1, 1), 1), ((1, 0, 0, 1), 1), ((0, 0, 0, 0), 1), ((1, 1, 1, 1), 2), ((0, 1, 2, 0), 3)],
+)
+def test_the_middle_is_that_of_the_whole(config: GridConfig, kind: Any, sides: Margins, strips: int) -> None:
     network, margin = _network(kind, config), halo(config)
     top, left, bottom, right = margins = tuple(margin * side for side in sides)  # type: ignore[misc]
-    height, width = top + bottom + 3 * config.multiple, left + right + 2 * config.multiple
+    rows = 3 * config.multiple if strips == 1 else 5 * max(config.multiple, 8)  # of which 3 make no whole number
+    height, width = top + bottom + rows, left + right + 2 * config.multiple
     image = torch.randn(1, 3, height, width, dtype=torch.float64)
     with torch.inference_mode():
         whole = network(image)[..., top : height - bottom, left : width - right]
-        inner = Inner(network, margins)(image)
+        inner = Inner(network, margins, strips)(image)
         heads, of_whole = [], []
         if kind is UNetPlusPlus:
-            heads, of_whole = Inner(network, margins).heads(image), network.heads(image)
+            heads, of_whole = Inner(network, margins, strips).heads(image), network.heads(image)
     assert len(heads) == len(of_whole)
     assert inner.shape == whole.shape
     # In fp64, where sums of another order differ by 1e-15: one wrong pixel would show.
@@ -67,7 +71,7 @@ def test_less_context_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_context_and_share_by_hand() -> None:
     config = GridConfig(filters=(32, 64, 128, 256, 512))
     assert [context(config, level) for level in range(4)] == [10, 12, 12, 10]
-    assert useful_share(config, 1280, 1280, (0, 0, 0, 0)) == 1
+    assert useful_share(config, 496, 1280, (0, 0, 0, 0)) == 1
     # One level: X^{0,0} on the whole tile, X^{0,1} on 4 px around, X^{1,0} on a quarter of the whole.
     small = GridConfig(bands=1, classes=2, filters=(2, 3), conv="dw_pw")
     first, last = 9 * 1 * 2 + 9 * 2 + 4, 9 * 5 + 5 * 2 + 9 * 2 + 4
@@ -75,3 +79,12 @@ def test_context_and_share_by_hand() -> None:
     work = first * 48**2 + last * 24**2 + below * 24**2
     assert context(small, 0) == 4
     assert useful_share(small, 48, 48, (16,) * 4) == pytest.approx((first * 16**2 + last * 16**2 + below * 8**2) / work)
+    # Two strips of 256 rows, of which each computes 4 of the other's too.
+    work = first * 544 * 48 + last * (544 + 8 - 24) * 24 + below * 272 * 24
+    wanted = (first + last) * 512 * 16 + below * 256 * 8
+    assert useful_share(small, 544, 48, (16,) * 4) == pytest.approx(wanted / work)
+
+
+def test_strips_are_powers_of_two() -> None:
+    counts = [strip_count(rows) for rows in (0, 16, 511, 512, 1023, 1024, 1280, 2047, 2048, 5000)]
+    assert counts == [1, 1, 1, 2, 2, 4, 4, 4, 8, 16]
