@@ -141,10 +141,10 @@ class TilePlan:
         )
 
     def margins(self, tile: Tile) -> Margins:
-        """Return what the tile reads around its write box, which the engine may then leave out of its result.
+        """Return what the engine may leave out of its result: what the tile reads around its write box, in whole halos.
 
-        0 where that is less than the halo: there the image ends. All are 0 where too few tiles of the plan have the
-        same, see `LEAST_SPARED`.
+        0 where that is less than the halo: there the image ends. It is 2 halos at most, which a tile has on the other
+        side. All are 0 where too few tiles of the plan have the same, see `LEAST_SPARED`.
         """
         y, x = tile.write_box.y0 // self.core, tile.write_box.x0 // self.core
         rows, columns = self._halves(self.height, 0), self._halves(self.width, 1)
@@ -169,8 +169,12 @@ class TilePlan:
         for write in range(0, size, self.core):
             read = self._first_read(write, axis)
             before, after = write - read, read + side - min(write + self.core, size)
-            found.append((before if before >= self.halo else 0, after if after >= self.halo else 0))
+            found.append((self._margin(before), self._margin(after)))
         return found
+
+    def _margin(self, context: int) -> int:
+        """Return 0, 1 or 2 halos: of more kinds every image of an archive would have its own."""
+        return min(2, context // max(1, self.halo)) * self.halo
 
     def shard_read_box(self, shard: Shard) -> Box:
         """Return the smallest box that holds the read boxes of all the shard's tiles."""
