@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unetpp.errors import ConfigError
 from unetpp.train.config import AugmentConfig
 from unetpp.train.sampling import Frames
+from unetpp.train.span import Span
 
 # Optical density of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001, table of section 2.
 _STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
@@ -33,7 +35,26 @@ def patches(frames: Frames, side: int, config: AugmentConfig, device: str) -> tu
     pixels = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
     labels = _nearest(frames.labels.to(device), grid).long()
     objects = None if frames.objects is None else _nearest(frames.objects.to(device), grid).int()
-    return recolour(pixels / frames.full, config, randoms) * frames.full, labels, objects
+    return _recoloured(pixels, frames.span, config, randoms), labels, objects
+
+
+def check_augment(config: AugmentConfig, span: Span) -> None:
+    """Raise `ConfigError` where samples of this span are not what a change of colour is for."""
+    if config.stain and (len(span.high) != 3 or span.most != 255):
+        raise ConfigError(
+            f"augment.stain = {config.stain}: stains are those of slides of three bands of 8 bits, and these images "
+            f"have {len(span.high)} band(s) up to {span.most:g}; set it to 0"
+        )
+
+
+def _recoloured(pixels: Tensor, span: Span, config: AugmentConfig, randoms: list[np.random.Generator]) -> Tensor:
+    """Recolour raw samples (n, C, side, side) in parts of their span; they stay what their type can hold."""
+    low, high = (
+        torch.tensor(values, dtype=torch.float32, device=pixels.device).view(1, -1, 1, 1)
+        for values in (span.low, span.high)
+    )
+    changed = recolour((pixels - low) / (high - low), config, randoms)
+    return (changed * (high - low) + low).clamp(span.least, span.most)
 
 
 def _nearest(values: Tensor, grid: Tensor) -> Tensor:
@@ -57,17 +78,21 @@ def _grid(frames: Frames, side: int, config: AugmentConfig, randoms: list[np.ran
 
 
 def recolour(x: Tensor, config: AugmentConfig, randoms: list[np.random.Generator]) -> Tensor:
-    """Change stain, brightness, contrast, tint and saturation, blur and add noise; (n, C, H, W) in 0..1."""
+    """Change stain, brightness, contrast, tint and saturation, blur and add noise.
+
+    Args:
+        x: (n, C, H, W), most of it in 0..1. What lies outside is kept there, and the brightness curve leaves it alone.
+    """
     count, bands = x.shape[:2]
 
     def draw(low: float, high: float, size: int = 1) -> Tensor:
         values = np.stack([random.uniform(low, high, size) for random in randoms])
         return torch.from_numpy(values).float().to(x.device).view(count, size, 1, 1)
 
-    x = x.clamp(0, 1)
     if config.stain:
         x = restain(x, 1 + draw(-config.stain, config.stain, 3), draw(-config.stain / 10, config.stain / 10, 3))
-    x = x ** torch.exp(draw(-config.gamma, config.gamma))
+    inside = x.clamp(0, 1)
+    x = inside ** torch.exp(draw(-config.gamma, config.gamma)) + (x - inside)
     x = x * draw(1 - config.gain, 1 + config.gain) * draw(1 - config.tint, 1 + config.tint, bands)
     x = x + draw(-config.offset, config.offset) + draw(-config.tint / 2, config.tint / 2, bands)
     grey = x.mean(1, keepdim=True)
@@ -80,7 +105,7 @@ def recolour(x: Tensor, config: AugmentConfig, randoms: list[np.random.Generator
             generator = torch.Generator(x.device).manual_seed(int(random.integers(2**62)))
             noise = torch.randn(x[index].shape, generator=generator, device=x.device)
             x[index] += noise * random.uniform(0, config.noise_sigma)
-    return x.clamp(0, 1)
+    return x
 
 
 def restain(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class AugmentConfig:
         elastic: standard deviation, in patch pixels, of a smooth random displacement; `elastic_nodes` per side.
         stain: change of the amounts of haematoxylin, eosin and residual stain (RGB slides only): each is multiplied by
             1 +- stain and shifted by +- stain / 10 (optical density; Tellez et al. 2018, section 2.2).
-        gamma, gain, offset: brightness curve, factor and shift, relative to full range.
+        gamma, gain, offset: brightness curve, factor and shift, relative to full range: 255 for 8 bits, six standard
+            deviations of the training images for other types (see `unetpp.train.span`).
         tint: factor and shift per band: the radiometry of another scene, or another lamp.
         saturation: 0 is grey, 1 unchanged.
         blur, noise: probability of a Gaussian blur of at most `blur_sigma` pixels, and of Gaussian noise of at most
@@ -42,6 +43,12 @@ class AugmentConfig:
     blur_sigma: float = 1.0
     noise: float = 0.2
     noise_sigma: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, least in (("scale", 1e-3), ("saturation", 0.0)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise ConfigError(f"{name} = [{low}, {high}]: give the smaller number first, and none below {least:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

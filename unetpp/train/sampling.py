@@ -19,6 +19,7 @@ from torch import Tensor
 from unetpp.geometry import Box
 from unetpp.train.config import TrainConfig
 from unetpp.train.source import Source
+from unetpp.train.span import Span
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Frames:
         objects: (n, R, R) int32, or None.
         theta: (n, 2, 3) float32 for `torch.nn.functional.affine_grid`, from the patch to its frame.
         seeds: (n,) of what the device draws for each patch.
-        full: sample value of full brightness.
+        span: where samples lie.
     """
 
     pixels: Tensor
@@ -51,7 +52,7 @@ class Frames:
     objects: Tensor | None
     theta: Tensor
     seeds: tuple[int, ...]
-    full: float
+    span: Span
 
 
 class Sampler:
@@ -88,7 +89,7 @@ class Sampler:
             None if objects[0] is None else torch.from_numpy(np.stack(objects)),
             torch.from_numpy(np.stack(theta)),
             seeds,
-            self._source.full,
+            self._source.span,
         )
 
     def place(self, random: np.random.Generator) -> Placed:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unetpp.geometry import Box
 from unetpp.losses import IGNORE
-from unetpp.profile import FULL_SCALE
+from unetpp.train.span import Span
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Source(Protocol):
     def blocks(self) -> Blocks: ...
 
     @property
-    def full(self) -> float:
-        """The sample value of full brightness, in units of which colours are varied."""
+    def span(self) -> Span:
+        """Where samples lie: colours are varied in parts of it."""
 
     @property
     def fingerprint(self) -> str:
@@ -83,6 +83,9 @@ class Source(Protocol):
 
     def read(self, image: int, box: Box) -> Crop:
         """Return a box that lies inside the image; unlabelled parts have labels 255."""
+
+    def content(self, block: int) -> NDArray[Any]:
+        """Return a block's pixels (h, w, C), 0 where there is no data: the same whatever else the source holds."""
 
 
 class ArraySource:
@@ -106,7 +109,7 @@ class ArraySource:
             box=np.array([[0, 0, i.height, i.width] for i in self.images], np.int64).reshape(-1, 4),
             counts=np.array(counts, np.int64).reshape(-1, classes),
         )
-        self.full = FULL_SCALE.get(str(images[0][2].dtype), 1.0) if images else 1.0
+        self.span = _span([crop.pixels for crop in self._crops])
         digest = hashlib.sha256()
         for image, crop in zip(self.images, self._crops, strict=True):
             digest.update(image.name.encode())
@@ -117,3 +120,18 @@ class ArraySource:
     def read(self, image: int, box: Box) -> Crop:
         crop, part = self._crops[image], (slice(box.y0, box.y1), slice(box.x0, box.x1))
         return Crop(crop.pixels[part], crop.labels[part], None if crop.objects is None else crop.objects[part])
+
+    def content(self, block: int) -> NDArray[Any]:
+        """See `Source`; a block is a whole image."""
+        return self._crops[block].pixels
+
+
+def _span(images: Sequence[NDArray[Any]]) -> Span:
+    """Return the span of all samples; of no images that of 8 bits."""
+    if not images:
+        return Span.of("uint8", (), ())
+    values = [pixels.reshape(-1, pixels.shape[-1]).astype(np.float64) for pixels in images]
+    count = sum(map(len, values))
+    mean = sum(v.sum(0) for v in values) / count
+    variance = sum(((v - mean) ** 2).sum(0) for v in values) / count
+    return Span.of(str(images[0].dtype), mean.tolist(), np.sqrt(variance).tolist())

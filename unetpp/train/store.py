@@ -32,8 +32,8 @@ from unetpp.errors import StoreError
 from unetpp.geometry import Box, Spacing
 from unetpp.losses import IGNORE
 from unetpp.package import ClassInfo
-from unetpp.profile import FULL_SCALE
 from unetpp.train.source import Blocks, Crop, SourceImage
+from unetpp.train.span import Span
 
 FORMAT = 1
 ATTRIBUTES, DOCUMENT = "unetpp_training", "store.json"
@@ -93,7 +93,9 @@ class PatchStore:
         self.image, self.box, self.counts = (np.asarray(arrays[name][...], np.int64) for name in TABLES)
         fill = np.asarray(self.mean)
         kind = np.dtype(self.dtype)
-        self._fill = (np.rint(fill).clip(0, np.iinfo(kind).max) if kind.kind in "ui" else fill).astype(kind)
+        self._fill = (np.rint(fill).clip(np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "ui" else fill).astype(
+            kind
+        )
         self._cache: OrderedDict[int, Crop] = OrderedDict()
         self._room = max(8, _CACHE_BYTES // (self.side**2 * (len(self.bands) * kind.itemsize + 1)))
         self._lock = threading.Lock()
@@ -146,12 +148,19 @@ class PatchStore:
                 self._cache.popitem(last=False)
         return found
 
-    def _decode(self, number: int) -> Crop:
+    def pixels(self, number: int) -> NDArray[Any]:
+        """Return a patch's pixels as they are stored, invalid and padded ones 0."""
+        return self._stored(number, ("pixels",))["pixels"]
+
+    def _stored(self, number: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         try:
-            parts = {name: np.asarray(self._arrays[name][number]) for name in PATCH_ARRAYS if name in self._arrays}
+            return {name: np.asarray(self._arrays[name][number]) for name in names if name in self._arrays}
         except (ValueError, RuntimeError, OSError) as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StoreError(f"{self.path} is damaged at patch {number} ({why}); prepare it again") from error
+
+    def _decode(self, number: int) -> Crop:
+        parts = self._stored(number, PATCH_ARRAYS)
         pixels, valid = parts["pixels"], parts["valid"]
         if not valid.all():
             pixels = np.where(valid[..., None], pixels, self._fill)
@@ -222,7 +231,7 @@ class PatchSource:
         self.images: Sequence[SourceImage] = tuple(
             SourceImage(i.name, i.group, i.stratum, i.height, i.width) for i in chosen
         )
-        self.full = FULL_SCALE.get(store.dtype, 1.0)
+        self.span = Span.of(store.dtype, store.mean, store.std)
         self.fingerprint = str(store.facts["splits"][split]["fingerprint"])
         position = np.full(len(store.images), -1)
         position[numbers] = np.arange(len(numbers))
@@ -232,8 +241,13 @@ class PatchSource:
         for number in mine:
             row, col = store.box[number, :2] // side
             self._grids[position[store.image[number]]][row, col] = number
-        labelled = mine[store.counts[mine].any(1)]
+        self._labelled = labelled = mine[store.counts[mine].any(1)]
         self.blocks = Blocks(position[store.image[labelled]], store.box[labelled], store.counts[labelled])
+
+    def content(self, block: int) -> NDArray[Any]:
+        """See `Source`."""
+        height, width = Box(*map(int, self.blocks.box[block])).shape
+        return self._store.pixels(int(self._labelled[block]))[:height, :width]
 
     def read(self, image: int, box: Box) -> Crop:
         """Return a box that lies inside the image; where nothing is stored, labels are 255 and pixels the mean."""

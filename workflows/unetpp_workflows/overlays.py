@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.geometry import Box
+from unetpp_workflows.report import to_rgb
 
 if TYPE_CHECKING:
     from unetpp.model import UNet, UNetPlusPlus
@@ -39,7 +40,7 @@ def draw_overlays(network: UNetPlusPlus | UNet, data: TrainingData, recipe: Reci
         pixels = torch.from_numpy(np.ascontiguousarray(crop.pixels)).permute(2, 0, 1)[None].to(norm.device)
         with torch.no_grad():
             labels = decide(network.eval()(norm(pixels.float()))[0].float()).cpu().numpy()
-        shown = _to_rgb(crop.pixels, source.full)
+        shown = to_rgb(crop.pixels, np.ones(crop.labels.shape, bool))
         panels = [shown, _overlay(shown, crop.labels, colours), _overlay(shown, labels, colours)]
         rows.append(np.concatenate([_padded(panel) for panel in panels], 1))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,16 +63,6 @@ def chosen_boxes(source: Source) -> list[tuple[int, Box]]:
         y0, x0 = block.y0 + max(0, block.height - _SIDE) // 2, block.x0 + max(0, block.width - _SIDE) // 2
         boxes.append((image, Box(y0, x0, min(y0 + _SIDE, block.y1), min(x0 + _SIDE, block.x1))))
     return boxes
-
-
-def _to_rgb(pixels: NDArray[Any], full: float) -> NDArray[np.uint8]:
-    """Show the first three bands, or the first one as grey, stretched to what the crop holds where it is not 8 bit."""
-    shown = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
-    if shown.dtype == np.uint8:
-        return shown
-    low, high = np.percentile(shown, (1, 99))
-    result: NDArray[np.uint8] = ((shown - low) / max(high - low, full * 1e-6) * 255).clip(0, 255).astype(np.uint8)
-    return result
 
 
 def _overlay(shown: NDArray[np.uint8], labels: NDArray[np.uint8], colours: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -11,8 +11,9 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import hed2rgb, rgb2hed
 
 from tests.unetpp.train.shapes import squares
-from unetpp.train import AugmentConfig, TrainConfig
-from unetpp.train.augment import blur, patches, recolour, restain
+from unetpp.errors import ConfigError
+from unetpp.train import ArraySource, AugmentConfig, TrainConfig
+from unetpp.train.augment import blur, check_augment, patches, recolour, restain
 from unetpp.train.sampling import Sampler
 
 STILL = AugmentConfig(gamma=0, gain=0, offset=0, tint=0, saturation=(1, 1), blur=0, noise=0)
@@ -37,7 +38,6 @@ def test_each_change_acts_on_every_patch_on_its_own(change: dict[str, object]) -
     x = torch.rand(4, 3, 16, 16) * 0.6 + 0.2
     together = recolour(x, config, generators(4))
     assert (together - x).abs().amax((1, 2, 3)).min() > 1e-4
-    assert together.min() >= 0 and together.max() <= 1
     for index in range(4):
         alone = recolour(x[index : index + 1], config, [np.random.default_rng(index + 1)])
         # The blur's window follows the widest Gaussian of its batch, which adds less than its 3-sigma tail.
@@ -86,6 +86,27 @@ def test_elastic_bends_labels_with_pixels_and_keeps_them_whole() -> None:
     bright, dark = pixels[:, 0] > 145, pixels[:, 0] < 75
     assert (labels[counted & bright] == 1).all() and (labels[counted & dark] == 0).all()
     assert ((objects > 0) == (labels == 1))[counted].all()
+
+
+def test_the_brightness_curve_leaves_what_lies_outside_its_range_alone() -> None:
+    x = torch.tensor([-0.5, 0.0, 0.25, 1.0, 1.5]).view(1, 1, 1, 5)
+    found = recolour(x, replace(STILL, gamma=0.5), generators(1)).flatten()
+    assert found[[0, 1, 3, 4]].tolist() == [-0.5, 0.0, 1.0, 1.5] and found[2] != 0.25
+
+
+@pytest.mark.parametrize(("bands", "dtype"), [(1, np.uint8), (4, np.uint8), (3, np.uint16)])
+def test_stains_of_what_is_no_slide_are_refused(bands: int, dtype: type) -> None:
+    pixels = np.ones((16, 16, bands), dtype)
+    span = ArraySource([("a", "g", pixels, np.zeros((16, 16), np.uint8), None)], 2).span
+    check_augment(AugmentConfig(), span)
+    with pytest.raises(ConfigError, match=r"augment.stain = 0.2: .* set it to 0"):
+        check_augment(AugmentConfig(stain=0.2), span)
+
+
+@pytest.mark.parametrize("wrong", [{"scale": (1.6, 0.6)}, {"scale": (0.0, 1.0)}, {"saturation": (1.0, 0.5)}])
+def test_ranges_the_wrong_way_round_are_refused(wrong: dict[str, tuple[float, float]]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} = .*smaller number first"):
+        AugmentConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_patches_stay_in_range() -> None:

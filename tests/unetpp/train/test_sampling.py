@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,13 +98,16 @@ class Counted:
     """A source that counts reads and takes its time."""
 
     def __init__(self, source: ArraySource, seconds: float) -> None:
-        self.images, self.blocks, self.full = source.images, source.blocks, source.full
+        self.images, self.blocks, self.span = source.images, source.blocks, source.span
         self.fingerprint, self._source, self._seconds, self.reads = source.fingerprint, source, seconds, 0
 
     def read(self, image: int, box: Box) -> Crop:
         self.reads += 1
         time.sleep(self._seconds)
         return self._source.read(image, box)
+
+    def content(self, block: int) -> NDArray[Any]:
+        return self._source.content(block)
 
 
 def test_groups_are_drawn_by_the_power_of_their_pixels() -> None:

@@ -115,7 +115,7 @@ def test_a_store_says_what_it_holds(store: Path) -> None:
     assert (opened.bands, opened.dtype, opened.side) == (("a", "b"), "uint16", SIDE)
     assert [info.name for info in opened.classes] == ["c0", "c1", "c2"] and opened.splits == ("train", "val")
     source = opened.source("train")
-    assert source.full == 65535.0 and source.fingerprint == "ft"
+    assert source.span.high == (1000.4 + 3 * 5, 2000.6 + 3 * 6) and source.fingerprint == "ft"
     assert [(image.name, image.stratum) for image in source.images] == [("one", "kind one")]
     # Ten of the twelve patches have labels: one is not stored, one has none.
     assert len(source.blocks.image) == 10 and (source.blocks.counts.sum(1) > 0).all()
