@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unetpp.durable import output_errors, write_file
 from unetpp.errors import ModelNotFoundError, ModelPackageError, UnetppError
 from unetpp.geometry import Spacing
 
@@ -138,14 +139,22 @@ class Package:
 
 
 def save_package(folder: Path, model: UNetPlusPlus | UNet, spec: ModelSpec, card: str) -> Package:
-    """Write a package folder (created, or its three files replaced) and return it as loaded."""
-    from safetensors.torch import save_file
+    """Write a package folder (created, or its three files replaced) and return it as loaded.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)  # safetensors keeps it to the owner, and an installed model is everybody's
-    (folder / SPEC).write_text(json.dumps(spec.to_json(), indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(card, encoding="utf-8")
+    `model.json` is written last: where it is, the package is whole.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SPEC).unlink(missing_ok=True)
+    write_file(folder / WEIGHTS, save(weights))
+    write_file(folder / CARD, card.encode())
+    write_file(folder / SPEC, (json.dumps(spec.to_json(), indent=1) + "\n").encode())
     return load_package(folder)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unetpp.errors import ModelNotFoundError, ModelPackageError
+from unetpp.durable import write_file
+from unetpp.errors import ModelNotFoundError, ModelPackageError, OutputError
 from unetpp.geometry import Spacing
 from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.package import ClassInfo, ModelSpec, bundled_names, bundled_package, load_package, save_package
@@ -46,6 +47,24 @@ def test_round_trip(folder: Path) -> None:
     with torch.no_grad():
         assert torch.equal(package.load_model()(x), original(x))
     assert (folder / "MODEL_CARD.md").read_text() == "# tiny\n"
+
+
+def test_a_package_is_whole_where_its_model_json_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written anew and interrupted at any file, a folder holds no mix of two models that would load."""
+    from unetpp import package as module
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name in full:
+            raise OutputError(f"cannot write {path}: no space left")
+        write_file(path, content)
+
+    monkeypatch.setattr(module, "write_file", write)
+    for name in ("weights.safetensors", "MODEL_CARD.md", "model.json"):
+        full = {name}
+        with pytest.raises(OutputError):
+            save_package(folder, UNetPlusPlus(SPEC.architecture), SPEC, "# other\n")
+        with pytest.raises(ModelPackageError, match=r"has no model.json"):
+            load_package(folder)
 
 
 def test_digest_follows_weights_and_spec_but_not_the_card(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import zarr
 from rich.console import Console
 
 from unetpp.errors import ConfigError, DataError, PromotionError, StoreError
@@ -94,6 +97,40 @@ def test_a_finished_training_is_left_alone(tmp_path: Path, store: Path) -> None:
     assert len(list_models()) == 1
     with pytest.raises(DataError, match="holds another training"):
         run(tmp_path, store, [*SMALL, "train.rate=0.5"])
+
+
+def test_a_level_that_the_network_has_not_is_refused_before_training(tmp_path: Path, store: Path) -> None:
+    """... and corrected, the same output folder is taken."""
+    for sets in (["result.level=5"], ["result.level=0"], ["network.kind='unet'", "result.level=1"]):
+        with pytest.raises(ConfigError, match=r"result.level = \d: this network has"):
+            run(tmp_path, store, [*SMALL, *sets])
+    assert run(tmp_path, store, [*SMALL, "result.level=1"], register=False, record=False)[0] == 0
+
+
+def test_validation_without_the_foreground_is_refused(tmp_path: Path, store: Path) -> None:
+    shutil.copytree(store, tmp_path / "empty.zarr")
+    root = zarr.open_group(tmp_path / "empty.zarr")
+    counts: Any = root["counts"]
+    split = [image["split"] for image in root.attrs["unetpp_training"]["images"]]  # type: ignore[index,call-overload]
+    validation = np.array([split[image] == "val" for image in np.asarray(root["image"][...])])  # type: ignore[index]
+    values = np.asarray(counts[...])
+    values[validation] = [1, 0]
+    counts[...] = values
+    with pytest.raises(DataError, match="no pixel of the validation images is 'nucleus'"):
+        run(tmp_path / "out", tmp_path / "empty.zarr")
+
+
+def test_half_a_line_of_the_journal_is_skipped_and_swallows_none(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / PROGRESS)
+    journal.write({"step": 1})
+    with (tmp_path / PROGRESS).open("a") as file:
+        file.write('{"step": 2, "lo')  # a process was killed here
+    reader = Journal(tmp_path / PROGRESS)
+    assert [entry["step"] for entry in reader.new()] == [1]
+    journal.write({"step": 3})
+    journal.write({"step": 4})
+    assert [entry["step"] for entry in reader.new()] == [3, 4]
+    assert [entry["step"] for entry in Journal(tmp_path / PROGRESS).new()] == [1, 3, 4]
 
 
 COMMAND = """

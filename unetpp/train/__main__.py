@@ -17,7 +17,7 @@ import torch
 
 from unetpp.errors import UnetppError
 from unetpp.train.job import DATA, ExportedTraining
-from unetpp.train.loop import Epoch, fit
+from unetpp.train.loop import Epoch, TrainResult, fit
 from unetpp.train.store import PatchStore
 
 TIME_UP = 75
@@ -31,11 +31,15 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args()
     try:
-        training = ExportedTraining.load(asked.folder)
-        store = PatchStore.open(asked.folder / DATA)
+        return 0 if _run(asked.folder, asked.device, asked.minutes * 60).finished else TIME_UP
     except UnetppError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _run(folder: Path, device: str, seconds: float) -> TrainResult:
+    training = ExportedTraining.load(folder)
+    store = PatchStore.open(folder / DATA)
     start = time.monotonic()
 
     def on_step(step: int, loss: float) -> None:
@@ -46,20 +50,19 @@ def main() -> int:
         print(asdict(epoch), flush=True)
 
     torch.manual_seed(training.config.seed)
-    result = fit(
-        training.network(asked.folder),
+    return fit(
+        training.network(folder),
         store.source("train"),
         store.source("val"),
         training.config,
         mean=training.mean,
         std=training.std,
-        folder=asked.folder,
-        device=asked.device,
-        seconds=asked.minutes * 60,
+        folder=folder,
+        device=device,
+        seconds=seconds,
         on_step=on_step,
         on_epoch=on_epoch,
     )
-    return 0 if result.finished else TIME_UP
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import io
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from unetpp.durable import output_errors, write_file
 from unetpp.errors import DataError
 from unetpp.train.config import TrainConfig
 
@@ -19,27 +21,37 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def save_checkpoint(path: Path, state: Stateful, config: TrainConfig) -> None:
-    """Replace the checkpoint; a crash leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"config": asdict(config), "state": state.state_dict()}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+Facts = Mapping[str, object]
+"""What a training is made from beside its settings, by name: fingerprints, normalisation, network."""
 
 
-def load_checkpoint(path: Path, state: Stateful, config: TrainConfig) -> bool:
+def save_checkpoint(path: Path, state: Stateful, config: TrainConfig, facts: Facts) -> None:
+    """Replace the checkpoint; a crash leaves the old one or the new one. Raises `OutputError`."""
+    # Through memory: torch's own writer tells of a full disk in words of its own, and leaves half a file.
+    content = io.BytesIO()
+    torch.save({"config": asdict(config), "facts": dict(facts), "state": state.state_dict()}, content)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, content.getvalue())
+
+
+def load_checkpoint(path: Path, state: Stateful, config: TrainConfig, facts: Facts) -> bool:
     """Continue from a checkpoint; returns False where there is none.
 
     Raises:
-        DataError: it was made with other settings (its steps would not be the ones this run would make).
+        DataError: it was made with other settings, from other images, or of another network (its steps would not be
+            the ones this run would make, and images that it trained on could be validated on).
     """
     if not path.is_file():
         return False
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["config"] != asdict(config):
         raise DataError(f"{path} was made with other settings; remove it to start anew, or give the same recipe")
+    made = saved.get("facts", {})
+    other = [name for name, value in facts.items() if made.get(name) != value]
+    if other:
+        raise DataError(
+            f"{path} was made with another {' and '.join(other)}; remove it to start anew, or give the same"
+        )
     state.load_state_dict(saved["state"])
     return True

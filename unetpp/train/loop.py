@@ -23,7 +23,7 @@ from unetpp.losses import supervised_loss
 from unetpp.metrics import Confusion
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.model.batch_norm import synchronise
-from unetpp.train.augment import patches
+from unetpp.train.augment import check_augment, patches
 from unetpp.train.checkpoint import load_checkpoint, save_checkpoint
 from unetpp.train.config import TrainConfig
 from unetpp.train.normalise import Normalise
@@ -155,6 +155,7 @@ class _Trainer:
         self, state: _State, training: Source, validation: Source, config: TrainConfig, norm: Normalise, ranks: Ranks
     ) -> None:
         self.state, self.config, self.norm, self.ranks = state, config, norm, ranks
+        self._facts = _facts(state.network, training, validation, norm)
         self._validation = validation
         heads = ranks.wrap(_Heads(state.network))
         self._heads = torch.compile(heads) if config.compile else heads
@@ -203,7 +204,7 @@ class _Trainer:
     def save(self, path: Path) -> None:
         self._count_time()
         if self.ranks.rank == 0:
-            save_checkpoint(path, self.state, self.config)
+            save_checkpoint(path, self.state, self.config, self._facts)
 
     def close(self) -> None:
         self._frames.close()
@@ -272,26 +273,25 @@ def fit(
             in the first worker only.
 
     Raises:
-        DataError: the folder's checkpoint belongs to another configuration, or workers see different folders.
-        ConfigError: a part of a batch has fewer patches than there are workers.
+        DataError: the folder's checkpoint belongs to another configuration, other images or another network, or
+            workers see different folders.
+        ConfigError: a part of a batch has fewer patches than there are workers, or patches are too small or not what
+            an augmentation is for.
+        OutputError: the checkpoint cannot be written.
     """
     ranks = ranks or Ranks()
-    if config.batch < ranks.world * config.accumulate:
-        raise ConfigError(
-            f"batch = {config.batch} for {ranks.world} workers and {config.accumulate} parts: "
-            "give every worker a patch of every part"
-        )
+    _check(network, training, config, ranks)
     if config.threads:
         torch.set_num_threads(config.threads)
     if device == "cpu":
         keep_freed_memory()
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     synchronise(network, ranks.world > 1)
-    state = _State(network, config)
+    state, norm = _State(network, config), Normalise(mean, std, device)
     checkpoint = folder / "checkpoint.pt"
-    load_checkpoint(checkpoint, state, config)
+    load_checkpoint(checkpoint, state, config, _facts(network, training, validation, norm))
     _agree(state.step, ranks, device)
-    trainer = _Trainer(state, training, validation, config, Normalise(mean, std, device), ranks)
+    trainer = _Trainer(state, training, validation, config, norm, ranks)
     start = time.monotonic()
     late = seconds <= 0
     try:
@@ -308,6 +308,32 @@ def fit(
     finally:
         trainer.close()
     return _result(state, trainer.done, time.monotonic() - start)
+
+
+def _check(network: Network, training: Source, config: TrainConfig, ranks: Ranks) -> None:
+    """Raise `ConfigError` for numbers that no step can be made with."""
+    if config.batch < ranks.world * config.accumulate:
+        raise ConfigError(
+            f"batch = {config.batch} for {ranks.world} workers and {config.accumulate} parts: "
+            "give every worker a patch of every part"
+        )
+    alone = config.batch == config.accumulate and ranks.world == 1
+    if network.config.norm == "batch" and alone and config.patch <= network.multiple:
+        raise ConfigError(
+            f"patch = {config.patch} is one pixel at the lowest level, and there is one patch at a time: its values "
+            f"have no spread to normalise by; give patch = {2 * network.multiple} or a larger batch"
+        )
+    check_augment(config.augment, training.span)
+
+
+def _facts(network: Network, training: Source, validation: Source, norm: Normalise) -> dict[str, object]:
+    """Return what a checkpoint must have been made from to be continued."""
+    return {
+        "training set": training.fingerprint,
+        "validation set": validation.fingerprint,
+        "normalisation": norm.values,
+        "network": (type(network).__name__, asdict(network.config)),
+    }
 
 
 def _result(state: _State, finished: bool, seconds: float) -> TrainResult:
@@ -346,5 +372,14 @@ def _average(state: _State, config: TrainConfig) -> None:
 
 
 def score(iou: Sequence[float]) -> float:
-    """Return the figure that decides which weights are best: the foreground's IoU, or the mean over three and more."""
-    return iou[1] if len(iou) == 2 else float(np.nanmean(iou))
+    """Return the figure that decides which weights are best.
+
+    Args:
+        iou: per class; NaN where neither truth nor prediction has it.
+
+    Returns:
+        The second class's IoU of two (the first is the background), the mean over those that occur of three and more;
+        0 where none does, so that any weights that can be judged are better.
+    """
+    judged = [value for value in (iou[1:] if len(iou) == 2 else iou) if not math.isnan(value)]
+    return float(np.mean(judged)) if judged else 0.0

@@ -61,7 +61,9 @@ class Counts:
     def merge(self, other: Counts) -> None:
         for name in ("confusion", "boundary", "calibration", "temperature", "curves"):
             getattr(self, name).merge(getattr(other, name))
-        if self.objects is not None and other.objects is not None:
+        if other.objects is not None:
+            # An image too large for objects may come first.
+            self.objects = self.objects or ObjectQuality()
             self.objects.merge(other.objects)
 
 
@@ -83,7 +85,7 @@ class Measurement:
     def total(self) -> Counts:
         """Return the counts of all images."""
         first = next(iter(self.groups.values()))
-        total = Counts.of(len(first.confusion.matrix), first.objects is not None)
+        total = Counts.of(len(first.confusion.matrix), objects=False)
         for counts in self.groups.values():
             total.merge(counts)
         return total
@@ -117,7 +119,7 @@ def measure(
             found.skipped.append(image.name)
         found.images[index] = counts.confusion
         for by, name in ((found.groups, image.group), (found.strata, image.stratum)):
-            by.setdefault(name, Counts.of(classes, counts.objects is not None)).merge(counts)
+            by.setdefault(name, Counts.of(classes, objects=False)).merge(counts)
     return found
 
 

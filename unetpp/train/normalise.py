@@ -14,10 +14,14 @@ class Normalise:
     Args:
         mean, std: per band, in raw units.
         device: where it is used.
+
+    Attributes:
+        values: mean and std.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: str) -> None:
         self.device = device
+        self.values = (tuple(map(float, mean)), tuple(map(float, std)))
         self._mean = torch.tensor(mean, dtype=torch.float32, device=device)[:, None, None]
         self._std = torch.tensor(std, dtype=torch.float32, device=device)[:, None, None]
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unetpp.durable import write_file
-from unetpp.errors import DataError, RegistryError
+from unetpp.errors import ConfigError, DataError, RegistryError
 from unetpp.package import SPEC, load_package
 from unetpp.train.job import config_from
 from unetpp_workflows.cli_options import DONE, PART_FAILED
@@ -84,6 +84,7 @@ def run_training(
     """
     options = options or TrainOptions()
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=options.tracking_uri)
+    _check_level(config)
     _claim(config, output)
     start = starting_point(config, output)
     store = options.store or _prepared(config, data, output, console)
@@ -135,6 +136,7 @@ def export_training(
     from unetpp.train.store import export
 
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=tracking_uri)
+    _check_level(config)
     _claim(config, output)
     start = starting_point(config, output)
     found = store or _prepared(config, data, output, console)
@@ -154,6 +156,15 @@ def export_training(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _check_level(config: Recipe) -> None:
+    """Raise `ConfigError` where the level to keep is none that the network has; after training it would be too late."""
+    level, switches = config.result.level, architecture(config, 3)
+    heads = range(1 if switches.deep_supervision else switches.last, switches.last + 1)
+    if level != "auto" and (config.network.kind == "unet" or level not in heads):
+        known = "this network has one head" if len(heads) == 1 else f"this network has heads 1 to {switches.last}"
+        raise ConfigError(f"result.level = {level}: {known}; give one of them, or auto")
 
 
 def _claim(config: Recipe, output: Path) -> None:
@@ -182,6 +193,13 @@ def _check(config: Recipe, data: TrainingData, store: Path, start: StartingPoint
     classes = data.training.blocks.counts.shape[1]
     if classes != len(config.classes):
         raise DataError(f"{store} has {classes} classes, the recipe {len(config.classes)}; prepare it with this recipe")
+    seen = data.validation.blocks.counts.sum(0)
+    if classes == 2 and not seen[1]:
+        name = config.classes[1].name
+        raise DataError(
+            f"no pixel of the validation images is {name!r}, so that no weights could be told from others; "
+            "validate on images that show it"
+        )
     if start is None:
         return
     unknown = "" if check_unseen(start, data) else "; whether it was trained on validation images is not known"

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unetpp.durable import output_errors
 from unetpp.train import Epoch, Ranks, TrainResult, fit
 from unetpp_workflows.overlays import draw_overlays
 from unetpp_workflows.recipe import Recipe
@@ -100,15 +101,21 @@ def device(asked: str) -> str:
 
 
 class Journal:
-    """Lines of JSON that one process appends and another reads while they come."""
+    """Lines of JSON that one process appends and another reads while they come.
+
+    A process that is killed, or a full disk, can leave half a line: it is skipped, and never joined to the next one.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = 0
 
     def write(self, entry: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        with output_errors(self._path), self._path.open("ab+") as file:
+            if end := file.tell():
+                file.seek(end - 1)
+            torn = end > 0 and file.read(1) != b"\n"
+            file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Yield the entries that came since the last call; a line that is still being written waits."""
@@ -120,4 +127,8 @@ class Journal:
                 if not line.endswith(b"\n"):
                     return
                 self._read += len(line)
-                yield json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                yield entry

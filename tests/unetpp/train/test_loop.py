@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import pytest
 import torch
 
 from tests.unetpp.train.shapes import squares
-from unetpp.errors import ConfigError, DataError
+from unetpp.errors import ConfigError, DataError, OutputError
 from unetpp.losses import LossConfig
 from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.train import ArraySource, Ranks, TrainConfig, TrainResult, fit
-from unetpp.train.loop import schedule
+from unetpp.train.loop import schedule, score
 
 MEAN, STD = (128.0, 128.0, 128.0), (60.0, 60.0, 60.0)
 CONFIG = TrainConfig(
@@ -71,6 +72,55 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(DataError, match="other settings"):
         run(tmp_path, replace(CONFIG, rate=1e-3))
+
+
+def test_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    """A deleted and differently split store must not go on from weights that saw its validation images."""
+    run(tmp_path)
+
+    def other(training: ArraySource, validation: ArraySource, mean: Any = MEAN, filters: Any = (8, 12, 16)) -> None:
+        network = UNetPlusPlus(GridConfig(filters=filters))
+        fit(network, training, validation, CONFIG, mean=mean, std=STD, folder=tmp_path, seconds=0)
+
+    other(squares(6, 0), squares(3, 1))
+    for arguments, what in (
+        ((squares(3, 1), squares(6, 0)), "training set and validation set"),
+        ((squares(6, 0), squares(3, 2)), "validation set"),
+        ((squares(6, 0), squares(3, 1), (100.0, 128.0, 128.0)), "normalisation"),
+        ((squares(6, 0), squares(3, 1), MEAN, (8, 12)), "network"),
+    ):
+        with pytest.raises(DataError, match=f"made with another {what}; remove it"):
+            other(*arguments)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
+    """The file size limit stands for a full disk: one line, no half file, and the run goes on from where it was."""
+    half = replace(CONFIG, steps=12)
+    run(tmp_path, half, seconds=1e-9)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*checkpoint.pt: .*run the same command again"):
+            run(tmp_path, half)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert [e.loss for e in run(tmp_path, half).history] == [e.loss for e in run(tmp_path / "whole", half).history]
+
+
+def test_the_best_weights_are_those_that_can_be_judged() -> None:
+    nan = float("nan")
+    assert score((0.9, 0.4)) == 0.4 and score((0.9, nan)) == 0.0
+    assert score((0.6, 0.2, nan)) == pytest.approx(0.4) and score((nan, nan, nan)) == 0.0
+
+
+def test_a_patch_of_one_pixel_at_the_lowest_level_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"patch = 4 is one pixel .* give patch = 8"):
+        run(tmp_path, replace(CONFIG, batch=1, patch=4))
+    assert run(tmp_path, replace(CONFIG, batch=1, patch=8)).finished
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:

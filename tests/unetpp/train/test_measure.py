@@ -58,5 +58,21 @@ def test_large_images_have_no_boundaries_and_say_so(network: UNetPlusPlus, monke
     assert found.total().confusion.matrix.sum() == 2 * 46 * 40 and found.total().objects is None
 
 
+@pytest.mark.parametrize("large", [0, 1])
+def test_a_large_image_takes_nobodys_objects_away(
+    network: UNetPlusPlus, monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
+    """Whichever comes first, the figures are those of the images that objects were measured on."""
+    source = squares(2, 0, objects=True)
+    source.images = tuple(replace(image, group="g") for image in source.images)
+    alone = measure(network, source, NORM, precision="fp32").images
+    assert len(alone) == 2
+    sizes = [10**6 if index == large else 0 for index in range(2)]
+    monkeypatch.setattr("unetpp.train.measure._whole", lambda image: not sizes[int(image.name[1:])])
+    found = measure(network, source, NORM, precision="fp32")
+    assert found.skipped == [f"s{large}"] and found.total().objects is not None
+    assert found.groups["g"].objects is not None
+
+
 def test_without_object_numbers_there_are_no_objects(network: UNetPlusPlus) -> None:
     assert measure(network, squares(2, 0), NORM, precision="fp32").total().objects is None
