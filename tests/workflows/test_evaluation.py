@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from unetpp.errors import DataError, EngineError, StoreError
+from unetpp.geometry import Spacing
 from unetpp.package import ClassInfo, load_package
 from unetpp.train.store import PatchStore
 from unetpp_workflows import evaluation_tracking
@@ -167,6 +168,7 @@ def test_a_model_that_does_not_fit_the_images_is_refused(
     for wrong, words in (
         (other, "has classes paper, ink, model 'ink' paper, blood"),
         (replace(spec, dtype="uint16"), "sample type uint8, model 'ink' uint16"),
+        (replace(spec, spacing=Spacing(0.5, 0.5, "um")), "pixels of an unknown size, or of several, model 'ink' was"),
     ):
         folder = ink_variant(
             tmp_path / words[:5], **{f.name: getattr(wrong, f.name) for f in dataclasses.fields(wrong)}

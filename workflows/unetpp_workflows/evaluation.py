@@ -194,9 +194,10 @@ def check_fit(spec: ModelSpec, data: EvaluationData) -> None:
                 f"{store.path} has {what} {_listed(theirs)}, model {spec.name!r} {_listed(mine)}; "
                 "prepare a store for this model"
             )
-    if spec.spacing is not None and store.spacing is not None and not _close(spec.spacing, store.spacing):
+    if spec.spacing is not None and (store.spacing is None or not _close(spec.spacing, store.spacing)):
+        known = store.spacing or "an unknown size, or of several"
         raise DataError(
-            f"{store.path} has pixels of {store.spacing}, model {spec.name!r} was trained at {spec.spacing}; "
+            f"{store.path} has pixels of {known}, model {spec.name!r} was trained at {spec.spacing}; "
             "prepare a store with that spacing"
         )
 
