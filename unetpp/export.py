@@ -148,7 +148,10 @@ def _torch_export(package: Package, path: Path) -> None:
 def _wsinfer(package: Package, folder: Path) -> None:
     spec = package.spec
     if spec.spacing is None or spec.spacing.unit != "um":
-        raise SpacingError(f"model {spec.name!r} declares no pixel size in micrometres, which WSInfer needs")
+        raise SpacingError(
+            f"model {spec.name!r} was trained at {spec.spacing or 'no known pixel size'}, and WSInfer needs "
+            "micrometres; train on images whose size is known, or with data.image_spacing in the recipe"
+        )
     if len(spec.bands) != 3 or spec.dtype != "uint8":
         raise ConfigError(
             f"model {spec.name!r} takes {len(spec.bands)} bands of {spec.dtype}; WSInfer has RGB in uint8"

@@ -71,6 +71,11 @@ def test_from_a_mask_to_the_training_data_and_back(
     shown = run("lineage", out / "a/polygons.geojson").output
     assert f"run {trained}" in shown and "made by   ink version 1 (then @champion)" in shown
     assert "masks     2" in run("lineage", "models:/ink/1").output
+    # Another model's result lies there now; the first one's run stays, and says so.
+    assert run("segment", image, "-m", "models:/ink/2", "-o", out).exit_code == 0
+    by_status = {m["status"]: m["output"] for m in told("models:/ink/1")["model"]["masks"]}
+    assert by_status == {"replaced": str(out / "a"), "done": str(out / "b")}
+    assert [m["status"] for m in told("models:/ink/2")["model"]["masks"]] == ["done"]
     wrong = run("lineage", tmp_path)
     assert wrong.exit_code == 2 and "no record.json there" in wrong.output
 

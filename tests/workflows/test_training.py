@@ -99,6 +99,14 @@ def test_a_finished_training_is_left_alone(tmp_path: Path, store: Path) -> None:
         run(tmp_path, store, [*SMALL, "train.rate=0.5"])
 
 
+def test_a_training_that_never_began_keeps_nobody_out(tmp_path: Path, store: Path) -> None:
+    with pytest.raises(StoreError, match="does not exist"):
+        run(tmp_path, tmp_path / "mistyped.zarr")
+    assert run(tmp_path, store, [*SMALL, "train.rate=0.5"], minutes=1e-6, register=False, record=False)[0] == TIME_UP
+    with pytest.raises(DataError, match="holds another training"):
+        run(tmp_path, store)
+
+
 def test_a_level_that_the_network_has_not_is_refused_before_training(tmp_path: Path, store: Path) -> None:
     """... and corrected, the same output folder is taken."""
     for sets in (["result.level=5"], ["result.level=0"], ["network.kind='unet'", "result.level=1"]):

@@ -108,6 +108,8 @@ class PatchStore:
             StoreError: it is no training store, is not finished, is of another version, or lacks a shard.
         """
         path = Path(path)
+        if not path.exists():
+            raise StoreError(f"{path} is no training store: it does not exist; make one with unetpp prepare")
         if (path / DOCUMENT).is_file():
             facts = _facts(path, json.loads((path / DOCUMENT).read_bytes()))
             names = (*PATCH_ARRAYS, *TABLES)

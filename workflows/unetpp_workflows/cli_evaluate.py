@@ -54,9 +54,18 @@ def evaluate(
         raise ConfigError(f"--precision {precision!r}: choose fp32 or bf16")
     console = standard_output()
     resolved, opened = resolve(model, tracking_uri=tracking_uri), EvaluationData.open(data, split)
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("evaluating", total=len(opened.source.images))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    total = len(opened.source.images)
+    if not console.is_terminal:
+        console.print(f"evaluating {total} images, then timing the engine", highlight=False)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=total)
+
+        def judged() -> None:
+            bar.advance(task)
+            if bar.tasks[task].finished:
+                bar.update(task, description="timing the engine")
+
         result = evaluated(
             resolved,
             opened,
@@ -64,7 +73,7 @@ def evaluate(
             device=chosen_device(device),
             output=output,
             tracking_uri=tracking_uri,
-            on_image=lambda: bar.advance(task),
+            on_image=judged,
         )
     print_evaluation(result.evaluation, console)
     if result.resumed:

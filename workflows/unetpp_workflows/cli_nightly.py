@@ -31,10 +31,14 @@ def nightly(
 
         archive = ["/archive/slides"]
         output = "/archive/out"
-        model = "nuclei"                     # registered; its champion segments, its challenger is judged
-        [segment]                            # as in `unetpp segment --config`, without a model
+        model = "nuclei"   # registered: its champion segments
+
+        # As in `unetpp segment --config`, without a model.
+        \\[segment]
         executor = { kind = "ray", workers = 8, address = "auto" }
-        [promotion]                          # without it, no challenger is judged
+
+        # Without it, no waiting challenger is judged.
+        \\[promotion]
         data = "/archive/nuclei.zarr"
         gates = "/archive/gates.toml"
     """

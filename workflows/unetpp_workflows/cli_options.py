@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from rich.console import Console
 from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, UnetppError
 
 DONE, PART_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_NO_TERMINAL = 1000
+"""Columns of a line that no terminal shows."""
 _USAGE_ERRORS = (ConfigError, ModelNotFoundError, ModelPackageError)
 
 Inputs = Annotated[
@@ -105,10 +108,17 @@ def reported() -> Iterator[None]:
         yield
     except UnetppError as error:
         _complain(f"error: {error}")
-        raise typer.Exit(USAGE if isinstance(error, _USAGE_ERRORS) else PART_FAILED) from None
-    except KeyboardInterrupt:
+        raise typer.Exit(exit_code(error)) from None
+    except KeyboardInterrupt as error:
         _complain("interrupted; finished parts are kept: run the same command again to continue")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(error)) from None
+
+
+def exit_code(error: BaseException) -> int:
+    """Return what a command exits with that ends by this error."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return USAGE if isinstance(error, _USAGE_ERRORS) else PART_FAILED
 
 
 def input_options(
@@ -133,8 +143,12 @@ def input_options(
 
 
 def standard_output() -> Console:
-    """Return a console that stays on standard output when a library redirects it, as the Ray executor does."""
-    return Console(file=sys.stdout)
+    """Return a console that stays on standard output when a library redirects it, as the Ray executor does.
+
+    In a pipe or a file its tables are as wide as they need, so that nothing in them is cut off.
+    """
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(file=sys.stdout, width=None if narrow else _NO_TERMINAL)
 
 
 def _complain(message: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unetpp.errors import ConfigError
+from unetpp.errors import ConfigError, StoreError
 from unetpp.package import load_package
 from unetpp_workflows.evaluation_tracking import EXPERIMENT as EVALUATION
 from unetpp_workflows.mlflow_store import import_mlflow, init_store, registry_errors, runs_of, store_uri
@@ -20,7 +20,8 @@ from unetpp_workflows.tracking import SEGMENTATION
 class Mask:
     """One segmentation: of which image, by which model, where it lies, and its MLflow run.
 
-    `model`, `version` and `digest` say which model; `alias` what it was called then.
+    `model`, `version` and `digest` say which model; `alias` what it was called then. `status` is "replaced" where
+    another model's result lies in its folder now.
     """
 
     image: str
@@ -120,7 +121,7 @@ def lineage(reference: str, *, tracking_uri: str | None = None) -> ModelLineage:
         ]
         if model.version
         else [],
-        masks=[_mask(row) for row in _by_digest(client, uri, SEGMENTATION, model.digest)],
+        masks=[_as_it_is(_mask(row)) for row in _by_digest(client, uri, SEGMENTATION, model.digest)],
     )
 
 
@@ -171,6 +172,15 @@ def _mask(row: Any) -> Mask:
         finished=_moment(row.info.end_time),
         run=str(row.info.run_id),
     )
+
+
+def _as_it_is(mask: Mask) -> Mask:
+    """Return the mask with what has become of it; a folder that cannot be seen from here tells nothing."""
+    try:
+        record = ImageRecord.read(Path(mask.output))
+    except (StoreError, OSError):
+        return mask
+    return mask if record is None or record.model.get("digest") == mask.digest else replace(mask, status="replaced")
 
 
 def _moment(milliseconds: int | None) -> str:

@@ -215,10 +215,16 @@ def delete_version(name: str, version: str, *, tracking_uri: str | None = None) 
 
 
 def history(name: str, *, tracking_uri: str | None = None) -> list[Decision]:
-    """Return every decision about a model, newest first. Raises `RegistryError`."""
+    """Return every decision about a model, newest first.
+
+    Raises:
+        ModelNotFoundError: there is no such model, and none was ever decided about. RegistryError: no answer.
+    """
     uri = store_uri(tracking_uri)
     client = init_store(uri)
     found = [_from_run(row) for row in runs_of(client, uri, EXPERIMENT, f"tags.`{VERSION_TAG}.name` = '{name}'")]
+    if not found:
+        aliases_of(client, uri, name)
     return sorted(found, key=lambda decision: decision.moment, reverse=True)
 
 

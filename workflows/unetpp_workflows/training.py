@@ -20,13 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from unetpp.durable import write_file
 from unetpp.errors import ConfigError, DataError, RegistryError
 from unetpp.package import SPEC, load_package
-from unetpp.train.job import config_from
+from unetpp.train.job import CHECKPOINT, config_from
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.recipe import Recipe, architecture, load_recipe
 from unetpp_workflows.registry import check_alias
 from unetpp_workflows.starting_point import StartingPoint, build, check_unseen, open_started, starting_point, with_start
 from unetpp_workflows.training_data import TrainingData, prepared_store
-from unetpp_workflows.training_job import OVERLAYS, RECIPE, TrainingJob, device, work
+from unetpp_workflows.training_job import OVERLAYS, PROGRESS, RECIPE, TrainingJob, device, work
 from unetpp_workflows.training_result import LEVELS
 from unetpp_workflows.training_tracking import TrainingRun
 
@@ -168,11 +168,18 @@ def _check_level(config: Recipe) -> None:
 
 
 def _claim(config: Recipe, output: Path) -> None:
-    """Write the resolved recipe into the output folder, unless another one is there."""
+    """Write the resolved recipe into the output folder, unless another one has begun there.
+
+    One that ended before its first step (its data was not where it was said to be) has left nothing to lose.
+    """
     output.mkdir(parents=True, exist_ok=True)
     file = output / RECIPE
-    if file.is_file() and Recipe.model_validate_json(file.read_text(encoding="utf-8")) != config:
-        raise DataError(f"{output} holds another training; give each recipe and setting its own --output")
+    if file.is_file():
+        found = Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+        begun = any((output / name).exists() for name in (CHECKPOINT, PROGRESS, SPEC))
+        # The copy of the model that it would have started from is there already.
+        if found != config and (begun or found.network.start != config.network.start):
+            raise DataError(f"{output} holds another training; give each recipe and setting its own --output")
     write_file(file, (config.model_dump_json(indent=1) + "\n").encode())
 
 
