@@ -51,7 +51,7 @@ def test_a_graph_gives_the_packages_logits(form: Form, name: str, package: Packa
 
 
 def test_wsinfer_gets_class_shares_of_patches(package: Package, tmp_path: Path) -> None:
-    with pytest.raises(SpacingError, match="declares no pixel size in micrometres"):
+    with pytest.raises(SpacingError, match="trained at no known pixel size, and WSInfer needs micrometres"):
         export_package(package, "wsinfer", tmp_path / "no")
     spec = replace(package.spec, spacing=Spacing(0.5, 0.5, "um"))
     slide = save_package(tmp_path / "p", package.load_model(), spec, "")
