@@ -147,9 +147,12 @@ def revoke(store: LabelStore, shard: Shard) -> None:
     path = record_path(store, shard)
     found = read(store, shard)
     with output_errors(path):
-        path.unlink(missing_ok=True)
-    if found is not None:
-        _note(store, "revoked", shard.id, found.key)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+    # A record that does not read belongs to nobody knows which job; whosever it was, it is gone.
+    _note(store, "revoked", shard.id, "" if found is None else found.key)
 
 
 def is_committed(store: LabelStore, shard: Shard, key: str) -> bool:
@@ -204,10 +207,11 @@ def audit(store: LabelStore, key: str) -> Audit:
     writers: defaultdict[str, list[str]] = defaultdict(list)
     twice: dict[str, str] = {}
     for line in sorted(_journal(store), key=lambda line: int(line["time_ns"])):
-        if line["key"] != key:
-            continue
         made = writers[str(line["shard"])]
-        made.clear() if line["event"] == "revoked" else made.append(str(line["by"]))
+        if line["event"] == "revoked":
+            made.clear()
+        elif line["key"] == key:
+            made.append(str(line["by"]))
         if len(made) > 1:
             twice[str(line["shard"])] = ", then ".join(made)
     once, unwitnessed, lost = 0, [], {}

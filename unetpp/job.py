@@ -100,13 +100,14 @@ class SegmentJob:
         """Read where the image is to be segmented; None is everywhere. Raises `StoreError` when the file changed."""
         if self.validity is None:
             return None
-        from PIL import Image, UnidentifiedImageError
+        from PIL.PngImagePlugin import PngImageFile
 
         path = self.out / VALIDITY
         try:
-            with Image.open(path) as image:
+            # `Image.open` refuses images far smaller than a mask may be.
+            with PngImageFile(path) as image:
                 mask = np.asarray(image) > 0
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}); run segment again") from error
         if mask_hash(mask) != self.validity:
             raise StoreError(f"{path} is not the mask that the job was prepared with; run segment again")

@@ -14,28 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unetpp.commit import COMMITS
-from unetpp.finalize.markers import FOLDER, WORK
+from unetpp.finalize.markers import FOLDER, unfinished
 from unetpp.maps import MAPS, map_folder
 from unetpp.store import LABELS
 
-_TOKEN = re.compile(r"[0-9a-f]{32}\..+")
 _UNFINISHED = re.compile(r"\..+\.(tmp|discarded)|\.[a-z]+\.ome\.zarr\.new")
 
 
 def litter(folder: Path) -> list[Path]:
     """Return the files and folders of an image's folder that only a dead run can have left; sorted."""
-    return sorted({*_top(folder), *_top(folder / COMMITS), *_finalize(folder / FOLDER), *_partial(folder)})
+    return sorted({*_top(folder), *_top(folder / COMMITS), *unfinished(folder / FOLDER), *_partial(folder)})
 
 
 def _top(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir() if folder.is_dir() else ():
         if _UNFINISHED.fullmatch(path.name):
-            yield path
-
-
-def _finalize(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name == WORK or _UNFINISHED.fullmatch(path.name) or _TOKEN.fullmatch(path.name):
             yield path
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, SPEC, CARD = "weights.safetensors", "model.json", "MODEL_CARD.md"
 FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 BUNDLED = Path(__file__).parent / "bundled"
 
 
@@ -45,7 +47,7 @@ class ModelSpec:
     """What the weights need to be used rightly.
 
     Attributes:
-        name: registry name, letters, digits, `_` and `-`.
+        name: registry name, letters, digits, `_` and `-`; outside the registry also dots, not first.
         network: "unetplusplus" or "unet".
         architecture: the network's switches.
         classes: in the order of the logits. A network of one logit has two: background, then foreground.
@@ -70,6 +72,10 @@ class ModelSpec:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ModelPackageError(
+                f"model name {self.name!r} cannot name files; use letters, digits, _, - and, not first, dots"
+            )
         bands = self.architecture.bands
         if not len(self.bands) == len(self.mean) == len(self.std) == bands:
             raise ModelPackageError(

@@ -153,6 +153,8 @@ def load_region(text: str, grid: OutputGrid) -> Region:
         crs = written.crs or own
     try:
         polygons = tuple(tuple(_placed(ring, crs, grid, text) for ring in polygon) for polygon in rings)
+    except RegionError:
+        raise
     except (ValueError, TypeError) as error:
         raise RegionError(f"region {text!r} has coordinates that cannot be placed ({error})") from None
     image = Box(0, 0, grid.height, grid.width)
@@ -183,13 +185,19 @@ def _rounded(ring: Ring) -> Ring:
 
 def _projected(ring: Ring, crs: str, target: str, text: str) -> Ring:
     from pyproj import CRS, Transformer
-    from pyproj.exceptions import CRSError
+    from pyproj.exceptions import CRSError, ProjError
 
     try:
         source = CRS.from_user_input(crs)
     except CRSError:
         raise RegionError(f"region {text!r}: {crs!r} is no CRS; write px, crs or a code like EPSG:4326") from None
-    x, y = Transformer.from_crs(source, CRS.from_wkt(target), always_xy=True).transform(ring[:, 0], ring[:, 1])
+    try:
+        transformer = Transformer.from_crs(source, CRS.from_wkt(target), always_xy=True)
+    except ProjError:  # as of a CRS of a building site
+        raise RegionError(
+            f"region {text!r}: {source.name!r} has no known place in the image's CRS; give level-0 pixels or @crs"
+        ) from None
+    x, y = transformer.transform(ring[:, 0], ring[:, 1])
     return np.stack([x, y], axis=1)
 
 
@@ -203,12 +211,19 @@ def _dense(ring: Ring, pieces: int = 16) -> Ring:
 def _read_file(path: Path, *, scene: bool) -> tuple[list[list[Ring]], str]:
     """Return the polygons of a vector file, and their CRS: "" for pixels."""
     import shapely
+    from pyogrio import list_layers
     from pyogrio.errors import DataLayerError, DataSourceError
     from pyogrio.raw import read
 
     try:
-        facts, _, shapes, _ = read(path, columns=[])
+        # Tables without shapes, such as the styles that QGIS saves, do not count.
+        layers = [str(name) for name, kind in list_layers(path) if kind is not None]
+        if len(layers) > 1:
+            raise RegionError(f"region {path} holds the layers {', '.join(layers)}; save one of them as a file")
+        facts, _, shapes, _ = read(path, layer=layers[0] if layers else None, columns=[])
         found = shapely.from_wkb(shapes)
+    except RegionError:
+        raise
     except (DataSourceError, DataLayerError, shapely.GEOSException, ValueError) as error:
         raise RegionError(f"region {path} does not read as a vector file ({str(error).splitlines()[0]})") from None
     polygons = [[_ring(part.exterior), *map(_ring, part.interiors)] for part in _polygons(found)]

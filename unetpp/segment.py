@@ -250,14 +250,17 @@ def _describe(raster: Raster) -> dict[str, Any]:
 
 def _discard(store: LabelStore, *, known: bool) -> None:
     """Delete all that an earlier job left; its job.json goes first, so that half a deletion is never resumed."""
-    from unetpp.finalize import discard_products
+    from unetpp.finalize import NAMES, discard_products
 
     for root in (store.root, *(store.folder / map_folder(kind) for kind in MAPS)):
         refuse_foreign(root)
     commits = store.folder / COMMITS
     if not (known or store.root.exists()):
-        if commits.exists():
-            raise StoreError(f"{commits} exists without a job of unetpp; move it away or choose another output folder")
+        for name in (COMMITS, VALIDITY, REGION, *NAMES):
+            if (taken := store.folder / name).exists():
+                raise StoreError(
+                    f"{taken} exists without a job of unetpp; move it away or choose another output folder"
+                )
         return
     with output_errors(store.folder):
         (store.folder / JOB).unlink(missing_ok=True)

@@ -137,6 +137,10 @@ def test_an_audit_tells_lost_shards_and_such_written_twice_from_rewritten_ones(s
     assert list(commit.audit(store, KEY).lost) == [first]
     save(store, store.plan.shards()[0])  # made anew, as after `verify --repair`
     assert commit.audit(store, KEY) == whole
+    commit.record_path(store, store.plan.shards()[0]).write_bytes(b"{")  # a power cut tore it
+    commit.revoke(store, store.plan.shards()[0])
+    save(store, store.plan.shards()[0])
+    assert commit.audit(store, KEY) == whole
     save(store, store.plan.shards()[1])
     assert list(commit.audit(store, KEY).twice) == [second] and commit.audit(store, KEY).once == 3
     commit.record_path(store, store.plan.shards()[2]).unlink()

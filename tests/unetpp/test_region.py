@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio.features
 import shapely
@@ -131,9 +132,31 @@ def test_files_of_polygons(tmp_path: Path, name: str) -> None:
 def test_what_is_no_region_is_one_line(text: str, why: str) -> None:
     with pytest.raises(RegionError, match=why) as error:
         load_region(text, grid())
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value).count("region") == 1
     with pytest.raises(RegionError, match="is no CRS"):
         load_region("1,2,3,4@EPSG:1", grid(crs=UTM))
+
+
+def test_a_crs_without_a_way_to_the_images_is_one_line() -> None:
+    site = 'ENGCRS["site",EDATUM["site"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["metre",1]]'
+    with pytest.raises(RegionError, match=r"'WGS 84' has no known place in the image's CRS; give level-0 pixels"):
+        load_region("0,0,1,1@EPSG:4326", grid(crs=site))
+    assert load_region("0,0,9,9", grid(crs=site)).crop(Box(0, 0, 9, 9)).all()
+
+
+def test_one_layer_of_polygons_is_taken_and_several_are_named(tmp_path: Path) -> None:
+    import geopandas
+    import pyogrio
+
+    polygons = blobs(3)
+    path = tmp_path / "qgis.gpkg"
+    pyogrio.write_dataframe(pd.DataFrame({"style": ["red"]}), path, layer="layer_styles")
+    geopandas.GeoDataFrame(geometry=polygons).to_file(path, layer="tumour")
+    expected = as_region(polygons).crop(Box(0, 0, 300, 400))
+    assert np.array_equal(load_region(str(path), grid()).crop(Box(0, 0, 300, 400)), expected)
+    geopandas.GeoDataFrame(geometry=blobs(4)).to_file(path, layer="stroma")
+    with pytest.raises(RegionError, match=r"qgis\.gpkg holds the layers tumour, stroma; save one of them as a file"):
+        load_region(str(path), grid())
 
 
 def test_files_that_hold_no_polygon(tmp_path: Path) -> None:

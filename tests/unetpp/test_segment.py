@@ -316,6 +316,20 @@ def test_a_folder_that_is_not_ours_is_refused_and_kept(tmp_path: Path, image: Pa
         assert (out / name).read_text() == content
 
 
+def test_files_of_the_user_in_the_images_folder_are_named_and_kept(
+    tmp_path: Path, image: Path, tiny_package: Path
+) -> None:
+    out = tmp_path / "out"
+    for name in ("classes.tif", "polygons.gpkg", "labels-0.4.ome.zarr", "finalize", "validity.png", "region.json"):
+        out.mkdir()
+        (out / name).write_text("drawn by hand")
+        with pytest.raises(StoreError, match=rf"out/{name} exists .* move it away") as caught:
+            prepare_job(image, out, tiny_package, **OPTIONS)
+        assert "\n" not in str(caught.value) and (out / name).read_text() == "drawn by hand"
+        assert {path.name for path in out.iterdir()} == {name, ".lock"}
+        shutil.rmtree(out)
+
+
 def test_a_job_is_found_again_in_a_folder_that_moved(tmp_path: Path, image: Path, tiny_package: Path) -> None:
     assert SegmentJob.load(tmp_path) is None
     job = prepare_job(image, tmp_path / "out", tiny_package, model_ref={"version": "3", "alias": "champion"}, **OPTIONS)
@@ -409,11 +423,26 @@ def test_a_validity_mask_that_changed_is_not_used(
     save_png(tmp_path / "out" / "validity.png", np.zeros(tissue.shape[:2], np.uint8))
     with pytest.raises(StoreError, match="not the mask"):
         ShardWorker(job)
+    for content in (b"", b"no image", mask.read_bytes()[:60]):
+        (tmp_path / "out" / "validity.png").write_bytes(content)
+        with pytest.raises(StoreError, match="cannot be read"):
+            ShardWorker(job)
     (tmp_path / "out" / "validity.png").unlink()
     with pytest.raises(StoreError, match="cannot be read"):
         ShardWorker(job)
     prepare_job(image, tmp_path / "out", tiny_package, mask=mask, **OPTIONS)
     ShardWorker(job).close()
+
+
+def test_a_mask_past_pillows_limit_is_read_back(
+    tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = save_png(tmp_path / "mask.png", np.full(tissue.shape[:2], 255, np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(mask)
+    found = prepare_job(image, tmp_path / "out", tiny_package, mask=mask, **OPTIONS).validity_mask()
+    assert found is not None and found.mask.shape == tissue.shape[:2] and found.mask.all()
 
 
 def test_finalize_waits_for_workers(

@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unetpp.finalize.areas import AreaUnit, ClassArea, Method, class_areas, measure
-from unetpp.finalize.markers import Marker, Markers, Product, changed
+from unetpp.finalize.markers import FOLDER, Marker, Markers, Product, changed
 from unetpp.finalize.rows import VECTOR_FILES
 from unetpp.lock import FolderLock
 from unetpp.maps import MAPS
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "NAMES",
     "AreaUnit",
     "ClassArea",
     "Figures",
@@ -57,6 +58,8 @@ FORMATS = {"cog": "classes.tif", "ome-tiff": "classes.ome.tif", "ome-zarr-0.4": 
 """File of every format that can be asked for."""
 STEPS = ("pyramid", *MAPS, "cog", "ome-tiff", "ome-zarr-0.4", "objects", "instances", *VECTOR_FILES, "areas")
 _FILES = {**FORMATS, "instances": "instances.parquet"}
+NAMES = (FOLDER, *_FILES.values())
+"""Every name in an image's folder that is written here."""
 _OUTPUTS = {
     "cog": "geotiff",
     "ome-tiff": "ome_tiff",
@@ -129,7 +132,8 @@ def finalize(
 
     Raises:
         OutputError: a product cannot be written.
-        StoreError: the label store is damaged, or another run is using the folder.
+        StoreError: the label store is damaged, another run is using the folder, or a product's name is taken by a file
+            that is not ours (it is left untouched).
     """
     with FolderLock(job.out, exclusive=True):
         steps = _steps(job, formats, instances=instances)
@@ -147,6 +151,8 @@ def _finalize(job: SegmentJob, steps: Sequence[str], instances: bool, report: Re
     markers = Markers(job.out, _token(job))
     pending = [step for step in steps if _done(markers, step, instances) is None]
     if pending:
+        for step in pending:
+            markers.refuse_foreign(step, _files(step))
         _drop_uncommitted(job)
         markers.prepare()
         # Also those that nobody asks for now: made of other labels, they would be wrong.
@@ -194,12 +200,10 @@ def verify_products(job: SegmentJob) -> dict[str, str]:
 
 def discard_products(out: Path) -> None:
     """Delete every product and marker of an earlier job but the pyramid's levels. Raises `OutputError`."""
-    from unetpp.durable import discard_folder
-
     markers = Markers(out, "")
     for step in STEPS:
         markers.revoke(step, _files(step))
-    discard_folder(markers.folder)
+    markers.remove()
 
 
 def _token(job: SegmentJob) -> str:
@@ -250,7 +254,7 @@ def _cog(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -
     name = write_geotiff(
         job.store.read, boxes, grid=job.grid, classes=job.classes, folder=markers.work, progress=progress
     )
-    markers.write("cog", markers.keep([name]))
+    markers.keep("cog", [name])
 
 
 def _ome_tiff(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
@@ -266,7 +270,7 @@ def _ome_tiff(job: SegmentJob, markers: Markers, progress: Callable[[float], Non
         folder=markers.work,
         progress=progress,
     )
-    markers.write("ome-tiff", markers.keep([name]))
+    markers.keep("ome-tiff", [name])
 
 
 def _ome_zarr_4(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
@@ -282,7 +286,7 @@ def _ome_zarr_4(job: SegmentJob, markers: Markers, progress: Callable[[float], N
         folder=markers.work,
         progress=progress,
     )
-    markers.write("ome-zarr-0.4", markers.keep([name]))
+    markers.keep("ome-zarr-0.4", [name])
 
 
 def _vectors(
@@ -317,10 +321,9 @@ def _vectors(
         shapes=Shapes(job.grid, _FILES["instances"], _probability(job)) if instances else None,
     )
     for name in formats:
-        markers.write(name, markers.keep({VECTOR_FILES[name]} & set(names)), {"instances": instances})
+        markers.keep(name, {VECTOR_FILES[name]} & set(names), {"instances": instances})
     if "instances" in steps:
-        table = markers.keep([_FILES["instances"]])
-        markers.write("instances", table, {str(value): count for value, count in counts.items()})
+        markers.keep("instances", [_FILES["instances"]], {str(value): count for value, count in counts.items()})
     if "objects" in steps:
         markers.write("objects", figures={str(value): count for value, count in objects.items()})
 

@@ -4,7 +4,7 @@
         unetpp-<model>/            the levels as they are, image-label with source = ../../
 
 Only a local image in Zarr v3 with OME-Zarr 0.5 takes one. Labels that others wrote are never touched. The group is
-complete before it gets its name, and is listed last.
+complete before it gets its name, and is listed last; where there are no labels yet, an empty list of them comes first.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unetpp.job import SegmentJob
 
 _GROUP = "zarr.json"
+_NO_LABELS = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", "labels": []}}}
 
 
 def write_source_label(job: SegmentJob) -> Path:
@@ -32,10 +33,12 @@ def write_source_label(job: SegmentJob) -> Path:
         StoreError: the source takes no label, or one of somebody else has that name.
         OutputError: it cannot be written.
     """
-    source = Path(job.uri)
+    source = Path(job.uri.removeprefix("file://"))
     _check(source, job)
     labels = source / "labels"
     target = labels / f"unetpp-{job.model_ref['name']}"
+    if target.parent != labels:
+        raise StoreError(f"model name {job.model_ref['name']!r} is a path; rename the model or leave out --into-source")
     if target.exists() and "unetpp" not in _attributes(target):
         raise StoreError(f"{target} is a label that unetpp did not write; move it away or leave out --into-source")
     if _attributes(target).get("unetpp", {}).get("key") == job.key and target.name in _listed(labels):
@@ -43,6 +46,9 @@ def write_source_label(job: SegmentJob) -> Path:
     fresh = labels / f".{target.name}.new"
     with output_errors(target):
         labels.mkdir(exist_ok=True)
+        if not (labels / _GROUP).is_file():
+            # The image's fingerprint leaves labels out by this file: a killed copy must not look like another image.
+            write_file(labels / _GROUP, json.dumps(_NO_LABELS, indent=2).encode())
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(job.store.root / CLASSES, fresh)
         document = json.loads((fresh / _GROUP).read_bytes())
@@ -73,9 +79,7 @@ def _check(source: Path, job: SegmentJob) -> None:
 
 
 def _list(labels: Path, name: str) -> None:
-    document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-    if (labels / _GROUP).is_file():
-        document = json.loads((labels / _GROUP).read_bytes())
+    document = json.loads((labels / _GROUP).read_bytes())
     ome = document.setdefault("attributes", {}).setdefault("ome", {"version": "0.5"})
     ome["labels"] = [*(other for other in ome.get("labels", []) if other != name), name]
     write_file(labels / _GROUP, json.dumps(document, indent=2).encode())

@@ -2,7 +2,8 @@
 
 UNETPP_STAGING is the folder (~/.cache/unetpp otherwise) and UNETPP_STAGING_GB its size (20; 0 forbids copies). A copy
 is named by the hash of URI, size and version, so a changed object is another copy. It appears whole or not at all, one
-process fetches it for all, and the longest unused ones make room; a copy that is open anywhere is never deleted.
+process fetches it for all, and the longest unused ones make room; a copy that is open anywhere is never deleted, nor is
+a file that others put there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ from unetpp.errors import ConfigError, ImageTooLargeError
 from unetpp.io.remote import RemoteObject
 
 PART_BYTES = 2**23
+_COPY = re.compile(r"[0-9a-f]{32}(\.[^.]*)?(\.part)?")
 
 
 class StagedFile:
@@ -56,7 +59,7 @@ def stage(source: RemoteObject) -> StagedFile:
     path = folder / name
     with output_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        copy = StagedFile(path, _locked(folder / f"{name}.lock", fcntl.LOCK_SH))
+        copy = StagedFile(path, _locked(_lock_file(path), fcntl.LOCK_SH))
         # One lock keeps the copy and its part from deletion; another lets one process fetch while the others wait.
         fetching = _locked(folder / f"{name}.fetch.lock", fcntl.LOCK_EX)
         try:
@@ -67,6 +70,11 @@ def stage(source: RemoteObject) -> StagedFile:
             os.close(fetching)
         os.utime(path)
     return copy
+
+
+def _lock_file(copy: Path) -> Path:
+    """Return the lock that keeps a copy, or the part of one, from deletion."""
+    return copy.with_name(copy.name.removesuffix(".part") + ".lock")
 
 
 def _locked(path: Path, mode: int) -> int:
@@ -104,15 +112,15 @@ def _make_room(folder: Path, allowed: int) -> None:
     copies = []
     for file in folder.iterdir():
         with suppress(FileNotFoundError):  # another process makes room, too
-            if file.suffix != ".lock":
+            # Nothing is fetched without a lock beside it, which stays: other files are not ours, whatever their names.
+            if _COPY.fullmatch(file.name) and _lock_file(file).is_file() and file.is_file():
                 copies.append((file.stat().st_mtime_ns, file.stat().st_size, file))
     total = sum(size for _, size, _ in copies)
     for _, size, file in sorted(copies):
         if total <= allowed:
             return
-        lock = file.with_name(file.name.removesuffix(".part") + ".lock")
         try:
-            handle = _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = _locked(_lock_file(file), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             continue
         file.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from pyproj import CRS
 
 from unetpp import commit
 from unetpp.durable import file_sha256
+from unetpp.errors import StoreError
 from unetpp.finalize import ClassArea, Figures, discard_products, figures, finalize, verify_products
 from unetpp.geometry import Spacing
 from unetpp.job import SegmentJob
@@ -187,6 +188,66 @@ def test_discarded_products_are_gone(make_job: MakeJob) -> None:
     discard_products(job.out)
     assert {path.name for path in job.out.iterdir()} == before | {".lock"}
     assert figures(job) is None
+
+
+def test_files_that_others_put_beside_the_products_stay(make_job: MakeJob) -> None:
+    job = make_job(blobs(60, 60), **UTM)
+    finalize(job, formats=["geojson"])
+    own = {job.out / name: name.encode() for name in ("polygons.gpkg", "finalize/notes.txt", "finalize/a.json")}
+    for path, content in own.items():
+        path.write_bytes(content)
+    finalize(job, formats=["geojson", "cog"])
+    with pytest.raises(StoreError, match=r"polygons\.gpkg exists and was not made by this job; move it away"):
+        finalize(job, formats=["flatgeobuf", "gpkg"])
+    assert not (job.out / "polygons.fgb").exists()
+    discard_products(job.out)
+    assert {path: path.read_bytes() for path in own} == own
+    assert not (job.out / "classes.tif").exists() and not (job.out / "polygons.geojson").exists()
+    assert set((job.out / "finalize").iterdir()) == set(own) - {job.out / "polygons.gpkg"}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_product_is_ours_from_before_it_has_its_name(
+    moved: bool, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(blobs(60, 60), **UTM)
+    finalize(job, formats=["cog"])
+    expected = products(job.out)
+    discard_products(job.out)
+    replace_path = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.name != "classes.tif":
+            return replace_path(path, target)
+        if moved:
+            replace_path(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finalize(job, formats=["cog"])
+    monkeypatch.undo()
+    assert (job.out / "classes.tif").exists() is moved and figures(job, formats=["cog"]) is None
+    finalize(job, formats=["cog"])
+    assert products(job.out) == expected
+
+
+def test_a_product_is_ours_until_it_is_gone(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(blobs(60, 60), **UTM)
+    finalize(job, formats=["cog"])
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.name in ("classes.tif", "cog.json"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        discard_products(job.out)
+    monkeypatch.undo()
+    discard_products(job.out)
+    assert not (job.out / "classes.tif").exists() and not (job.out / "finalize").exists()
 
 
 def test_progress_names_the_steps(make_job: MakeJob) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from unetpp.errors import StoreError
+from unetpp.errors import ModelPackageError, StoreError
 from unetpp.finalize import finalize
 from unetpp.finalize.source_label import write_source_label
 from unetpp.geometry import Box, Spacing
 from unetpp.io.base import fingerprint
+from unetpp.package import load_package
 from unetpp.segment import SegmentJob, ShardWorker, pending, prepare_job
 
 OPTIONS: dict[str, Any] = {"core": 64, "shard": 128, "engine": "torch", "precision": "fp32"}
@@ -84,8 +87,45 @@ def test_another_result_replaces_ours_and_the_same_one_is_left(
     second = segmented(source, tmp_path / "other", tiny_package, region="0,0,90,90")
     write_source_label(second)
     found = np.asarray(zarr.open_array(group / "0", mode="r")[:])
+    assert write_source_label(replace(second, uri=f"file://{source}")) == group
     assert np.array_equal(found, labels_of(second)) and not np.array_equal(found, labels_of(first))
     assert sorted(path.name for path in (source / "labels").iterdir()) == ["by hand", "unetpp-tiny", "zarr.json"]
+
+
+def test_a_killed_copy_is_no_change_of_the_image(
+    tmp_path: Path, source: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(source / "labels")
+    job = segmented(source, tmp_path / "out", tiny_package)
+    copy = shutil.copytree
+
+    def killed(*paths: Path) -> None:
+        copy(*paths)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copytree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_source_label(job)
+    monkeypatch.undo()
+    assert fingerprint(source) == job.fingerprint and zarr.open_group(source / "labels", mode="r").attrs["ome"]
+    write_source_label(job)
+    assert fingerprint(source) == job.fingerprint
+    assert sorted(path.name for path in (source / "labels").iterdir()) == ["unetpp-tiny", "zarr.json"]
+
+
+def test_a_name_that_is_a_path_is_refused(tmp_path: Path, source: Path, tiny_package: Path) -> None:
+    spec = load_package(tiny_package).spec
+    for name in ("x/../../../escaped", "../x", ".", "..", ".x", "", "x/y", "x\\y", "x\n"):
+        with pytest.raises(ModelPackageError, match="cannot name files") as caught:
+            replace(spec, name=name)
+        assert "\n" not in str(caught.value)
+    assert replace(spec, name="Nuclei_v1.2-b").name == "Nuclei_v1.2-b"
+    job = segmented(source, tmp_path / "out", tiny_package)
+    for name in ("x/../../../escaped", "x/y"):
+        with pytest.raises(StoreError, match="is a path; rename the model"):
+            write_source_label(replace(job, model_ref={**job.model_ref, "name": name}))
+    assert not (tmp_path / "escaped").exists()
+    assert [path.name for path in (source / "labels").iterdir() if path.is_dir()] == ["by hand"]
 
 
 def test_sources_that_take_no_label_are_one_line(tmp_path: Path, source: Path, tiny_package: Path) -> None:

@@ -53,6 +53,22 @@ def test_the_longest_unused_makes_room_but_not_what_is_open(object_store: Object
     assert fourth.path.exists() and third.path.exists() and not first.path.exists()
 
 
+def test_what_others_put_into_the_folder_stays(object_store: ObjectStore, tmp_path: Path) -> None:
+    files = [_put(object_store, tmp_path, f"{i}.svs", 6000 + i)[0] for i in range(2)]
+    first = stage(files[0])
+    folder = first.path.parent
+    own = [folder / name for name in ("slide.svs", f"{'0a' * 16}.svs", f"{'0b' * 16}.part", "folder/slide.svs")]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * 9000)
+        os.utime(path, (1, 1))
+    (folder / ("0c" * 16)).mkdir()
+    first.close()
+    second = stage(files[1])
+    assert second.path.exists() and not first.path.exists()
+    assert all(path.stat().st_size == 9000 for path in own)
+
+
 def test_a_changed_object_is_another_copy(object_store: ObjectStore, tmp_path: Path) -> None:
     before = stage(_put(object_store, tmp_path, "x.svs", 2000)[0])
     source, content = _put(object_store, tmp_path, "x.svs", 2001)
