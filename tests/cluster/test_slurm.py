@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ import pytest
 from tests.cluster.files import CLUSTER
 from tests.cluster.slurm import Slurm, slurm
 from unetpp_workflows.config import load_config
+from unetpp_workflows.lease import Lease
 from unetpp_workflows.pipeline import segment
 from unetpp_workflows.record import ImageRecord
 
@@ -83,6 +85,33 @@ def test_a_small_archive_goes_through_the_chain(cluster: Slurm, archive: Path, t
     parts = [file.read_text() for file in sorted(tmp_path.glob("unetpp-part*.txt"))]
     assert "2 images prepared for 2 parts" in parts[0]
     assert sum("part 1/2" in text or "part 2/2" in text for text in parts) == 2
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_the_lease_of_one_that_was_killed_on_another_node(cluster: Slurm, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (400, 400), (200, 180, 200)).save(tmp_path / "flat.png")
+    (tmp_path / "archive.csv").write_text(f"uri,spacing\n{tmp_path}/flat.png,0.5um\n")
+    output = tmp_path / "out"
+    output.mkdir()
+
+    def ran(killed: str, *command: str | Path) -> dict[str, str]:
+        """Run a job while the folder has a lease that nobody renews."""
+        with Lease(output, part=killed or None):
+            (lease,) = output.glob(".lease*.json")
+            facts = json.loads(lease.read_text())
+        facts |= {"host": "another-node", "expires": time.time() + 20}
+        lease.write_text(json.dumps(facts, indent=1) + "\n")
+        number = cluster.run("sbatch", "--parsable", f"--output={tmp_path}/%x.txt", *command)
+        return cluster.wait(number)
+
+    first = ran("", "--array=0", FOLDER / "segment-array.sbatch", tmp_path / "archive.csv", "nuclei", output, "1")
+    assert first["JobState"] == "COMPLETED", _logs(tmp_path)
+    last = ran("1-of-1", FOLDER / "finish.sbatch", tmp_path / "archive.csv", "nuclei", output)
+    assert last["JobState"] == "COMPLETED", _logs(tmp_path)
+    record = ImageRecord.read(output / "flat")
+    assert record is not None and record.status == "done"
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +70,33 @@ def test_sizes_are_those_of_the_tables(output: Path) -> None:
 
 def test_runs_are_read_from_logs_that_were_cut_short(output: Path) -> None:
     (run_,) = read_runs(output)
-    assert run_.exit_code == 1 and sum(px for _, px in run_.shards) == 2 * 96 * 128
+    assert run_.exit_code == 1 and (run_.shards, run_.valid_px) == (2, 2 * 96 * 128)
     log = next((output / LOGS).glob("*.jsonl"))
     lines = log.read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["event"] != "run_finished"]
     log.write_text("\n".join([*kept, lines[-1][:20]]))
     (cut,) = read_runs(output)
-    assert cut.exit_code is None and cut.shards == run_.shards
+    assert cut.exit_code is None and (cut.shards, cut.bins) == (run_.shards, run_.bins)
     run("report", output)
     assert "did not end" in (output / "report.html").read_text()
+
+
+def test_a_long_run_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    seconds, pixels = np.sort(rng.uniform(0, 1e5, 20_000)).round(3), rng.integers(1, 10**6, 20_000)
+    start = datetime.fromisoformat("2026-11-28T20:00:00.000+00:00")
+    events = [{"time": start.isoformat(), "event": "run_started", "images": 1}] + [
+        {"time": (start + timedelta(seconds=after)).isoformat(), "event": "shard_committed", "valid_px": px}
+        for after, px in zip(seconds.tolist(), pixels.tolist(), strict=True)
+    ]
+    (tmp_path / LOGS).mkdir()
+    (tmp_path / LOGS / "run.jsonl").write_text("\n".join(map(json.dumps, events)) + "\n")
+    tracemalloc.start()
+    (run_,) = read_runs(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000, "a shard's time and pixels take a hundred bytes"
+    assert (run_.shards, run_.valid_px, run_.last) == (20_000, pixels.sum(), seconds[-1])
+    edges = np.arange(len(run_.bins) + 1) * run_.width
+    assert edges[-1] / 2 < run_.last < edges[-1]
+    assert run_.bins == np.histogram(seconds, edges, weights=pixels)[0].tolist()

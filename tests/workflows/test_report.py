@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unetpp.errors import StoreError
 from unetpp.package import ClassInfo
 from unetpp.store import LABELS, LabelStore
 from unetpp.tiling import make_plan
@@ -137,6 +138,19 @@ def test_missing_files_leave_their_part_out(folder: Path) -> None:
     text = write_report(folder, record).read_text()
     assert "no mpp in metadata" in text
     assert "<img" not in text
+
+
+@pytest.mark.parametrize("victim", ["classes/0/c/0/0", "classes/0/zarr.json", "classes/zarr.json"])
+def test_damaged_labels_leave_the_overlay_out_and_are_named(folder: Path, victim: str) -> None:
+    path = folder / LABELS / victim
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(StoreError, match=r"labels\.ome\.zarr is damaged .*; run `unetpp verify --repair`") as error:
+        write_report(folder, _record())
+    assert "\n" not in str(error.value)
+    page = _Page((folder / "report.html").read_text())
+    assert any(word.startswith("No labels are drawn: ") for word in page.words) and "1,234" in page.words
+    assert [attrs["alt"] for tag, attrs in page.tags if tag == "img" and "layer" in (attrs.get("class") or "")] == []
+    assert any(attrs.get("alt") == "Picture of slide 1" for tag, attrs in page.tags if tag == "img")
 
 
 def test_labels_larger_than_the_side_are_thinned(folder: Path) -> None:

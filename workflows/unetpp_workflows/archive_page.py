@@ -1,7 +1,7 @@
 """Draws one self-contained page of an output folder: all its images, figures, failures and runs; segments nothing.
 
-Memory does not grow with the archive: of many images the page shows those most worth a look, and of objects it counts
-sizes in bins. summary.csv has every image.
+Of many images the page shows those most worth a look; summary.csv has every image. Memory grows with the number of
+images and of runs, a row each, and not with objects or shards: those are counted in bins.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.durable import write_file
+from unetpp.errors import StoreError
 from unetpp_workflows.archive import Row, rows_of
 from unetpp_workflows.events import LOGS
 from unetpp_workflows.plots import Line, curves, dot_rows
 from unetpp_workflows.plots import Row as PlotRow
 from unetpp_workflows.prepare.page import jpeg
 from unetpp_workflows.record import ImageRecord
-from unetpp_workflows.report import PICTURE, REPORT, area_text, preview_labels
+from unetpp_workflows.report import PICTURE, REPORT, area_text, labels_or_fault
 
 _SHOWN, _SIDE, _OPACITY = 60, 320, 0.5
 _BINS, _RUNS, _LINES = 48, 12, 200
+_FINE = 1024
 _OBJECT_TABLE = "instances.parquet"
 _STATUS = ("done", "empty", "partial", "failed", "damaged", "running or interrupted")
 
@@ -36,14 +38,27 @@ _STATUS = ("done", "empty", "partial", "failed", "damaged", "running or interrup
 class Run:
     """One call of `unetpp segment`, from its log: when, how many images, and when its shards were finished.
 
-    `shards` are (seconds since the start, valid pixels).
+    `bins` holds valid pixels by the time their shard was finished: `width` seconds each, which double as time goes on,
+    so that a run of any length has as many. `last` is when the last shard was.
     """
 
     started: str
     images: int = 0
     exit_code: int | None = None
     seconds: float = 0.0
-    shards: list[tuple[float, int]] = field(default_factory=list)
+    shards: int = 0
+    valid_px: int = 0
+    last: float = 0.0
+    width: float = 1e-3
+    bins: list[int] = field(default_factory=lambda: [0] * _FINE)
+
+    def add(self, seconds: float, valid_px: int) -> None:
+        """Count a shard that was finished `seconds` after the start."""
+        self.shards, self.valid_px, self.last = self.shards + 1, self.valid_px + valid_px, seconds
+        while seconds >= self.width * _FINE:
+            self.bins = [a + b for a, b in zip(self.bins[::2], self.bins[1::2], strict=True)] + [0] * (_FINE // 2)
+            self.width *= 2
+        self.bins[max(0, int(seconds / self.width))] += valid_px
 
 
 @dataclass
@@ -72,12 +87,18 @@ class Sizes:
 
 
 def write_archive_page(output: Path, folders: Sequence[Path]) -> Path:
-    """Write report.html of an output folder and return its path. Raises `OutputError`, `StoreError` for damage."""
+    """Write report.html of an output folder and return its path.
+
+    Raises:
+        StoreError: labels of an image are damaged; the page is written and says so.
+        OutputError: the page cannot be written.
+    """
     import jinja2
 
     rows = rows_of(folders)
     by_name = {folder.name: folder for folder in folders}
     shown = sorted(rows, key=_interest)[:_SHOWN]
+    cards = [card for row in shown if (card := _card(by_name[row["name"]], row)) is not None]
     sizes = object_sizes(folders)
     runs = read_runs(output)
     environment = jinja2.Environment(
@@ -95,12 +116,15 @@ def write_archive_page(output: Path, folders: Sequence[Path]) -> Path:
         throughput=_throughput_plot(runs),
         stages=_stage_plot(rows),
         runs=[_run_row(run) for run in runs[-_RUNS:][::-1]],
-        images=[card for row in shown if (card := _card(by_name[row["name"]], row)) is not None],
+        images=cards,
         total=len(rows),
         ranked=any("uncertainty_rank" in row for row in rows),
     )
     path = output / REPORT
     write_file(path, page.encode())
+    faults = [card["fault"] for card in cards if card["fault"]]
+    if faults:
+        raise StoreError(f"{path} lacks the labels of {len(faults)} image(s): {faults[0]}")
     return path
 
 
@@ -121,7 +145,7 @@ def read_runs(output: Path) -> list[Run]:
                 elif run is not None and start is not None:
                     run.seconds = (moment - start).total_seconds()
                     if event["event"] == "shard_committed":
-                        run.shards.append((run.seconds, int(event.get("valid_px", 0))))
+                        run.add(run.seconds, int(event.get("valid_px", 0)))
                     elif event["event"] == "run_finished":
                         run.exit_code = int(event["exit_code"])
         if run is not None:
@@ -225,15 +249,15 @@ def _throughput_plot(runs: Sequence[Run]) -> Any:
     run = next((run for run in reversed(runs) if run.shards), None)
     if run is None:
         return None
-    end = max(1e-3, run.shards[-1][0])
-    rates = np.zeros(min(_BINS, max(1, len(run.shards))))
+    end = max(1e-3, run.last)
+    rates = np.zeros(min(_BINS, run.shards))
     width = end / len(rates)
-    for seconds, pixels in run.shards:
-        rates[min(len(rates) - 1, int(seconds / width))] += pixels / 1e6 / width
+    for number, pixels in enumerate(run.bins):
+        rates[min(len(rates) - 1, int((number + 0.5) * run.width / width))] += pixels / 1e6 / width
     minutes = end > 300
     scale, name = (60.0, "minutes") if minutes else (1.0, "seconds")
     bars = [(k * width / scale, (k + 1) * width / scale, float(rate)) for k, rate in enumerate(rates)]
-    mean = sum(pixels for _, pixels in run.shards) / 1e6 / end
+    mean = run.valid_px / 1e6 / end
     return curves([Line([(0, mean), (end / scale, mean)], dashed=True)], x=f"{name} since {run.started[:16]} UTC",
                   y="Mpx/s", x_range=(0, end / scale), y_range=(0, max(float(rates.max()), 1e-9) * 1.05),
                   bars=bars, title="Throughput of the last run")  # fmt: skip
@@ -255,10 +279,9 @@ def _stage_plot(rows: Sequence[Row]) -> Any:
 
 
 def _run_row(run: Run) -> list[str]:
-    pixels = sum(px for _, px in run.shards)
-    speed = f"{pixels / 1e6 / run.seconds:.2f}" if run.seconds > 0 and pixels else "-"
+    speed = f"{run.valid_px / 1e6 / run.seconds:.2f}" if run.seconds > 0 and run.valid_px else "-"
     end = {None: "did not end", 0: "done"}.get(run.exit_code, "a part failed")
-    return [run.started[:19].replace("T", " "), f"{run.images:,}", f"{len(run.shards):,}", f"{pixels / 1e6:,.1f}",
+    return [run.started[:19].replace("T", " "), f"{run.images:,}", f"{run.shards:,}", f"{run.valid_px / 1e6:,.1f}",
             f"{run.seconds:,.0f}", speed, end]  # fmt: skip
 
 
@@ -267,6 +290,7 @@ def _card(folder: Path, row: Row) -> dict[str, Any] | None:
     record = _record(folder)
     if record is None:
         return None
+    labels, fault = labels_or_fault(folder, record, 2 * _SIDE)
     figures = [
         {"name": info["name"], "color": info["color"], "area": area_text(info["area"], info["unit"]),
          "objects": info.get("instances", info["objects"])}
@@ -277,7 +301,8 @@ def _card(folder: Path, row: Row) -> dict[str, Any] | None:
         "status": row["status"],
         "message": row.get("message"),
         "link": f"{folder.name}/{REPORT}" if (folder / REPORT).is_file() else None,
-        "picture": _thumbnail(folder, record),
+        "picture": _thumbnail(folder, record, labels),
+        "fault": fault,
         "figures": figures,
         "rank": row.get("uncertainty_rank"),
         "uncertainty": f"{row['uncertainty_mean']:.4f}" if row.get("uncertainty_mean") is not None else None,
@@ -285,7 +310,7 @@ def _card(folder: Path, row: Row) -> dict[str, Any] | None:
     }
 
 
-def _thumbnail(folder: Path, record: ImageRecord) -> str | None:
+def _thumbnail(folder: Path, record: ImageRecord, labels: NDArray[np.uint8] | None) -> str | None:
     from PIL import Image
 
     if not (folder / PICTURE).is_file():
@@ -293,7 +318,6 @@ def _thumbnail(folder: Path, record: ImageRecord) -> str | None:
     with Image.open(folder / PICTURE) as picture:
         picture.thumbnail((_SIDE, _SIDE))
         rgb = np.asarray(picture.convert("RGB"), np.float32).copy()
-    labels = preview_labels(folder / record.outputs["labels"], 2 * _SIDE) if "labels" in record.outputs else None
     if labels is not None:
         rows = np.arange(rgb.shape[0]) * labels.shape[0] // rgb.shape[0]
         cols = np.arange(rgb.shape[1]) * labels.shape[1] // rgb.shape[1]
@@ -306,8 +330,6 @@ def _thumbnail(folder: Path, record: ImageRecord) -> str | None:
 
 
 def _record(folder: Path) -> ImageRecord | None:
-    from unetpp.errors import StoreError
-
     try:
         return ImageRecord.read(folder)
     except StoreError:

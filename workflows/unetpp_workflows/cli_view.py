@@ -43,11 +43,14 @@ def view(
         from unetpp_workflows.viewer.catalogue import Catalogue
         from unetpp_workflows.viewer.corrections import export
 
-        dataset, images, polygons = export(Catalogue(outputs).results(), corrections)
+        dataset, images, polygons, left = export(Catalogue(outputs).results(), corrections)
         line = (
             f"{polygons} polygon(s) of {images} image(s); next: unetpp prepare {dataset} --data {corrections} -o S.zarr"
         )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if left:
+            line = f"{left} region(s) without an area left out; draw them anew in `unetpp view`"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(DONE)
     _serve(outputs, host, port)
     raise typer.Exit(DONE)

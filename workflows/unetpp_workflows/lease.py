@@ -1,8 +1,9 @@
 """Keeps two runs from writing one output folder, on any number of machines; knows a file and a clock.
 
-A run holds the folder by a small file that it renews. A run that is gone does not renew: on its own machine that is
-seen at once, elsewhere when the lease has expired. (`unetpp.lock` guards single images between processes of one
-machine; not every shared file system has such locks, and none tells who holds them.)
+A run holds the folder by a small file that it renews. A run that is gone does not renew: on its own machine, or in its
+own container, that is seen at once, elsewhere when the lease has expired. A run that cannot renew stops before that.
+(`unetpp.lock` guards single images between processes of one machine; not every shared file system has such locks, and
+none tells who holds them.)
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from unetpp.lock import FolderLock
 LEASE = ".lease.json"
 LEASES = ".lease*.json"
 SECONDS = 60.0
+_SURE = 0.75
+"""Share of a lease for which its holder counts on it; the rest is for clocks that differ and for what is in work."""
 
 
 class Lease:
@@ -48,13 +51,15 @@ class Lease:
         self._seconds = seconds
         self._facts = {
             "id": uuid.uuid4().hex,
-            "host": socket.gethostname(),
+            **_place(),
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._stop = threading.Event()
         self._lost = threading.Event()
+        self._renewed = time.monotonic()
+        self._fault: OSError | None = None
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -77,16 +82,22 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if self._is_mine():
-            with output_errors(self._file):
+        with output_errors(self._file):
+            if self._is_mine():
                 self._file.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise `StoreError` where another run has taken the folder over while this one slept."""
+        """Raise `StoreError` where another run has taken the folder over, or soon may as this one could not renew."""
         if self._lost.is_set():
             raise StoreError(
                 f"{self._file.parent} was taken over by another run while this one gave no sign for "
                 f"{self._seconds:.0f} s; what is finished is kept: look at `unetpp status`"
+            )
+        silent = time.monotonic() - self._renewed
+        if silent > _SURE * self._seconds:
+            why = self._fault or "the disk or this process stood still; run the same command again to continue"
+            raise StoreError(
+                f"{self._file.parent} may be taken over by another run: no sign of this one for {silent:.0f} s: {why}"
             )
 
     @staticmethod
@@ -105,14 +116,20 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(self._seconds / 4):
-            if not self._is_mine():
-                self._lost.set()
-                return
-            self._write()
+            try:
+                if not self._is_mine():
+                    self._lost.set()
+                    return
+                self._write()
+            except OSError as error:
+                # A full disk or a share that is away may be back before the lease ends; `check` knows when it is not.
+                self._fault = error
 
     def _write(self) -> None:
+        begun = time.monotonic()
         facts = {**self._facts, "expires": time.time() + self._seconds}
         write_file(self._file, (json.dumps(facts, indent=1) + "\n").encode())
+        self._renewed, self._fault = begun, None
 
     def _is_mine(self) -> bool:
         holder = _read(self._file)
@@ -128,11 +145,26 @@ def _read(file: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and {"id", "host", "pid", "since", "expires"} <= facts.keys() else None
 
 
+def _place() -> dict[str, str]:
+    """Return where this process runs; without boot and namespace (macOS) nothing says what a process number means."""
+    place = {"host": socket.gethostname()}
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return {**place, "boot": boot, "pid_namespace": str(Path("/proc/self/ns/pid").readlink())}
+    except OSError:
+        return place
+
+
 def _is_gone(holder: dict[str, Any]) -> bool:
-    if holder["host"] != socket.gethostname():
+    """Say whether a holder has ended, or has given no sign for so long that it counts as that."""
+    here = _place()
+    # Containers may share the name of their host, and their process numbers still are others than the host's.
+    if "boot" not in here or any(holder.get(name) != value for name, value in here.items()):
         return bool(time.time() > holder["expires"])
     try:
+        process = psutil.Process(holder["pid"])
         # A later process may have got the same number.
-        return bool(abs(psutil.Process(holder["pid"]).create_time() - holder.get("process_started", 0.0)) > 1.0)
+        other = abs(process.create_time() - holder.get("process_started", 0.0)) > 1.0
+        return bool(other or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

@@ -146,15 +146,21 @@ def registry_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (exceptions.MlflowException, SQLAlchemyError) as error:
-        first = shown((str(error).strip().splitlines() or ["no message"])[0])[:300]
+        first = (str(error).replace(uri, shown(uri)).strip().splitlines() or ["no message"])[0]
         raise RegistryError(
-            f"MLflow store {shown(uri)}: {first}; check --tracking-uri or `mlflow db upgrade`"
+            f"MLflow store {shown(uri)}: {shown(first)[:300]}; check --tracking-uri or `mlflow db upgrade`"
         ) from error
 
 
 def shown(text: str) -> str:
-    """Return a URI, or a message with URIs in it, without user names and passwords."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    """Return a URI, or a message with URIs in it, without user names and passwords, those of its query included.
+
+    As SQLAlchemy reads URIs, a password may hold slashes; where it holds an @, all up to the last one is left out.
+    """
+    # It may hold spaces, too; within a message a space ends the URI.
+    inside = "." if re.match(r"(?!https?:)[\w+]+://", text) else r"\S"
+    text = re.sub(rf"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)(?:(?!&){inside})*", r"\1***", text)
+    return re.sub(rf"(?<!///)(?<=//)[^/:\s]*(?::{inside}*)?@", "", text)
 
 
 def import_mlflow() -> Any:

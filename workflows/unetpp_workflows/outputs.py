@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from unetpp.errors import ConfigError, StoreError, UnetppError
+from unetpp.lock import FolderLock
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.inputs import JOB
+from unetpp_workflows.lease import Lease
 from unetpp_workflows.record import RECORD, ImageRecord
 
 _STYLE = {"done": "green", "empty": "yellow", "running or interrupted": "cyan", "partial": "yellow"}
@@ -79,9 +82,31 @@ def print_status(output: Path, console: Console) -> int:
 
 
 def print_verification(output: Path, console: Console, *, repair: bool = False) -> int:
-    """Hash everything again; prints what is wrong, and with `repair` forgets it so that segment makes it anew."""
-    bad = 0
-    for folder in image_folders(output):
+    """Hash everything again; prints what is wrong, and with `repair` forgets it so that segment makes it anew.
+
+    Raises:
+        ConfigError: there is no such folder, or no image in it.
+        StoreError: with `repair`, a run holds the folder, or workers of one still hold an image.
+    """
+    folders = image_folders(output)
+    with nullcontext() if not repair else Lease(_run_folder(output, folders)):
+        bad = [folder for folder in folders if not _print_verified(folder, console, repair=repair)]
+    if bad:
+        advice = (
+            "run segment again: it makes them anew" if repair else "run `unetpp verify --repair`, then segment again"
+        )
+        console.print(f"{len(bad)} image(s) damaged or not finished; {advice}", markup=False, highlight=False)
+    return PART_FAILED if bad else DONE
+
+
+def _run_folder(output: Path, folders: Sequence[Path]) -> Path:
+    """Return the folder that a run would hold: that of one image lies in it."""
+    return output.absolute().parent if folders == [output] else output
+
+
+def _print_verified(folder: Path, console: Console, *, repair: bool) -> bool:
+    """Print what is wrong with an image, or that it is whole; with `repair` while no other process writes it."""
+    with nullcontext() if not repair else FolderLock(folder, exclusive=True, wait_s=0):
         try:
             faults = list(_faults(folder, repair=repair))
         except UnetppError as error:
@@ -90,15 +115,9 @@ def print_verification(output: Path, console: Console, *, repair: bool = False) 
             console.print(f"{folder.name}: {fault}", markup=False, highlight=False, soft_wrap=True)
         if faults and repair:
             (folder / RECORD).unlink(missing_ok=True)
-        if not faults:
-            console.print(f"{folder.name}: whole", markup=False, highlight=False)
-        bad += bool(faults)
-    if bad:
-        advice = (
-            "run segment again: it makes them anew" if repair else "run `unetpp verify --repair`, then segment again"
-        )
-        console.print(f"{bad} image(s) damaged or not finished; {advice}", markup=False, highlight=False)
-    return PART_FAILED if bad else DONE
+    if not faults:
+        console.print(f"{folder.name}: whole", markup=False, highlight=False)
+    return not faults
 
 
 def print_audit(output: Path, console: Console) -> int:
@@ -137,9 +156,11 @@ def redraw_reports(output: Path, console: Console) -> int:
     code = _each(output, console, lambda folder, record: str(write_report(folder, record)))
     folders = image_folders(output)
     if folders != [output]:
-        console.print(
-            f"all images: {write_archive_page(output, folders)}", markup=False, highlight=False, soft_wrap=True
-        )
+        try:
+            line = f"all images: {write_archive_page(output, folders)}"
+        except StoreError as error:
+            line, code = str(error), PART_FAILED
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return code
 
 

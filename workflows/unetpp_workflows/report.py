@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.durable import write_file
+from unetpp.errors import StoreError, one_line
 from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord
 
@@ -41,10 +42,15 @@ class Layer:
 
 
 def write_report(folder: Path, record: ImageRecord) -> Path:
-    """Write `report.html` into an image's folder and return its path; parts whose files are missing are left out."""
+    """Write `report.html` into an image's folder and return its path; parts whose files are missing are left out.
+
+    Raises:
+        StoreError: the labels are damaged; the page is written and says so.
+        OutputError: the page cannot be written.
+    """
     import jinja2
 
-    labels = preview_labels(folder / record.outputs["labels"]) if "labels" in record.outputs else None
+    labels, fault = labels_or_fault(folder, record)
     rows = figure_rows(record.figures)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unetpp_workflows"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -52,6 +58,7 @@ def write_report(folder: Path, record: ImageRecord) -> Path:
     page = environment.get_template("report.html.j2").render(
         record=record,
         lead=_lead(record),
+        fault=fault,
         unusual=words(record.unusual),
         picture=_data_uri(folder / PICTURE, "image/jpeg"),
         layers=[] if labels is None else class_layers(labels, record.model.get("classes", [])),
@@ -67,6 +74,8 @@ def write_report(folder: Path, record: ImageRecord) -> Path:
     )
     path = folder / REPORT
     write_file(path, page.encode())
+    if fault is not None:
+        raise StoreError(fault)
     return path
 
 
@@ -100,19 +109,37 @@ def to_rgb(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return stretched
 
 
+def labels_or_fault(folder: Path, record: ImageRecord, side: int = SIDE) -> tuple[NDArray[np.uint8] | None, str | None]:
+    """Return an image's `preview_labels`, None where it has none, and what is wrong with them, None where nothing."""
+    if "labels" not in record.outputs:
+        return None, None
+    try:
+        return preview_labels(folder / record.outputs["labels"], side), None
+    except StoreError as error:
+        return None, str(error)
+
+
 def preview_labels(store: Path, side: int = SIDE) -> NDArray[np.uint8] | None:
     """Return the labels' finest pyramid level of at most `side` px, the coarsest one thinned where none is so small.
 
-    None where the store does not exist or has no readable level.
+    None where the store does not exist or has no level. Raises `StoreError` for a level that does not read.
     """
-    import zarr
-
     try:
-        group = zarr.open_group(store / "classes", mode="r")
-        scales: Any = group.attrs["ome"]
-        paths = [dataset["path"] for dataset in scales["multiscales"][0]["datasets"]]
+        return _preview(store / "classes", side)
     except (FileNotFoundError, KeyError):
         return None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StoreError(
+            f"{store} is damaged ({one_line(error)}); run `unetpp verify --repair`, then segment again"
+        ) from error
+
+
+def _preview(classes: Path, side: int) -> NDArray[np.uint8] | None:
+    import zarr
+
+    group = zarr.open_group(classes, mode="r")
+    scales: Any = group.attrs["ome"]
+    paths = [dataset["path"] for dataset in scales["multiscales"][0]["datasets"]]
     arrays = [group[path] for path in paths if path in group]
     small = [array for array in arrays if max(array.shape) <= side] or arrays[-1:]  # type: ignore[union-attr]
     if not small:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import zarr
 from PIL import Image
 from starlette.testclient import TestClient
 
+from unetpp_workflows.config import load_config
+from unetpp_workflows.pipeline import segment
 from unetpp_workflows.viewer import app as module
 from unetpp_workflows.viewer.app import create_app
 from unetpp_workflows.viewer.cache import Cache
@@ -54,6 +57,35 @@ def test_source_tiles_are_the_pixels_of_the_picture(client: TestClient, archives
     half = np.asarray(picture(client, f"/api/images/{plain}/tiles/source/1/0/0")).astype(float)
     mean = truth[:700, :1024].reshape(350, 2, 512, 2, 3).mean((1, 3))
     assert half.shape == (350, 512, 3) and np.abs(half - mean).mean() < 4
+
+
+def test_tiles_looked_at_during_a_run_are_drawn_anew_as_it_goes_on(
+    ink_package: Path, blots: Callable[..., Path], tmp_path: Path
+) -> None:
+    def run() -> None:
+        config = load_config(sets=["tracking.enabled=false", "tiling.core=32"])
+        assert segment([blots("a.png")], ink_package, tmp_path / "out", config=config).exit_code == 0
+
+    def look() -> tuple[np.ndarray, str]:
+        answer = client.get(f"/api/images/{found['id']}/tiles/labels/0/0/0")
+        return np.asarray(Image.open(io.BytesIO(answer.content))), answer.headers["cache-control"]
+
+    run()
+    image = tmp_path / "out" / "a"
+    stored = np.asarray(zarr.open_array(image / "labels.ome.zarr/classes/0", mode="r"))
+    # As it was while the last of its shards was computed.
+    (image / "record.json").unlink()
+    (image / "commits/0.1.json").unlink()
+    (image / "labels.ome.zarr/classes/0/c/0/1").unlink()
+    client = TestClient(create_app([tmp_path / "out"]), base_url="http://localhost")
+    (found,) = client.get("/api/images").json()["images"]
+    early, control = look()
+    assert found["status"] == "running or interrupted" and control == "private, max-age=5"
+    assert (early[:32, 32:64] == 255).all() and np.array_equal(early[32:], stored[32:])
+    run()
+    late, control = look()
+    assert np.array_equal(late, stored) and control == "private, max-age=3600"
+    assert client.get(f"/api/images/{found['id']}").json()["status"] == "done"
 
 
 @pytest.mark.parametrize("z", [0, 1])

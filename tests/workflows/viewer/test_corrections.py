@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import zarr
+from typer.testing import CliRunner
 
 from unetpp.errors import ConfigError
 from unetpp.geometry import Box
+from unetpp_workflows.cli import app
 from unetpp_workflows.prepare.build import discard_work, prepare
 from unetpp_workflows.prepare.dataset import load_dataset
 from unetpp_workflows.viewer import corrections, review
@@ -32,8 +38,8 @@ def test_corrected_and_accepted_regions_reach_the_training_store(archives: Archi
     review.add(result, review.Statement(verdict="accepted", region=accepted))
     review.add(result, review.Statement(verdict="rejected", region=wrong))
     try:
-        dataset, images, polygons = corrections.export([result], tmp_path / "fixes")
-        assert (images, polygons) == (1, 3)
+        dataset, images, polygons, left = corrections.export([result], tmp_path / "fixes")
+        assert (images, polygons, left) == (1, 3, 0)
         done = prepare(load_dataset(str(dataset), ()), tmp_path / "fixes", tmp_path / "fixes.zarr")
         assert not done.errors, done.errors
         discard_work(done.store)
@@ -49,3 +55,38 @@ def test_corrected_and_accepted_regions_reach_the_training_store(archives: Archi
         part = Box(*map(int, box)).clip(*truth.shape)
         found[part.slices()] = labels[: part.height, : part.width]
     assert np.array_equal(found, truth) and (truth == 0).any() and (truth == 1).any()
+
+
+@pytest.fixture
+def copied(archives: Archives, tmp_path: Path) -> Path:
+    """An output of one image of its own, without reviews."""
+    return Path(shutil.copytree(archives.second, tmp_path / "copied", ignore=shutil.ignore_patterns(review.LOG)))
+
+
+def test_regions_without_an_area_are_left_out_and_said_to_be(copied: Path, tmp_path: Path) -> None:
+    (result,) = Catalogue([copied]).results()
+    line = ((10.0, 10.0), (60.0, 10.0), (30.0, 10.0))
+    point = ((10.0, 10.0),) * 3
+    review.add(result, review.Statement(verdict="to correct", label="ink", region=line))
+    review.add(result, review.Statement(verdict="accepted", region=point))
+    with pytest.raises(ConfigError, match="no region with an area"):
+        corrections.export([result], tmp_path / "none")
+    spur = ((100.0, 400.0), (180.0, 400.0), (180.0, 460.0), (180.0, 600.0), (180.0, 460.0), (100.0, 460.0))
+    review.add(result, review.Statement(verdict="to correct", label="ink", region=spur))
+    found = corrections.collection(result)
+    (shape,) = (shapely.geometry.shape(feature["geometry"]) for feature in found["features"])
+    assert shape.equals(shapely.box(100, 400, 180, 460)) and found["note"].startswith("2 region(s) without an area")
+    said = CliRunner().invoke(app, ["view", str(copied), "--corrections", str(tmp_path / "fixes")])
+    assert said.exit_code == 0 and "2 region(s) without an area left out" in said.stdout
+
+
+def test_the_table_names_a_remote_image_by_its_uri(copied: Path, tmp_path: Path) -> None:
+    job = copied / "plain" / "job.json"
+    uri = "s3://bucket/slides/plain.png"
+    job.write_text(json.dumps({**json.loads(job.read_text()), "uri": uri}))
+    (result,) = Catalogue([copied]).results()
+    blot = ((100.0, 400.0), (180.0, 400.0), (180.0, 460.0), (100.0, 460.0))
+    review.add(result, review.Statement(verdict="to correct", label="ink", region=blot))
+    corrections.export([result], tmp_path / "fixes")
+    with (tmp_path / "fixes" / corrections.TABLE).open(newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [uri]

@@ -116,11 +116,11 @@ class _Viewer:
         result = await self._result(request)
         make, media = self._tile_maker(request, result)
         place = {name: request.path_params[name] for name in ("layer", "z", "row", "col")}
-        asked = (result.id, result.job.key, *place.values(), request.query_params.get("show"))
-        body = await self._thread(lambda: self._tiles.get(asked, make))
-        # A result that is being computed changes under one key; a finished one cannot.
-        done = result.record is not None and result.record.status in ("done", "empty")
-        seconds = 3600 if done else 5
+        asked = (result.id, result.stamp, *place.values(), request.query_params.get("show"))
+        # What is being computed changes from look to look; the picture and what is finished do not.
+        kept = result.finished or place["layer"] == "source"
+        body = await self._thread(lambda: self._tiles.get(asked, make) if kept else make())
+        seconds = 3600 if result.finished else 5
         return Response(body, media_type=media, headers={"cache-control": f"private, max-age={seconds}"})
 
     def _tile_maker(self, request: Request, result: Result) -> tuple[Callable[[], bytes], str]:
@@ -154,7 +154,7 @@ class _Viewer:
         return JSONResponse(found)
 
     def _find(self, result: Result, box: tuple[float, float, float, float]) -> dict[str, Any]:
-        objects = self._objects.get((result.id, result.job.key, result.record is None), lambda: open_objects(result))
+        objects = self._objects.get((result.id, result.stamp), lambda: open_objects(result))
         if objects is None:
             note = "no file of this result can be searched: segment with --formats flatgeobuf"
             return {"type": "FeatureCollection", "features": [], "complete": True, "note": note}

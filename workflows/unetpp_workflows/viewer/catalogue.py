@@ -21,13 +21,18 @@ from unetpp_workflows.viewer.cache import Cache
 from unetpp_workflows.viewer.tiles import SIDE, TileReader, zoom_count
 
 _OPEN_IMAGES = 16
+Stamp = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One image's folder with its job and, once finished, its record."""
+    """One image's folder with its job and, once finished, its record.
+
+    `stamp` is another one whenever job or record were written anew.
+    """
 
     id: str
+    stamp: Stamp
     output: Path
     folder: Path
     job: SegmentJob
@@ -36,6 +41,11 @@ class Result:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether no run will change its pixels."""
+        return self.record is not None and self.record.status in ("done", "empty")
 
     @property
     def model(self) -> str:
@@ -126,7 +136,7 @@ class Catalogue:
         self._outputs = [Path(output).resolve() for output in outputs]
         if not self._outputs:
             raise ConfigError("no output folder given; name the --output folder of `unetpp segment`")
-        self._results: dict[str, tuple[tuple[int, int], Result]] = {}
+        self._results: dict[str, Result] = {}
         self._readers: Cache[TileReader] = Cache(_OPEN_IMAGES)
         for output in self._outputs:
             image_folders(output)
@@ -138,26 +148,30 @@ class Catalogue:
         found = []
         for index, output in enumerate(self._outputs):
             for folder in image_folders(output):
-                result = self._result(index, output, folder)
+                identity = hashlib.sha256(f"{index}\0{folder.name}".encode()).hexdigest()[:16]
+                result = self._result(identity, output, folder)
                 if result is not None:
                     found.append(result)
         return found
 
     def result(self, identity: str) -> Result:
-        """Return one result; raises `LookupError` for an id that was never listed."""
+        """Return one result as it lies on the disk now; raises `LookupError` for an id that is not there."""
         if identity not in self._results:
             self.results()
-        return self._results[identity][1]
+        known = self._results[identity]
+        result = self._result(identity, known.output, known.folder)
+        if result is None:
+            raise KeyError(identity)
+        return result
 
     def reader(self, result: Result) -> TileReader:
         return self._readers.get((result.id, result.job.key), lambda: TileReader(result.job))
 
-    def _result(self, index: int, output: Path, folder: Path) -> Result | None:
-        identity = hashlib.sha256(f"{index}\0{folder.name}".encode()).hexdigest()[:16]
-        stamp = (_modified(folder / JOB), _modified(folder / RECORD))
+    def _result(self, identity: str, output: Path, folder: Path) -> Result | None:
+        stamp = (_written(folder / JOB), _written(folder / RECORD))
         known = self._results.get(identity)
-        if known is not None and known[0] == stamp:
-            return known[1]
+        if known is not None and known.stamp == stamp:
+            return known
         try:
             job, record = SegmentJob.load(folder), ImageRecord.read(folder)
         except StoreError:
@@ -165,16 +179,17 @@ class Catalogue:
         if job is None or "height" not in job.image:
             return None
         record = record if record is not None and record.key in (job.key, None) else None
-        result = Result(identity, output, folder, job, record)
-        self._results[identity] = (stamp, result)
+        result = self._results[identity] = Result(identity, stamp, output, folder, job, record)
         return result
 
 
-def _modified(path: Path) -> int:
+def _written(path: Path) -> tuple[int, int]:
+    """Return when a file was written, in ns, and its bytes; zeros where there is none."""
     try:
-        return path.stat().st_mtime_ns
+        found = path.stat()
     except OSError:
-        return 0
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def _ground(job: SegmentJob) -> Spacing | None:

@@ -1,7 +1,8 @@
 """Turns reviews into training data: QuPath GeoJSON per image and a data set that `unetpp prepare` takes.
 
 A region to be corrected becomes a polygon of the class the reviewer gave it. An accepted region becomes polygons of the
-classes the model found in it. All else stays unknown: it is not labelled, and training does not count it.
+classes the model found in it. All else stays unknown: it is not labelled, and training does not count it. A region
+without an area, such as a line drawn there and back, is left out and counted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from unetpp.durable import output_errors, write_file
 from unetpp.errors import ConfigError
 from unetpp.geometry import Box
 from unetpp.store import NO_DATA
+from unetpp_workflows.inputs import identity
 from unetpp_workflows.viewer import review
 from unetpp_workflows.viewer.catalogue import Result
 
@@ -34,25 +36,28 @@ def features(result: Result) -> list[dict[str, Any]]:
         StoreError: its labels are damaged.
     """
     found = []
-    for stored in review.current(result):
-        if not stored.get("region"):
+    for stored, area in _regions(result):
+        if area.is_empty:
             continue
-        if stored["verdict"] == "to correct" and stored.get("label"):
-            found.append(_feature(result, stored, str(stored["label"]), _polygon(stored)))
-        elif stored["verdict"] == "accepted":
-            found += [_feature(result, stored, name, shape) for name, shape in _predicted(result, _polygon(stored))]
+        if stored["verdict"] == "to correct":
+            found.append(_feature(result, stored, str(stored["label"]), area))
+        else:
+            found += [_feature(result, stored, name, shape) for name, shape in _predicted(result, area)]
     return found
 
 
 def collection(result: Result) -> dict[str, Any]:
-    return {"type": "FeatureCollection", "features": features(result)}
+    """Return `features` as GeoJSON; a member `note` says how many regions are left out, where some are."""
+    left = _left_out(result)
+    note = {"note": f"{left} region(s) without an area left out"} if left else {}
+    return {"type": "FeatureCollection", "features": features(result), **note}
 
 
-def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
+def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int, int]:
     """Write every reviewed image's GeoJSON, a table and a data set into `folder`.
 
     Returns:
-        the data set, the number of images and the number of polygons.
+        the data set, the number of images, of polygons, and of regions that have no area and are left out.
 
     Raises:
         ConfigError: no region is accepted, or to be corrected with a class; or the models differ in their classes.
@@ -60,7 +65,9 @@ def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
     """
     marked = [(result, found) for result in results if (found := features(result))]
     if not marked:
-        raise ConfigError("no region is accepted or has a corrected class yet; draw some in `unetpp view` first")
+        raise ConfigError(
+            "no region with an area is accepted or has a corrected class yet; draw some in `unetpp view` first"
+        )
     classes = marked[0][0].job.classes
     others = [result.name for result, _ in marked if result.job.classes != classes]
     if others:
@@ -74,12 +81,13 @@ def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
         write_file(folder / name, json.dumps(content, ensure_ascii=False).encode())
         # One image of several is kept for validation, so that the set can be trained on as it is.
         split = "val" if len(marked) > 1 and number == len(marked) - 1 else "train"
-        rows.append((str(Path(result.job.uri).resolve()), name, result.name, split))
+        rows.append((identity(result.job.uri), name, result.name, split))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_file(folder / TABLE, text.getvalue().encode())
     write_file(folder / DATASET, _dataset(marked[0][0]).encode())
-    return folder / DATASET, len(marked), sum(len(found) for _, found in marked)
+    polygons, left = sum(len(found) for _, found in marked), sum(_left_out(result) for result in results)
+    return folder / DATASET, len(marked), polygons, left
 
 
 def _dataset(result: Result) -> str:
@@ -113,10 +121,27 @@ def _feature(result: Result, stored: dict[str, Any], name: str, shape: Any) -> d
     }
 
 
-def _polygon(stored: dict[str, Any]) -> Any:
+def _regions(result: Result) -> list[tuple[dict[str, Any], Any]]:
+    """Return the statements that make training data, each with the area of its region, which may be empty."""
+    return [
+        (stored, _area(stored["region"]))
+        for stored in review.current(result)
+        if stored.get("region")
+        and (stored["verdict"] == "accepted" or (stored["verdict"] == "to correct" and stored.get("label")))
+    ]
+
+
+def _left_out(result: Result) -> int:
+    return sum(area.is_empty for _, area in _regions(result))
+
+
+def _area(ring: Sequence[Sequence[float]]) -> Any:
+    """Return the polygon or polygons inside a ring of any shape; empty where it has nothing inside."""
     import shapely
 
-    return shapely.make_valid(shapely.Polygon(stored["region"]))
+    parts = shapely.get_parts(shapely.make_valid(shapely.Polygon(ring)))
+    areas = [part for part in parts if part.geom_type in ("Polygon", "MultiPolygon")]
+    return areas[0] if len(areas) == 1 else shapely.union_all(areas)
 
 
 def _predicted(result: Result, region: Any) -> list[tuple[str, Any]]:

@@ -1,0 +1,72 @@
+"""An output folder that a run is writing is read, and not repaired; damage in one image does not hide the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from unetpp.lock import FolderLock
+from unetpp_workflows.cli import app
+from unetpp_workflows.config import load_config
+from unetpp_workflows.lease import Lease
+from unetpp_workflows.pipeline import segment
+
+FAST = ("tracking.enabled=false", "engine.name=torch", "engine.precision=fp32", "tiling.core=32", "executor.workers=2")
+
+
+def run(*command: object) -> Any:
+    return CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
+
+
+def content(output: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(output.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def output(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> Path:
+    """Two finished images of twelve shards each; the first one lacks 0.1, as if that were being made."""
+    done = segment([blots("a.png"), blots("b.png")], ink_package, tmp_path / "out", config=load_config(sets=FAST))
+    assert done.exit_code == 0
+    (tmp_path / "out/a/commits/0.1.json").unlink()
+    (tmp_path / "out/a/labels.ome.zarr/classes/0/c/0/1").unlink()
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("named", ["", "a"])
+def test_a_running_run_is_not_repaired(output: Path, named: str) -> None:
+    with Lease(output):
+        before = content(output)
+        assert run("verify", output / named).exit_code == 1
+        refused = run("verify", output / named, "--repair")
+        assert refused.exit_code == 1 and "is being written by process" in refused.stderr
+        assert content(output) == before
+    with FolderLock(output / "a", exclusive=False):  # a worker that its driver has left behind
+        before = content(output)
+        refused = run("verify", output / named, "--repair")
+        assert refused.exit_code == 1 and "is in use by another run" in refused.stderr
+        assert content(output) == before
+    repaired = run("verify", output / named, "--repair")
+    assert repaired.exit_code == 1 and "a: shard 0.1: " in repaired.stdout
+    assert not (output / "a/record.json").exists() and not list(output.parent.rglob(".lease*"))
+    assert (output / "b/record.json").exists()
+
+
+def test_pages_are_drawn_beside_an_image_whose_labels_are_damaged(output: Path) -> None:
+    victim = output / "b/labels.ome.zarr/classes/0/c/0/0"
+    victim.write_bytes(victim.read_bytes()[:-3])
+    pages = [output / name / "report.html" for name in ("a", "b", ".")]
+    for page in pages:
+        page.unlink(missing_ok=True)
+    drawn = run("report", output)
+    assert drawn.exit_code == 1 and drawn.exception.code == 1 and all(page.is_file() for page in pages)
+    first, second, every = drawn.stdout.splitlines()
+    assert first == str(pages[0]) and second.startswith(f"{output}/b/labels.ome.zarr is damaged (")
+    assert every.startswith(f"{output}/report.html lacks the labels of 1 image(s): ")
+    assert ["No labels are drawn" in page.read_text() for page in pages] == [False, True, True]
+    assert pages[2].read_text().count('src="data:image/jpeg;base64,') == 2
+    assert run("verify", output / "b").exit_code == 1  # what the line says to run finds it
