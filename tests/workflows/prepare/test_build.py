@@ -189,6 +189,90 @@ def test_faults_are_found(
     assert (prepared.facts is None) == (level == "error") == (not (tmp_path / "s.zarr").exists())
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "fit"),
+    [
+        (("", "", ""), ("nir", "red", "green"), False),  # GDAL writes three bands of bytes as red, green and blue
+        (("B4", "B3", "B2"), ("B2", "B3", "B4"), False),
+        (("red", "green", "blue", "nir"), ("red", "green", "blue", "swir"), False),
+        (("red", "green", "blue", "nir"), ("", "", "", ""), True),
+        (("Red", "Green", "Blue"), ("", "", ""), True),
+        (("nir",), ("",), True),
+        (("nir",), ("swir",), False),
+    ],
+)
+def test_images_with_other_bands_are_named(
+    one: tuple[str, ...], other: tuple[str, ...], fit: bool, described: Callable[..., Dataset], photos: Any,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    photos({"a1": (40, 40), "b1": (40, 40), "v1": (40, 40)})
+    random = np.random.default_rng(3)
+    dtype = np.uint8 if len(one) == 3 else np.uint16  # of four bands of bytes GDAL makes the last one alpha
+    for name, bands in {"a1": one, "b1": one, "v1": other}.items():
+        with rasterio.open(
+            tmp_path / "images" / f"{name}.png", "w", driver="GTiff", height=40, width=40, count=len(bands),
+            dtype=dtype, crs="EPSG:32636", transform=rasterio.transform.from_origin(323000, 39200, 1, 1),
+        ) as image:  # fmt: skip
+            image.write(random.integers(0, 256, (len(bands), 40, 40), dtype))
+            image.descriptions = bands
+    prepared = prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    assert (prepared.facts is not None) == fit
+    if not fit:
+        found = [str(fault) for fault in prepared.errors]
+        ours = ", ".join(one) if any(one) else "red, green, blue"
+        assert len(found) == 1 and f"a1 has the bands {ours}, v1 has {', '.join(other)};" in found[0]
+
+
+def test_photos_and_tiffs_without_names_are_one_set(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    drawn = photos({"a1": (40, 40), "b1": (40, 40), "v1": (40, 40)})
+    tifffile.imwrite(tmp_path / "images/b1.tif", drawn["b1"][0], photometric="minisblack", planarconfig="contig")
+    (tmp_path / "images/b1.tif").rename(tmp_path / "images/b1.png")
+    tifffile.imwrite(tmp_path / "images/v1.tif", drawn["v1"][0], photometric="rgb")
+    (tmp_path / "images/v1.tif").rename(tmp_path / "images/v1.png")
+    prepared = prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    assert prepared.facts is not None and not prepared.faults
+    assert (whole(PatchStore.open(tmp_path / "s.zarr"), "b1")[0] == drawn["b1"][0]).all()
+
+
+def test_an_image_without_an_object_does_not_stop_the_set(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos({"a1": (64, 64), "v1": (64, 64)})
+    tree = {"type": "Polygon", "coordinates": [[[8, 8], [40, 8], [40, 40], [8, 40], [8, 8]]]}
+    feature = {"type": "Feature", "geometry": tree, "properties": {"classification": {"name": "tree"}}}
+    for name, features in (("a1", []), ("v1", [feature])):
+        content = {"type": "FeatureCollection", "features": features}
+        (tmp_path / f"masks/{name}.geojson").write_text(json.dumps(content))
+    prepared = prepare(described(**{**GLOBS, "labels": "masks/{stem}.geojson"}), tmp_path, tmp_path / "s.zarr")
+    assert not prepared.errors and any("a1: labels hold no polygon" in str(fault) for fault in prepared.faults)
+    assert (whole(PatchStore.open(tmp_path / "s.zarr"), "a1")[1] == 0).all()
+
+
+def test_a_store_stays_finished_however_its_data_folder_is_written(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos({"a1": (64, 64), "v1": (64, 64)})
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path / "images")
+    rows = ["images/a1.png,masks/a1.png,train", f"{tmp_path}/images/v1.png,{tmp_path}/masks/v1.png,val"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,labels,split", *rows]))
+    for number, dataset in enumerate((described(**GLOBS), described(table="t.csv"))):
+        store = tmp_path / f"{number}.zarr"
+        assert prepare(dataset, tmp_path, store).fresh
+        for root in (Path(".."), tmp_path / "link", tmp_path / "masks/.."):
+            assert not prepare(dataset, root, store).fresh
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for folder in ("images", "masks"):
+        (tmp_path / folder).rename(moved / folder)
+    assert not prepare(described(**GLOBS), moved, tmp_path / "0.zarr").fresh
+    os.utime(moved / "images/a1.png")
+    with pytest.raises(StoreError, match="other data or settings"):
+        prepare(described(**GLOBS), moved, tmp_path / "0.zarr")
+
+
 def test_the_store_does_not_depend_on_workers_executor_or_place(
     described: Callable[..., Dataset], photos: Any, tmp_path: Path
 ) -> None:

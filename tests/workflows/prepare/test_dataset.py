@@ -53,3 +53,11 @@ def test_two_backgrounds_are_refused(described: Callable[..., Dataset]) -> None:
     two = [{"name": name, "color": [0, 0, 0], "background": True} for name in "ab"]
     with pytest.raises(ConfigError, match="two classes are background"):
         described(two, table="t.csv")
+
+
+def test_of_two_classes_the_background_comes_first(described: Callable[..., Dataset]) -> None:
+    """What models are chosen by is the second one's IoU."""
+    two = [{"name": "nucleus", "color": [0, 0, 0]}, {"name": "rest", "color": [1, 1, 1], "background": True}]
+    with pytest.raises(ConfigError, match="list 'rest' before 'nucleus'"):
+        described(two, table="t.csv")
+    assert described(two[::-1], table="t.csv").only_foreground == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,97 @@ def test_instances_are_one_class_and_keep_their_numbers(image: Path, described: 
     assert (labels == (raw > 0)).all() and (objects == raw).all()
     with pytest.raises(DataError, match="one class"):
         read(image, image.with_name("m.png"), described(table="t", instances=True))
+
+
+TWO = [{"name": "no", "color": [0, 0, 0], "background": True}, {"name": "cell", "color": [9, 9, 9]}]
+
+
+def tiff(path: Path, raw: Any, nodata: float | None) -> Path:
+    """Write values (h, w) or (h, w, bands) as a TIFF with a nodata tag, or without one."""
+    planes = np.moveaxis(np.atleast_3d(raw), -1, 0)
+    count, height, width = planes.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": raw.dtype, "nodata": nodata}
+    with rasterio.open(path, "w", driver="GTiff", **shape) as file:
+        file.write(planes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "marked", "nodata", "no_data"),
+    [
+        ("uint16", 65535, None, [65535]),
+        ("uint16", 65535, 65535, []),
+        ("uint32", 2**32 - 1, 2**32 - 1, []),
+        ("float32", -9999, -9999, []),
+        ("float32", np.nan, None, []),
+        ("float32", np.finfo(np.float32).min, np.finfo(np.float32).min, []),
+    ],
+)
+def test_what_does_not_count_is_no_object(
+    dtype: str, marked: float, nodata: float | None, no_data: list[int], image: Path, described: Callable[..., Dataset]
+) -> None:
+    numbers = np.random.default_rng(8).integers(0, 4, (40, 50))
+    off = np.random.default_rng(9).random((40, 50)) < 0.4
+    mask = tiff(image.with_name("m.tif"), np.where(off, np.array(marked, dtype), numbers.astype(dtype)), nodata)
+    settings = described(TWO, table="t", instances=True, no_data=no_data)
+    labels, objects, faults = read(image, mask, settings)
+    assert (labels == np.where(off, 255, numbers > 0)).all() and (objects == np.where(off, 0, numbers)).all()
+    assert not faults
+
+
+def test_what_does_not_count_is_no_class(image: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(10).choice([0, 1, 7, 255], (40, 50)).astype(np.float32)
+    raw[:9] = np.nan
+    classes = [{**TWO[0], "labels": [0]}, {**TWO[1], "labels": [255]}]
+    labels, _, faults = read(image, tiff(image.with_name("m.tif"), raw, 1), described(classes, table="t", no_data=[7]))
+    expected = np.select([raw == 0, raw == 255], [0, 1], 255)
+    assert (labels == expected).all() and (labels[:9] == 255).all() and not faults
+
+
+def test_nodata_of_a_file_that_a_class_lists_counts_and_is_told(image: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(11).choice([0, 255], (40, 50)).astype(np.uint8)
+    mask = tiff(image.with_name("m.tif"), raw, 255)
+    listed = described([TWO[0], {**TWO[1], "labels": [255]}], table="t")
+    for dataset in (listed, described(TWO, table="t", label_map={0: 0, 255: 1})):
+        labels, _, faults = read(image, mask, dataset)
+        assert (labels == raw // 255).all()
+        assert len(faults) == 1 and "nodata value 255 of labels is a class's and counts" in faults[0]
+
+
+@pytest.mark.parametrize("colored", [False, True])
+def test_nodata_of_a_file_that_a_class_has_by_default_counts_and_is_told(
+    colored: bool, image: Path, described: Callable[..., Dataset]
+) -> None:
+    chosen = np.random.default_rng(12).integers(0, 2, (40, 50))
+    raw = np.stack([chosen * 9] * 3, -1) if colored else chosen
+    mask = tiff(image.with_name("m.tif"), raw.astype(np.uint8), 0)
+    labels, _, faults = read(image, mask, described(TWO, table="t"))
+    assert (labels == chosen).all()
+    assert len(faults) == 1 and "is a class's and counts as it; else set no_data = [0]" in faults[0]
+    assert f"{(chosen == 0).sum():,} px" in faults[0]
+    mark: Any = [0, 0, 0] if colored else 0
+    labels, _, faults = read(image, mask, described(TWO, table="t", no_data=[mark]))
+    assert (labels == np.where(chosen, 1, 255)).all() and not faults
+
+
+def test_nodata_does_not_count_in_another_crs_either(tmp_path: Path, described: Callable[..., Dataset]) -> None:
+    place = {"crs": "EPSG:32636", "height": 40, "width": 50, "count": 1, "driver": "GTiff", "dtype": "uint16"}
+    raw = np.random.default_rng(13).choice([0, 1, 2, 65535], (40, 50)).astype(np.uint16)
+    for name, x in (("i.tif", 500000), ("m.tif", 500010)):
+        at = from_origin(x, 39200, 1.0, 1.0)
+        with rasterio.open(
+            tmp_path / name, "w", transform=at, nodata=65535 if name == "m.tif" else None, **place
+        ) as file:
+            file.write(raw, 1)
+    labels, objects, _ = read(tmp_path / "i.tif", tmp_path / "m.tif", described(TWO, table="t", instances=True))
+    raw, off = raw[:, :40], raw[:, :40] == 65535
+    assert (labels[:, :10] == 255).all() and (labels[:, 10:] == np.where(off, 255, raw > 0)).all()
+    assert not objects[:, :10].any() and (objects[:, 10:] == np.where(off, 0, raw)).all()
+
+
+def test_a_value_means_one_thing(image: Path, described: Callable[..., Dataset]) -> None:
+    with pytest.raises(DataError, match="mark 0 in labels means two things"):
+        Legend.of(described(TWO, table="t", no_data=[0], label_map={0: 0, 1: 1}))
 
 
 def test_another_size_is_an_error(image: Path, described: Callable[..., Dataset]) -> None:

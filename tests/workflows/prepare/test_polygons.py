@@ -24,6 +24,8 @@ from unetpp_workflows.prepare.dataset import Dataset
 from unetpp_workflows.prepare.legend import Legend
 from unetpp_workflows.prepare.polygons import PolygonReader
 
+from .conftest import CLASSES
+
 
 @pytest.fixture
 def slide(tmp_path: Path) -> Path:
@@ -109,6 +111,37 @@ def test_no_polygon_on_the_image_is_an_error_and_a_cut_one_a_fault(
     )
     _, _, faults = draw(slide, cut, described(table="t"))
     assert any("outside the image: 1" in fault for fault in faults) and any("cut there: 1" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".parquet"])
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_file_without_a_feature_is_all_background(
+    suffix: str, placed: bool, slide: Path, described: Callable[..., Dataset]
+) -> None:
+    image, file = slide, slide.with_name(f"none{suffix}")
+    if placed:
+        image = slide.with_name("i.tif")
+        at = {"crs": "EPSG:32636", "transform": from_origin(323000, 39200, 1, 1), "height": 80, "width": 100}
+        with rasterio.open(image, "w", driver="GTiff", count=1, dtype="uint8", **at) as written:
+            written.write(np.zeros((80, 100), np.uint8), 1)
+    frame = geopandas.GeoDataFrame({"kind": []}, geometry=[], crs="EPSG:32636")
+    frame.to_parquet(file) if suffix == ".parquet" else frame.to_file(file)
+    labels, objects, faults = draw(image, file, described(table="t", instances=True))
+    assert not labels.any() and not objects.any()
+    assert len(faults) == 1 and "all of the image is background" in faults[0]
+    for other in ({"outside": "ignore"}, {"classes": [{**c, "background": False} for c in CLASSES]}):
+        with pytest.raises(DataError, match="holds no polygons"):
+            draw(image, file, described(table="t", **other))
+
+
+def test_a_file_of_other_features_is_no_empty_one(slide: Path, described: Callable[..., Dataset]) -> None:
+    for name, content in (("a", {"type": "Feature", "geometry": None, "properties": {}}), ("b", {"slides": 3})):
+        file = slide.with_name(f"{name}.json")
+        file.write_text(json.dumps(content))
+        with pytest.raises(DataError, match="holds no polygons"):
+            draw(slide, file, described(table="t"))
+    with pytest.raises(DataError, match="holds no polygons"):
+        draw(slide, qupath(slide.with_name("c.geojson"), [(shapely.Point(3, 3), "tree")]), described(table="t"))
 
 
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".parquet"])

@@ -114,6 +114,56 @@ def test_nothing_to_split_by_is_an_error(described: Callable[..., Dataset], tmp_
         list_rows(described(table="t.csv").data, tmp_path)
 
 
+def test_a_column_that_the_data_set_names_must_be_there(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels,patient,fold\na.png,1.png,p1,train\nb.png,2.png,p1,val\n")
+    with pytest.raises(DataError, match=r"no column 'patient_id' \(group\); it has image, labels, patient, fold"):
+        list_rows(described(table="t.csv", split="fold", group="patient_id").data, tmp_path)
+    shares = {"train": 0.5, "val": 0.5}
+    with pytest.raises(DataError, match=r"no column 'flod' \(split\)"):
+        list_rows(described(table="t.csv", split="flod", shares=shares).data, tmp_path)
+    globs = {"images": "[ab].png", "labels": "{stem}.png", "group": "patient_id"}
+    with pytest.raises(DataError, match=r"no column 'patient_id' \(group\)"):
+        list_rows(described(**globs, table="t.csv", key="image", split="fold").data, tmp_path)
+    # Without a table the group is in the file's name; where none is named, each image is one.
+    assert [row.split for row in list_rows(described(**globs, validation=["b"]).data, tmp_path)] == ["train", "val"]
+    assert [row.group for row in list_rows(described(table="t.csv", split="fold").data, tmp_path)] == ["a", "b"]
+
+
+def test_named_groups_must_be_there(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels,group\na.png,1.png,p1\nb.png,2.png,p2\nc.png,3.png,p3\n")
+    with pytest.raises(DataError, match=r"'p-2', 'P3'; groups are 'p1', 'p2', 'p3'") as caught:
+        list_rows(described(table="t.csv", validation=["p1", "p-2"], test=["P3"]).data, tmp_path)
+    assert "\n" not in str(caught.value)
+    # Names that are there by default need no group.
+    for names in ({"validation": ["p1"]}, {"test": ["p1"]}):
+        splits = [row.split for row in list_rows(described(table="t.csv", **names).data, tmp_path)]
+        assert splits == ["val" if "validation" in names else "test", "train", "train"]
+
+
+def test_two_rows_of_one_key_are_named(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for name in ("a.png", "b.png", "masks/a.png", "masks/b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "t.csv").write_text("id,split\na,train\nb,val\na,test\na,train\n")
+    with pytest.raises(DataError, match=r"t\.csv has 3 rows with id 'a'"):
+        list_rows(described(images="*.png", labels="masks/{stem}.png", table="t.csv").data, tmp_path)
+
+
+@pytest.mark.parametrize("again", ["./images/a.png", "images/./a.png", "{root}/images/a.png"])
+def test_another_spelling_of_a_path_is_no_other_image(
+    again: str, described: Callable[..., Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("images/a.png", "1.png", "2.png"):
+        (tmp_path / name).touch()
+    again = again.format(root=tmp_path)
+    (tmp_path / "t.csv").write_text(f"image,labels,split\nimages/a.png,1.png,train\n{again},2.png,val\n")
+    monkeypatch.chdir(tmp_path.parent)
+    for root in (tmp_path, Path(tmp_path.name)):
+        with pytest.raises(DataError, match="a has 2 rows"):
+            list_rows(described(table="t.csv").data, root)
+
+
 def test_one_group_needs_a_guard(described: Callable[..., Dataset], tmp_path: Path) -> None:
     table(tmp_path, "image,labels\na.png,1.png\n")
     shares = {"train": 0.75, "val": 0.25}

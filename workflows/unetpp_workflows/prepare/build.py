@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Called with what is counted, how many are done, and of how many."""
+_UNNAMED = re.compile(r"gray|band\d+")
+"""What readers call a band that its file does not name. (The bands of a PNG are red, green and blue.)"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def prepare(
     """
     rows = list_rows(dataset.data, root)
     settings = json.dumps([FORMAT, dataset.model_dump(mode="json", exclude={"name"})], sort_keys=True)
-    keys = [survey_key(row, settings) for row in rows]
+    keys = [survey_key(row, settings, root) for row in rows]
     key = hashlib.sha256("\n".join([settings, *keys]).encode()).hexdigest()
     before = stored_facts(store)
     if before is not None and before["complete"]:
@@ -226,6 +230,7 @@ def _set_faults(dataset: Dataset, rows: Sequence[Row], surveys: Sequence[Survey]
         faults.append(
             error(f"most images have {bands} band(s) of {dtype}, others do not: {some(others)}; convert them")
         )
+    faults += _mixed_bands(usable)
     names = [c.name for c in dataset.classes]
     counts = {split: np.zeros(len(names), np.int64) for split in SPLITS}
     for row, found in usable:
@@ -246,6 +251,26 @@ def _set_faults(dataset: Dataset, rows: Sequence[Row], surveys: Sequence[Survey]
     if dataset.data.spacing is None and common_spacing(sizes) is None and any(found.spacing for found in sizes):
         faults.append(warning("images have different pixel sizes or state none; set spacing to train at one"))
     return faults
+
+
+def _mixed_bands(usable: Sequence[tuple[Row, Survey]]) -> list[Fault]:
+    """Return an error for the first two images with bands of different names in one place.
+
+    Case makes no difference, and a band without a name fits every other.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    for row, found in usable:
+        first.setdefault(found.bands, row.name)
+    for (ours, one), (theirs, other) in combinations(first.items(), 2):
+        if len(ours) == len(theirs) and any(map(_differ, ours, theirs)):
+            what = f"{one} has the bands {', '.join(ours)}, {other} has {', '.join(theirs)}"
+            return [error(f"{what}; bring them into one order, or where only names differ, rename in a .bands.toml")]
+    return []
+
+
+def _differ(one: str, other: str) -> bool:
+    unnamed = _UNNAMED.fullmatch(one) or _UNNAMED.fullmatch(other)
+    return not unnamed and one.casefold() != other.casefold()
 
 
 def common_spacing(surveys: Sequence[Survey]) -> dict[str, Any] | None:

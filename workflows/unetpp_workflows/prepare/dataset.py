@@ -41,11 +41,13 @@ class DataSection(_Section):
         table: CSV or Parquet below the data folder, one row per image (and annotator).
         key: its column with the image's stem, where `images` is a glob.
         split: its column with train, val or test.
-        group: its column with what must not be split: patient, slide, scene. Where there is none, each image is one.
+        group: its column with what must not be split: patient, slide, scene. Where none is named and there is none,
+            each image is one.
         stratum: its column that figures are given by (the kind of stain, say); the group where empty.
         group_pattern: without a table, a regular expression whose first group names the image's group.
-        validation, test: values of the split column that mean val and test, or else names of groups. Everything else
-            is training, where there is no split column; in a split column it must be called train.
+        validation, test: values of the split column that mean val and test, or else names of groups, which must be
+            there. Everything else is training, where there is no split column; in a split column it must be called
+            train.
         shares: without either, parts of the images per split, filled group by group in an order drawn from `seed`.
         guard: pixels left unlabelled between the parts of the one group that there is; without it, one group is an
             error. At least the network's halo.
@@ -53,9 +55,10 @@ class DataSection(_Section):
             an object.
         label_map: value in the mask -> class index; the short form of `labels` in [[classes]].
         no_data: marks that do not count: values, colours, polygon classes. Unlisted marks do not count either, but are
-            reported.
+            reported; nor do NaN and a TIFF's own nodata value, unless it stands for a class.
         property: polygons' property with the class name. Empty: QuPath's classification, or the one class there is.
-        outside: what lies outside all polygons, background (where a class is) or ignore.
+        outside: what lies outside all polygons, background (where a class is) or ignore. Of a file without a feature
+            that is the whole image; to ignore it is an error.
         annotators: several rows of one image: "majority" of those who labelled a pixel, ties do not count; "separate"
             keeps each row as an image of its own, in one group.
         spacing: pixel size to train at; every image is resampled to it. Without it, level 0 as it is.
@@ -150,6 +153,10 @@ class Dataset(_Section):
                 raise ValueError(f"two classes have the {what} {twice[0]!r}; each needs its own")
         if sum(c.background for c in self.classes) > 1:
             raise ValueError("two classes are background; one at most can be")
+        if len(self.classes) == 2 and self.classes[1].background:
+            # The figures that models are chosen by, and objects, are those of the second class.
+            first, second = (c.name for c in self.classes)
+            raise ValueError(f"of two classes the background comes first; list {second!r} before {first!r}")
         foreground = [c for c in self.classes if not c.background]
         if self.data.instances and len(foreground) > 1 and self.data.label_map:
             raise ValueError("label_map and instances exclude each other: the values of instances are numbers")

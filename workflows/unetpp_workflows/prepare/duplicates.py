@@ -32,7 +32,7 @@ def duplicates(rows: Sequence[Row], surveys: Sequence[Survey]) -> list[Fault]:
         for m in np.flatnonzero(prints[n + 1 :] @ prints[n] >= ALIKE) + n + 1:
             j = usable[int(m)]
             one, other = rows[i], rows[j]
-            if one.split == other.split or one.image == other.image:
+            if one.split == other.split or (one.image == other.image and one.part != (0.0, 1.0)):
                 continue
             pair = f"{one.name} ({one.split}) and {other.name} ({other.split})"
             if surveys[i].sha256 == surveys[j].sha256:

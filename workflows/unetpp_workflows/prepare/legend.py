@@ -20,7 +20,11 @@ _TABLE = 2**16
 
 @dataclass(frozen=True)
 class Legend:
-    """Class index per mark; 255 for marks that do not count."""
+    """Class index per mark; 255 for marks that do not count.
+
+    Attributes:
+        no_data: values that the data set says do not count.
+    """
 
     values: Mapping[int, int]
     colors: Mapping[Color, int]
@@ -29,6 +33,7 @@ class Legend:
     background: int | None
     instances: bool
     explicit_values: bool
+    no_data: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, dataset: Dataset) -> Legend:
@@ -47,7 +52,8 @@ class Legend:
                 for kind, mark in defaults.items():
                     if mark not in marks[kind] and not (kind is int and data.label_map):
                         marks[kind][mark] = index
-        marks[int].update(data.label_map)
+        for value, index in data.label_map.items():
+            _put(marks[int], value, index)
         marks[int].setdefault(NO_DATA, NO_DATA)
         return cls(
             values=marks[int],
@@ -57,6 +63,7 @@ class Legend:
             background=dataset.background,
             instances=data.instances,
             explicit_values=bool(data.label_map) or data.instances or explicit == {int},
+            no_data=frozenset(mark for mark in data.no_data if isinstance(mark, int)),
         )
 
 

@@ -22,20 +22,22 @@ from unetpp_workflows.prepare.faults import Fault, warning
 from unetpp_workflows.prepare.legend import Indices, Legend, Unlisted, index_colors, index_instances, index_values
 
 if TYPE_CHECKING:
-    from unetpp.io.base import Raster
+    from collections.abc import Mapping
+
+    from unetpp.io.base import Mask, Raster
     from unetpp.io.resample import OutputGrid
 
 Objects = NDArray[np.int32]
 
 
 class RawMask(Protocol):
-    """A label file as it is stored: values (h, w, bands) of a box inside it."""
+    """A label file as it is stored: values (h, w, bands) of a box inside it; `nodata` is what its tag says."""
 
     height: int
     width: int
     crs: str | None
     transform: Transform | None
-    nodata: int | None
+    nodata: float | None
 
     def read(self, box: Box) -> NDArray[Any]: ...
     def close(self) -> None: ...
@@ -50,7 +52,7 @@ class MaskReader:
 
     def __init__(self, path: str, legend: Legend, raster: Raster, grid: OutputGrid) -> None:
         self._path, self._legend, self._grid = path, legend, grid
-        self._unlisted = Unlisted()
+        self._unlisted, self._tagged = Unlisted(), 0
         self._notes: list[Fault] = []
         self._mask = _open(Path(path))
         self._warp: Any = None
@@ -95,17 +97,13 @@ class MaskReader:
             return self._indices(part[np.ix_(rows - rows[0], cols - cols[0])])
         row, col = self._warped(box)
         inside = (row >= 0) & (row < self._mask.height) & (col >= 0) & (col < self._mask.width)
-        labels = np.full(box.shape, NO_DATA, np.uint8)
-        objects = np.zeros(box.shape, np.int32) if self._legend.instances else None
-        if inside.any():
-            row, col = row[inside], col[inside]
-            y0, x0 = int(row.min()), int(col.min())
-            part = self._mask.read(Box(y0, x0, int(row.max()) + 1, int(col.max()) + 1))
-            found, numbers = self._indices(part[row - y0, col - x0][:, None])
-            labels[inside] = found[:, 0]
-            if objects is not None and numbers is not None:
-                objects[inside] = numbers[:, 0]
-        return labels, objects
+        if not inside.any():
+            nothing = np.zeros(box.shape, np.int32) if self._legend.instances else None
+            return np.full(box.shape, NO_DATA, np.uint8), nothing
+        row, col = row[inside], col[inside]
+        y0, x0 = int(row.min()), int(col.min())
+        part = self._mask.read(Box(y0, x0, int(row.max()) + 1, int(col.max()) + 1))
+        return _spread(*self._indices(part[row - y0, col - x0][:, None]), inside)
 
     def _warped(self, box: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the mask's row and column (h, w) at the centre of every pixel; outside where undefined."""
@@ -116,8 +114,39 @@ class MaskReader:
         return _floor(row), _floor(col)
 
     def _indices(self, raw: NDArray[Any]) -> tuple[Indices, Objects | None]:
+        colored = raw.shape[-1] >= 3 and not self._legend.explicit_values
+        counts = ~self._missing(raw[..., :3] if colored else raw[..., :1], colored)
+        if counts.all():
+            return self._classes(raw, colored)
+        return _spread(*self._classes(raw[counts][:, None], colored), counts)
+
+    def _missing(self, raw: NDArray[Any], colored: bool) -> Mask:
+        """Return which pixels (h, w) of stored values (h, w, bands) are marked as ones that do not count."""
+        missing = np.isnan(raw).any(-1) if raw.dtype.kind == "f" else np.zeros(raw.shape[:2], bool)
+        if self._legend.no_data and not colored:
+            missing |= np.isin(raw[..., 0], list(self._legend.no_data))
+        return missing | self._tagged_nodata(raw, colored)
+
+    def _tagged_nodata(self, raw: NDArray[Any], colored: bool) -> Mask:
+        """Return which pixels (h, w) hold the file's nodata value; none where that value is a class's.
+
+        Many masks carry nodata = 0 and mean background by 0: the data set's own words win over the tag.
+        """
+        nodata = self._mask.nodata
+        found = np.zeros(raw.shape[:2], bool) if nodata is None else np.asarray((raw == nodata).all(-1))
+        if not found.any():
+            return found
+        mark: Any = (nodata,) * 3 if colored else nodata
+        known: Mapping[Any, int] = self._legend.colors if colored else self._legend.values
+        if known.get(mark, NO_DATA) == NO_DATA:
+            return found
+        self._tagged += int(found.sum())
+        return np.zeros_like(found)
+
+    def _classes(self, raw: NDArray[Any], colored: bool) -> tuple[Indices, Objects | None]:
+        """Return class indices and object numbers (h, w) of stored values (h, w, bands) that all count."""
         raw = _whole(raw, self._path)
-        if raw.shape[-1] >= 3 and not self._legend.explicit_values:
+        if colored:
             return index_colors(raw[..., :3], self._legend, self._unlisted), None
         if raw.shape[-1] > 1 and not (raw[..., :3] == raw[..., :1]).all():
             raise DataError(f"labels {self._path} are coloured, but the classes list values; list their colours")
@@ -127,9 +156,11 @@ class MaskReader:
 
     def faults(self) -> list[Fault]:
         """Return what was met while reading."""
-        known = None if self._mask.nodata is None else str(self._mask.nodata)
-        self._unlisted.pixels.pop(known or "", None)
         found = list(self._notes)
+        if self._tagged:
+            value = f"{self._mask.nodata:.12g}"
+            text = f"nodata value {value} of labels is a class's and counts as it; else set no_data = [{value}]"
+            found.append(warning(text, detail=f"{self._tagged:,} px"))
         if self._unlisted.pixels:
             found.append(warning("values outside the legend do not count", detail=self._unlisted.text()))
         return found
@@ -155,10 +186,21 @@ def _floor(values: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(whole, np.int64)
 
 
+def _spread(found: Indices, numbers: Objects | None, where: Mask) -> tuple[Indices, Objects | None]:
+    """Return labels and objects of the shape (h, w) of `where` with those found there; elsewhere 255 and 0."""
+    labels = np.full(where.shape, NO_DATA, np.uint8)
+    labels[where] = found.ravel()
+    if numbers is None:
+        return labels, None
+    objects = np.zeros(where.shape, np.int32)
+    objects[where] = numbers.ravel()
+    return labels, objects
+
+
 def _whole(raw: NDArray[Any], path: str) -> NDArray[Any]:
     if raw.dtype.kind == "f":
-        whole: NDArray[Any] = np.nan_to_num(raw, nan=NO_DATA).astype(np.int64)
-        if not (np.isnan(raw) | (whole == raw)).all():
+        whole: NDArray[Any] = raw.astype(np.int64)
+        if not (whole == raw).all():
             raise DataError(f"labels {path} hold fractions; give whole numbers")
         return whole
     return raw
@@ -188,7 +230,7 @@ class _PhotoMask:
 
     crs: str | None = None
     transform: Transform | None = None
-    nodata: int | None = None
+    nodata: float | None = None
 
     def __init__(self, path: Path) -> None:
         from PIL import Image
@@ -236,8 +278,7 @@ class _TiffMask:
         self.crs = self._data.crs.to_wkt() if self._data.crs else None
         a, b, c, d, e, f = tuple(self._data.transform)[:6]
         self.transform = None if self._data.transform.is_identity else (a, b, c, d, e, f)
-        nodata = self._data.nodatavals[0]
-        self.nodata = int(nodata) if nodata is not None and float(nodata).is_integer() else None
+        self.nodata: float | None = self._data.nodatavals[0]
 
     def read(self, box: Box) -> NDArray[Any]:
         from rasterio.errors import RasterioError
@@ -259,7 +300,7 @@ class _ZarrMask:
 
     crs: str | None = None
     transform: Transform | None = None
-    nodata: int | None = None
+    nodata: float | None = None
 
     def __init__(self, path: Path) -> None:
         from unetpp.io.zarr import ZarrRaster

@@ -41,19 +41,22 @@ class Shapes:
         names: (n,) class names, "" where the file gives none.
         crs: of the coordinates; None means level-0 pixels, x to the right and y down.
         skipped: features that are not polygons.
+        features: all that the file holds, those without geometry too.
     """
 
     geometry: NDArray[Any]
     names: list[str]
     crs: str | None
     skipped: int
+    features: int
 
 
 class PolygonReader:
     """Class indices and object numbers of boxes of the training grid, from polygons.
 
     Raises:
-        DataError: the file does not read, has no polygons, or none lies on the image.
+        DataError: the file does not read, has no polygons, or none lies on the image. A file without any feature is
+            all background where there is such a class.
     """
 
     def __init__(self, path: str, legend: Legend, data: DataSection, raster: Raster, grid: OutputGrid) -> None:
@@ -62,24 +65,36 @@ class PolygonReader:
         shapes = read_shapes(Path(path), data.property, any_name=legend.only is not None, placed=raster.crs is not None)
         self._legend, self._grid = legend, grid
         self._notes: list[Fault] = []
-        if not len(shapes.geometry):
+        inside = legend.background if data.outside == "background" else None
+        self._outside = NO_DATA if inside is None else inside
+        if len(shapes.geometry):
+            geometry = self._placed(path, shapes, raster)
+        elif shapes.features or self._outside == NO_DATA:
             raise DataError(f"{path} holds no polygons; give the right file, or remove the image")
+        else:
+            # What an annotator saves of an image that has nothing to outline.
+            self._notes.append(warning("labels hold no polygon: all of the image is background"))
+            geometry = shapes.geometry
+        indices = self._classes(shapes.names)
+        # Larger first; what does not count last. Equal areas keep the file's order.
+        order = np.lexsort((np.arange(len(geometry)), -shapely.area(geometry), indices == NO_DATA))
+        self._geometry, self._indices, self._numbers = geometry[order], indices[order], order + 1
+        self._tree = shapely.STRtree(self._geometry)
+
+    def _placed(self, path: str, shapes: Shapes, raster: Raster) -> NDArray[Any]:
+        """Return the geometries in pixels of the grid, and note what is odd about them."""
+        import shapely
+
         if shapes.skipped:
             self._notes.append(warning("features that are no polygons are left out", detail=f"{shapes.skipped}"))
-        geometry = _on_grid(shapes, raster, grid, self._notes)
+        geometry = _on_grid(shapes, raster, self._grid, self._notes)
         invalid = int((~shapely.is_valid(geometry)).sum())
         if invalid:
             self._notes.append(
                 warning("polygons cross themselves and are drawn by the even-odd rule", detail=f"{invalid}")
             )
         self._check_place(path, geometry, raster)
-        indices = self._classes(shapes.names)
-        # Larger first; what does not count last. Equal areas keep the file's order.
-        order = np.lexsort((np.arange(len(geometry)), -shapely.area(geometry), indices == NO_DATA))
-        self._geometry, self._indices, self._numbers = geometry[order], indices[order], order + 1
-        self._tree = shapely.STRtree(self._geometry)
-        inside = legend.background if data.outside == "background" else None
-        self._outside = NO_DATA if inside is None else inside
+        return geometry
 
     def _classes(self, names: list[str]) -> NDArray[np.int64]:
         legend, unlisted = self._legend, Counter[str]()
@@ -172,7 +187,7 @@ def read_shapes(path: Path, name_property: str, *, any_name: bool, placed: bool)
     kept = np.flatnonzero(polygon)
     names = [_class_name(properties[i], name_property, any_name, path) for i in kept]
     missing = int((shapely.get_type_id(geometry) >= 0).sum()) - len(kept)
-    return Shapes(geometry[kept], names, crs, missing)
+    return Shapes(geometry[kept], names, crs, missing, len(geometry))
 
 
 def _class_name(properties: dict[str, Any], name_property: str, any_name: bool, path: Path) -> str:

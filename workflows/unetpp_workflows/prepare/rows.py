@@ -13,6 +13,7 @@ from unetpp.geometry import Box
 from unetpp.io.bands import split_item
 from unetpp.io.video import split_frame
 from unetpp_workflows.prepare.dataset import SPLITS, DataSection
+from unetpp_workflows.prepare.faults import some
 from unetpp_workflows.prepare.splits import part_box, split_by_share, split_groups
 from unetpp_workflows.tables import read_table
 
@@ -59,12 +60,33 @@ class Row:
         """Return the paths of all that is named; of a frame or an item the file that holds it."""
         return tuple(_parts(path)[0] for path in (self.image, *self.labels, self.mask, self.ignore) if path)
 
+    def below(self, root: Path) -> Row:
+        """Return the row with its paths as they are told apart, see `path_below`; files are not opened by these."""
+        labels = tuple(path_below(path, root) for path in self.labels)
+        mask, ignore = (path and path_below(path, root) for path in (self.mask, self.ignore))
+        return replace(self, image=path_below(self.image, root), labels=labels, mask=mask, ignore=ignore)
+
+
+def path_below(path: str, root: Path) -> str:
+    """Return a path relative to the data folder where it lies below it, however the folder is written; else as it is.
+
+    Relative paths stay the same where the folder is moved or mounted elsewhere.
+    """
+    place = Path(path)
+    if place.is_relative_to(root):
+        return str(place.relative_to(root))
+    for folder in (root.absolute(), root.resolve()):
+        if place.is_relative_to(folder):
+            return str(place.relative_to(folder))
+    return path
+
 
 def list_rows(data: DataSection, root: Path) -> list[Row]:
     """Return the images of a data set in the order of their names, with splits.
 
     Raises:
-        DataError: no images, a missing file, row or column, or a group in two splits.
+        DataError: no images, a missing file, row or column, two rows where there can be one, a group in two splits, or
+            a named group that does not exist.
     """
     rows = _from_globs(data, root) if data.images else _from_table(data, root)
     rows = _annotated(sorted(rows, key=lambda row: (row.name, row.annotators)), data)
@@ -79,7 +101,7 @@ def assign_splits(rows: Sequence[Row], data: DataSection) -> list[Row]:
     """Give every image a split: by its table, by named groups, by shares, or inside the one group there is.
 
     Raises:
-        DataError: a group in two splits, an unknown split, nothing to split by, or an empty split.
+        DataError: a group in two splits, an unknown split or group, nothing to split by, or an empty split.
     """
     if any(row.split for row in rows):
         if data.shares:
@@ -94,6 +116,7 @@ def assign_splits(rows: Sequence[Row], data: DataSection) -> list[Row]:
             f"column {data.split!r} to the table, name validation groups, or give shares"
         )
     if not data.shares:
+        _need_groups(groups, data)
         return [replace(row, split=named.get(row.group, "train")) for row in rows]
     if len(set(groups)) > 1:
         by_share = split_by_share(groups, {str(split): share for split, share in data.shares.items()}, data.seed)
@@ -104,6 +127,17 @@ def assign_splits(rows: Sequence[Row], data: DataSection) -> list[Row]:
             "the network's halo, in pixels) to cut its images into parts with a band between them"
         )
     return _cut(rows, data)
+
+
+def _need_groups(groups: Sequence[str], data: DataSection) -> None:
+    """Raise `DataError` for names in validation or test that the data set gives and no group has."""
+    given = [name for key in ("validation", "test") if key in data.model_fields_set for name in getattr(data, key)]
+    unknown = [repr(name) for name in given if name not in groups]
+    if unknown:
+        there = some([repr(group) for group in sorted(set(groups))])
+        raise DataError(
+            f"validation or test names what is no group: {some(unknown)}; groups are {there}; correct the names"
+        )
 
 
 def _cut(rows: Sequence[Row], data: DataSection) -> list[Row]:
@@ -122,22 +156,13 @@ def _from_globs(data: DataSection, root: Path) -> list[Row]:
     paths = sorted(path for path in root.glob(data.images))
     if not paths:
         raise DataError(f"no images match {data.images!r} in {root}; name the data folder with --data")
-    table = {}
+    table: dict[str, list[dict[str, str]]] = {}
     if data.table is not None:
-        entries = read_table(root / data.table)
-        _need(entries, data.key, data.table)
-        table = {entry[data.key]: entry for entry in entries}
+        for entry in _entries(data, root, data.key):
+            table.setdefault(entry[data.key], []).append(entry)
     rows = []
     for path in paths:
-        if data.table is None:
-            found = re.search(data.group_pattern, path.stem)
-            if found is None:
-                raise DataError(f"{path.name} does not match group_pattern {data.group_pattern!r}; correct the pattern")
-            entry = {data.group: found[1] if found.re.groups else found[0]}
-        elif path.stem in table:
-            entry = table[path.stem]
-        else:
-            raise DataError(f"{data.table} has no row for {path.name}; add it or remove the image")
+        entry = _group_entry(path, data) if data.table is None else _table_entry(path, table, data)
         places = {name: str(root / getattr(data, name).format(stem=path.stem)) for name in ("mask", "ignore")
                   if getattr(data, name)}  # fmt: skip
         labels = str(root / data.labels.format(stem=path.stem))
@@ -145,21 +170,37 @@ def _from_globs(data: DataSection, root: Path) -> list[Row]:
     return rows
 
 
+def _group_entry(path: Path, data: DataSection) -> dict[str, str]:
+    """Return what a table would say of an image: its group, by its name."""
+    found = re.search(data.group_pattern, path.stem)
+    if found is None:
+        raise DataError(f"{path.name} does not match group_pattern {data.group_pattern!r}; correct the pattern")
+    return {data.group: found[1] if found.re.groups else found[0]}
+
+
+def _table_entry(path: Path, table: Mapping[str, list[dict[str, str]]], data: DataSection) -> dict[str, str]:
+    found = table.get(path.stem, [])
+    if not found:
+        raise DataError(f"{data.table} has no row for {path.name}; add it or remove the image")
+    if len(found) > 1:
+        raise DataError(f"{data.table} has {len(found)} rows with {data.key} {path.stem!r}; keep the right one")
+    return found[0]
+
+
 def _from_table(data: DataSection, root: Path) -> list[Row]:
-    assert data.table is not None
-    entries = read_table(root / data.table)
-    for column in ("image", "labels"):
-        _need(entries, column, data.table)
-    names = _unique_names([entry["image"] for entry in entries])
+    entries = _entries(data, root, "image", "labels")
+    # One image may be written in several ways; told apart by them, it could be in two splits.
+    images = [path_below(str(root / entry["image"]), root) for entry in entries]
+    names = _unique_names(images)
     rows = []
-    for entry in entries:
+    for entry, image in zip(entries, images, strict=True):
         places = {name: str(root / entry[name]) for name in ("mask", "ignore") if entry.get(name)}
         if entry.get("annotator"):
             places["annotator"] = entry["annotator"]
         labels = str(root / entry["labels"]) if entry["labels"] else ""
         if not labels:
             raise DataError(f"{data.table}: {entry['image']} has no labels; fill the column or remove the row")
-        rows.append(_row(names[entry["image"]], str(root / entry["image"]), labels, entry, data, places))
+        rows.append(_row(names[image], str(root / entry["image"]), labels, entry, data, places))
     return rows
 
 
@@ -221,6 +262,14 @@ def _parts(image: str) -> tuple[str, str]:
     return (image, "") if found is None else (str(found[0]), f"{found[0].name.partition('.')[0]}_{found[1]}")
 
 
-def _need(entries: Sequence[Mapping[str, str]], column: str, table: str) -> None:
-    if column not in entries[0]:
-        raise DataError(f"{table} has no column {column!r}; it has {', '.join(entries[0])}")
+def _entries(data: DataSection, root: Path, *columns: str) -> list[dict[str, str]]:
+    """Return the table's rows; raises `DataError` where it lacks one of the columns, or one that the data set names."""
+    assert data.table is not None
+    entries = read_table(root / data.table)
+    needed = dict.fromkeys(columns, "")
+    # Without these columns images are split in another way, which a slip of the pen must not do.
+    needed |= {getattr(data, key): f" ({key})" for key in ("split", "group") if key in data.model_fields_set}
+    for column, setting in needed.items():
+        if column and column not in entries[0]:
+            raise DataError(f"{data.table} has no column {column!r}{setting}; it has {', '.join(entries[0])}")
+    return entries

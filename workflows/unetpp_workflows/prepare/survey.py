@@ -101,13 +101,16 @@ class Survey:
         return None
 
 
-def survey_key(row: Row, settings: str) -> str:
-    """Return a hash of the row, the settings and the size and time of its files; cheap."""
-    digest = hashlib.sha256(f"{settings}\0{json.dumps(row.to_json())}".encode())
+def survey_key(row: Row, settings: str, root: Path) -> str:
+    """Return a hash of the row, the settings and the size and time of its files; cheap.
+
+    Paths below the data folder `root` count from there: neither how it is written nor where it lies changes the key.
+    """
+    digest = hashlib.sha256(f"{settings}\0{json.dumps(row.below(root).to_json())}".encode())
     for name in row.files():
         path = Path(name)
         stat = path.stat()
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         if path.is_dir():
             for file in sorted(path.rglob("*.json")):
                 digest.update(f"{file.stat().st_mtime_ns}\n".encode())
