@@ -2,13 +2,14 @@
 
     spacing    known spacing, no CRS                  px * spacing, mm2 (or m2 where the spacing is in metres)
     planar     projected CRS                          px * pixel area in m2
-    geodesic   geographic CRS, Web Mercator           exact cells of the ellipsoid, m2
+    geodesic   geographic CRS, Mercator               exact cells of the ellipsoid, m2
     pixels     anything else: the size of a pixel is unknown and is not guessed
 
 Geodesic cells follow Snyder, Map Projections: A Working Manual (USGS Professional Paper 1395, 1987), eq. 3-12: from the
 equator to latitude phi an ellipsoid with semi-minor axis b and eccentricity e has, per radian of longitude, the area
 b^2/2 (sin phi/(1 - e^2 sin^2 phi) + artanh(e sin phi)/e). A pixel of a north-up grid is a cell between two parallels
-and two meridians, so that differences of it are exact. In Web Mercator a metre is really cos(latitude) metres long.
+and two meridians, so that differences of it are exact. In Mercator, of the web or of the world (eq. 7-6 to 7-10), a
+metre is really about cos(latitude) metres long.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ class GeodesicMeasure:
     Attributes:
         transform: output-grid pixels -> CRS.
         to_radians: CRS units -> radians of longitude (and of latitude, where `mercator_radius` is None).
-        mercator_radius: radius of the sphere of a Web Mercator grid, in CRS units.
+        mercator_radius: length of a radian of longitude on a Mercator grid, in CRS units.
         semi_major, eccentricity: of the ellipsoid, in metres and as e.
+        mercator_equator, mercator_eccentricity: see `unetpp.io.resample.Mercator`.
     """
 
     transform: Transform
@@ -70,6 +72,8 @@ class GeodesicMeasure:
     mercator_radius: float | None
     semi_major: float
     eccentricity: float
+    mercator_equator: float = 0.0
+    mercator_eccentricity: float = 0.0
     unit: AreaUnit = "m2"
     method: Method = "geodesic"
 
@@ -112,7 +116,12 @@ class GeodesicMeasure:
         if self.mercator_radius is None:
             # Grids whose pixel centres lie on the poles reach half a pixel beyond them.
             return np.asarray(np.clip(northing * self.to_radians, -math.pi / 2, math.pi / 2))
-        return np.asarray(np.arctan(np.sinh(northing / self.mercator_radius)))
+        isometric = (northing - self.mercator_equator) / self.mercator_radius
+        e, latitude = self.mercator_eccentricity, np.arctan(np.sinh(isometric))
+        # Every step leaves e^2, 1/149 on Earth, of the error or less.
+        for _ in range(_LATITUDE_STEPS if e else 0):
+            latitude = np.arctan(np.sinh(isometric + e * np.arctanh(e * np.sin(latitude))))
+        return np.asarray(latitude)
 
     def _zone(self, northing: Floats) -> Floats:
         """Return the area in m2 from the equator to a northing, per radian of longitude."""
@@ -124,13 +133,18 @@ class GeodesicMeasure:
         """Return the derivative of `_zone` by the northing."""
         e, latitude = self.eccentricity, self._latitude(northing)
         meridian = self.semi_major**2 * (1 - e**2) * np.cos(latitude) / (1 - (e * np.sin(latitude)) ** 2) ** 2
-        slope = self.to_radians if self.mercator_radius is None else np.cos(latitude) / self.mercator_radius
-        return np.asarray(meridian * slope)
+        if self.mercator_radius is None:
+            return np.asarray(meridian * self.to_radians)
+        flat = self.mercator_eccentricity**2
+        return np.asarray(
+            meridian * np.cos(latitude) * (1 - flat * np.sin(latitude) ** 2) / (1 - flat) / self.mercator_radius
+        )
 
 
 Measure = FlatMeasure | GeodesicMeasure
 _GAUSS = ((0.5 - math.sqrt(0.15), 5 / 18), (0.5, 8 / 18), (0.5 + math.sqrt(0.15), 5 / 18))
 """Three-point Gauss-Legendre quadrature on [0, 1]: (node, weight)."""
+_LATITUDE_STEPS = 7
 
 
 def measure(grid: OutputGrid) -> Measure:
@@ -167,33 +181,24 @@ def class_areas(
 
 
 def _crs_measure(wkt: str, transform: Transform) -> Measure:
-    from pyproj import CRS
+    from unetpp.io.resample import find_mercator, horizontal
 
-    crs = _horizontal(CRS.from_wkt(wkt))
+    crs = horizontal(wkt)
     a, b, _, d, e, _ = transform
     unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 0.0
     if crs.is_geographic:
         return GeodesicMeasure(transform, unit, None, *_ellipsoid(crs))
-    if crs.is_projected and _is_web_mercator(crs):
-        # EPSG guidance note 7-2, method 1024: a sphere with the ellipsoid's semi-major axis carries geodetic latitudes.
-        semi_major, eccentricity = _ellipsoid(crs)
-        radius = semi_major / unit
-        return GeodesicMeasure(transform, 1 / radius, radius, semi_major, eccentricity)
-    if crs.is_projected and unit > 0:
+    if not crs.is_projected or unit <= 0:
+        return FlatMeasure(1.0, "px", "pixels")
+    mercator = find_mercator(crs)
+    if mercator is None:
         return FlatMeasure(abs(a * e - b * d) * unit**2, "m2", "planar")
-    return FlatMeasure(1.0, "px", "pixels")
-
-
-def _horizontal(crs: Any) -> Any:
-    """Return the horizontal part of a compound or bound CRS."""
-    if crs.is_compound:
-        return _horizontal(crs.sub_crs_list[0])
-    return _horizontal(crs.source_crs) if crs.is_bound else crs
-
-
-def _is_web_mercator(crs: Any) -> bool:
-    operation = crs.coordinate_operation
-    return operation is not None and "Pseudo Mercator" in operation.method_name.replace("-", " ")
+    # EPSG guidance note 7-2, method 1024: a sphere with the ellipsoid's semi-major axis carries geodetic latitudes.
+    semi_major, eccentricity = _ellipsoid(crs)
+    radius = semi_major * mercator.scale / unit
+    return GeodesicMeasure(
+        transform, 1 / radius, radius, semi_major, eccentricity, mercator.equator, mercator.eccentricity
+    )
 
 
 def _ellipsoid(crs: Any) -> tuple[float, float]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, UnetppError
 from unetpp.io.bands import BandsRaster, is_band_list, split_item
 from unetpp.io.base import ZARR_DOCUMENTS, Level, Raster, Window
-from unetpp.io.remote import is_remote
+from unetpp.io.remote import is_remote, local_name
 from unetpp.io.video import FrameRaster, split_frame
 
 __all__ = ["Level", "Raster", "Window", "open_raster"]
 
 _MIRAX = ".mrxs"
+_opening: ContextVar[tuple[Path, ...]] = ContextVar("opening", default=())
+"""The mosaics and band lists that this thread is opening, the outermost first."""
 
 
 def open_raster(uri: str | Path) -> Raster:
@@ -33,12 +38,14 @@ def open_raster(uri: str | Path) -> Raster:
     Raises `ImageNotFoundError`, `ImageFormatError`, `CorruptImageError`, `ImageTooLargeError` or, of remote images,
     `RemoteError`, each one line.
     """
-    frame, item = (None, None) if is_remote(uri) else (split_frame(str(uri)), split_item(str(uri)))
+    name = local_name(str(uri))
+    frame, item = (None, None) if is_remote(uri) else (split_frame(name), split_item(name))
     if frame is not None:
         return FrameRaster(_local_path(frame[0]), frame[1])
     if item is not None:
-        return BandsRaster(_local_path(item[0]), item[1])
-    path = uri if is_remote(uri) else _local_path(uri)
+        with _once(item[0]):
+            return BandsRaster(_local_path(item[0]), item[1])
+    path = uri if is_remote(uri) else _local_path(name)
     try:
         if isinstance(path, str):
             from unetpp.io.remote_image import open_remote
@@ -55,10 +62,23 @@ def open_raster(uri: str | Path) -> Raster:
 
 
 def _local_path(uri: str | Path) -> Path:
-    path = Path(str(uri).removeprefix("file://"))
+    path = Path(uri)
     if not path.exists():
         raise ImageNotFoundError(f"{path}: no such file or folder; check the path")
     return path
+
+
+@contextmanager
+def _once(path: Path) -> Iterator[None]:
+    """Refuse a mosaic or band list that is being opened already: it would open itself for ever."""
+    above = _opening.get()
+    if path.resolve() in above:
+        raise ImageFormatError(f"{path}: names itself, by way of {above[-1].name}; list images")
+    token = _opening.set((*above, path.resolve()))
+    try:
+        yield
+    finally:
+        _opening.reset(token)
 
 
 def _magic(path: Path) -> bytes:
@@ -100,10 +120,9 @@ def _open_file(path: Path, magic: bytes) -> Raster:
     from unetpp.io.plain import PhotoRaster, TiffRaster
     from unetpp.io.tiff import TIFF_MAGIC, is_rgb8, page_tags
 
-    if is_mosaic(path):
-        return MosaicRaster(path)
-    if is_band_list(path):
-        return BandsRaster(path)
+    if is_mosaic(path) or is_band_list(path):
+        with _once(path):
+            return MosaicRaster(path) if is_mosaic(path) else BandsRaster(path)
     if path.suffix.lower() == VRT:
         return SceneRaster(path)
     vendor = openslide.OpenSlide.detect_format(path)

@@ -240,7 +240,7 @@ def _companions(path: Path) -> list[Path]:
     if suffix == ".vrt":
         from unetpp.io.geotiff import vrt_sources
 
-        return [file for file in vrt_sources(path) if file.exists()]
+        return vrt_sources(path)
     return [file for file in (path.with_name(path.name + end) for end in SIDECARS) if file.exists()]
 
 

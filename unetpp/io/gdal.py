@@ -7,8 +7,10 @@ a sidecar whose request failed for one that does not exist.
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -16,6 +18,7 @@ from uuid import uuid4
 import rasterio
 from rasterio.abc import FileContainer
 from rasterio.env import get_gdal_config, set_gdal_config
+from rasterio.errors import RasterioIOError
 
 from unetpp.io.remote import RemoteFile, RemoteObject
 
@@ -23,6 +26,7 @@ GDAL_CACHE_BYTES = 2**26
 """GDAL's block cache, one for the process; its default is a share of the machine's memory."""
 
 _cache_lock = threading.Lock()
+_LOG = logging.getLogger("rasterio._err")
 
 T = TypeVar("T")
 
@@ -50,11 +54,22 @@ class Dataset:
             options["opener"] = self._files = _RemoteFolder(source)
             # rasterio knows an opener by the folder of its files; a scheme of our own keeps handles apart.
             path = f"unetpp-{uuid4().hex}://objects/{next(iter(source))}"
-        self._dataset = self._guarded(lambda: rasterio.open(path, sharing=False, **options))
+        self._open = lambda: rasterio.open(path, sharing=False, **options)
+        self._dataset = self._guarded(self._open)
 
     def run(self, use: Callable[[Any], T]) -> T:
         """Return what `use` returns for the rasterio dataset; errors as the constructor's."""
-        return self._guarded(lambda: use(self._dataset))
+        with _jpeg_damage() as damage:
+            try:
+                result = self._guarded(lambda: use(self._dataset))
+            finally:
+                if damage:
+                    # GDAL keeps the pixels that it made up, and would hand them out without a word the next time.
+                    self.close()
+                    self._dataset = self._guarded(self._open)
+        if damage:
+            raise RasterioIOError(damage[0])
+        return result
 
     def close(self) -> None:
         self._context.run(self._dataset.close)
@@ -67,6 +82,41 @@ class Dataset:
                 # GDAL only saw a short file, and may even have gone on without it.
                 failure, self._files.failure = self._files.failure, None
                 raise failure
+
+
+class _Listener(logging.Filter):
+    """Takes libjpeg's warnings out of rasterio's log, which has what GDAL says at once and in the thread that reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        heard: list[str] | None = getattr(self.local, "heard", None)
+        _, about_jpeg, what = record.getMessage().partition("JPEGLib:")
+        if heard is None or not about_jpeg:
+            return True
+        heard.append(what)
+        return False
+
+
+_listener = _Listener()
+
+
+@contextmanager
+def _jpeg_damage() -> Iterator[list[str]]:
+    """Yield a list that gets what libjpeg says of damaged JPEG blocks: to GDAL they are only worth a warning."""
+    _LOG.addFilter(_listener)
+    if not _LOG.isEnabledFor(logging.WARNING):
+        # Whoever silenced this log does not want damaged pixels for it.
+        _LOG.disabled = False
+        _LOG.setLevel(logging.WARNING)
+    heard: list[str] = []
+    _listener.local.heard = heard
+    try:
+        yield heard
+    finally:
+        _listener.local.heard = None
 
 
 class _RemoteFolder(FileContainer):  # type: ignore[misc]

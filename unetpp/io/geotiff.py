@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from rasterio.windows import Window as GdalWindow
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing, Transform
-from unetpp.io.base import Mask, Pixels
+from unetpp.io.base import SIDECARS, Mask, Pixels
 from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
 
 VRT = ".vrt"
+_SOURCES = {"sourcefilename", "sourcedataset"}
+_SCRIPTS = {"pixelfunctionlanguage", "pixelfunctioncode"}
 
 
 class SceneRaster(ReaderBase):
@@ -43,7 +45,7 @@ class SceneRaster(ReaderBase):
         bound_cache()
         self.format = {"GTiff": "geotiff", "VRT": "vrt"}[self._driver]
         if isinstance(source, Path) and self._driver == "VRT":
-            _check_sources(source)
+            _vrt_files(source)
         overviews = self._dataset(0).run(self._describe)
         sizes = [self._dataset(index).run(lambda dataset: (dataset.height, dataset.width)) for index in overviews]
         self.levels = make_levels(sizes)
@@ -122,19 +124,77 @@ class SceneRaster(ReaderBase):
         self._local = threading.local()
 
 
-def _check_sources(path: Path) -> None:
-    """Refuse a VRT with sources of GDAL's own network code, or that is a script: what it read could not be trusted."""
-    text = path.read_bytes()
-    sources = re.findall(rb"<Source(?:Filename|Dataset)[^>]*>([^<]*)<", text)
-    if any(name.strip().startswith(b"/vsi") or b"://" in name for name in sources):
-        raise ImageFormatError(f"{path}: names files that are not on this machine; list the bands in a .bands.toml")
-    if b"PixelFunctionLanguage" in text:
-        raise ImageFormatError(f"{path}: runs code of its own; write its result to a GeoTIFF first")
-
-
 def vrt_sources(path: Path) -> list[Path]:
-    """Return the files that a VRT reads."""
-    return sorted(Path(name) for name in Dataset(path, driver="VRT").run(lambda dataset: dataset.files)[1:])
+    """Return the files that a VRT and the VRTs in it read, and GDAL's sidecars of them; errors as `_vrt_files`'s."""
+    files = _vrt_files(path)
+    beside = (file.with_name(file.name + ending) for file in (path, *files) for ending in SIDECARS)
+    return sorted({*files, *(file for file in beside if file.exists())})
+
+
+def _vrt_files(path: Path) -> list[Path]:
+    """Return the files that a VRT names, and that the VRTs among them name; each once.
+
+    Raises:
+        ImageFormatError: one is read by GDAL's own network code or made by a script, which could not be trusted; or a
+            VRT does not read as XML.
+        CorruptImageError: one does not exist, of which GDAL would make zeros.
+    """
+    found, waiting = {path.resolve(): path}, [path]
+    while waiting:
+        vrt = waiting.pop()
+        for name, relative in _named_sources(vrt):
+            file = _source_file(vrt, name, vrt.parent if relative else Path())
+            if file.resolve() not in found:
+                found[file.resolve()] = file
+                if _is_description(file):
+                    waiting.append(file)
+    return list(found.values())[1:]
+
+
+def _named_sources(vrt: Path) -> list[tuple[str, bool]]:
+    """Return the sources that one VRT names, and of each whether its name is relative to the VRT's folder.
+
+    GDAL takes names in any case, and a value as an element or as an attribute.
+    """
+    text = vrt.read_bytes()
+    if b"<!DOCTYPE" in text:
+        raise ImageFormatError(f"{vrt}: has a document type, which may define anything; write it without")
+    try:
+        # GDAL takes every VRT for UTF-8, whatever it says. Without a document type there are no entities to expand.
+        root = ElementTree.fromstring(text, ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ImageFormatError(f"{vrt}: is no VRT that reads as XML ({first_line(error)}); use a GeoTIFF") from None
+    if root.tag.lower() != "vrtdataset":
+        raise ImageFormatError(f"{vrt}: is no VRT but {root.tag}, which may name any host; write it to a GeoTIFF first")
+    found = []
+    for element in root.iter():
+        values = {name.lower(): value for name, value in element.attrib.items()}
+        fields = {element.tag.lower(): "".join(element.itertext()), **values}
+        if _SCRIPTS & fields.keys():
+            raise ImageFormatError(f"{vrt}: runs code of its own; write its result to a GeoTIFF first")
+        relative = values.get("relativetovrt") == "1"
+        found += [(fields[key].lstrip(), relative) for key in _SOURCES & fields.keys()]
+    return found
+
+
+def _source_file(vrt: Path, name: str, folder: Path) -> Path:
+    """Return the file of a source's name, which may be one of GDAL's subdatasets: NETCDF:"file.nc":variable."""
+    pieces = (name, *name.replace('"', "").split(":"))
+    if "://" in name or any(piece.startswith("/vsi") for piece in pieces):
+        raise ImageFormatError(f"{vrt}: names files that are not on this machine; list the bands in a .bands.toml")
+    for piece in pieces:
+        if piece and (folder / piece).exists():
+            return folder / piece
+    raise CorruptImageError(f"{vrt}: names {name[:200]!r}, which does not exist here; copy that too")
+
+
+def _is_description(file: Path) -> bool:
+    """Say whether a file is XML or JSON that may name others: GDAL knows both by their first bytes."""
+    if file.is_dir():
+        return False
+    with file.open("rb") as opened:
+        head = opened.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return head.startswith((b"<", b"{"))
 
 
 def _band_name(dataset: Any, index: int, count: int) -> str:

@@ -17,7 +17,8 @@ from unetpp.io.tiff import FINEST_PRINT_SPACING_UM, TiffPages
 
 CACHE_BYTES = 2**25
 BLOCK = 512
-IN_TILES = ("aperio", "generic-tiff")
+GENERIC = "generic-tiff"
+IN_TILES = ("aperio", GENERIC)
 """Vendors, as OpenSlide names them, whose levels are the TIFF's own tiles side by side."""
 
 
@@ -52,6 +53,8 @@ class SlideRaster(ReaderBase):
         self._agrees: dict[int, bool] = {}
         self._in_tiles = vendor in IN_TILES
         self._closed = False
+        if vendor == GENERIC:
+            self._tiff()  # OpenSlide passes over further images of the file; this refuses them
 
     def _open(self) -> Any:
         try:
@@ -155,7 +158,7 @@ def _spacing(properties: Any, vendor: str) -> Spacing | None:
         return None
     if not (0 < y < 1e6 and 0 < x < 1e6):
         return None
-    if vendor == "generic-tiff" and max(y, x) >= FINEST_PRINT_SPACING_UM:
+    if vendor == GENERIC and max(y, x) >= FINEST_PRINT_SPACING_UM:
         return None
     return Spacing(y, x, "um")
 

@@ -13,14 +13,19 @@ from PIL import Image, UnidentifiedImageError
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing
+from unetpp.io import jpeg
 from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
 from unetpp.io.tiff import DECODE_ERRORS, FINEST_PRINT_SPACING_UM, GDAL_NODATA, TiffPages
 
 PHOTO_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_JPEG_FORMATS = ("jpeg", "mpo")  # Pillow's name for a JPEG with more pictures, of which the first is read
 _MICROMETRES = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _PHOTOMETRIC_MIN_IS_WHITE, _PHOTOMETRIC_PALETTE = 0, 3
+_OTHER_COLORS = (jpeg.YCBCR, 8, 9, 10, 32844, 32845)
+"""Samples that are no channels: YCbCr, CIELab, ICCLab, ITULab, LogL and LogLuv."""
+_JPEG_COMPRESSIONS = (6, jpeg.JPEG, 33007, 34892)
 _PER_INCH, _PER_CENTIMETRE = 2, 3
 
 
@@ -84,6 +89,9 @@ class PhotoRaster(ReaderBase):
 
     def _decode_8bit(self) -> Pixels:
         with self._photo() as photo:
+            if self.format in _JPEG_FORMATS and photo.mode in ("L", "RGB"):
+                # Pillow makes up what a damaged stream may have held. CMYK, of print, is left to it.
+                return jpeg.decode_photo(self._path.read_bytes(), photo.mode == "L", self.levels[0].box.shape)
             transparent = "transparency" in photo.info or photo.mode in ("PA", "La", "RGBa")
             if photo.mode in ("L", "LA", "RGB", "RGBA") and not transparent:
                 return np.asarray(photo)
@@ -133,10 +141,12 @@ class TiffRaster(ReaderBase):
         if page.photometric == _PHOTOMETRIC_PALETTE and page.colormap is not None:
             self._palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
             self.dtype = np.dtype(np.uint8)
+        if page.photometric in _OTHER_COLORS and not _decodes_to_rgb(page):
+            raise ImageFormatError(f"{self.uri}: stores colours as {page.photometric.name}; convert the image to RGB")
         if self.dtype.kind not in "uif":
             raise ImageFormatError(f"{self.uri}: sample type {self.dtype} is not a real number type; convert the image")
         count = 3 if self._palette is not None else len(self._colors)
-        rgb = count == 3 and (self._palette is not None or page.photometric not in (0, 1))
+        rgb = count == 3 and (self._palette is not None or page.photometric == jpeg.RGB or _decodes_to_rgb(page))
         self.bands = RGB if rgb else ("gray",) if count == 1 else tuple(f"band{i + 1}" for i in range(count))
         self._nodata = [_nodata(page)] * len(self._colors)
         self.spacing = _ome_spacing(self._pages.ome_xml) if self._pages.ome_xml else _tag_spacing(self._pages)
@@ -157,6 +167,11 @@ class TiffRaster(ReaderBase):
 
     def close(self) -> None:
         self._pages.close()
+
+
+def _decodes_to_rgb(page: Any) -> bool:
+    """Say whether a page's codec turns YCbCr into RGB: only JPEG's does, where the samples are interleaved."""
+    return page.photometric == jpeg.YCBCR and page.compression in _JPEG_COMPRESSIONS and page.planarconfig == 1
 
 
 def _nodata(page: Any) -> float | None:

@@ -44,6 +44,11 @@ def is_remote(uri: str | Path) -> bool:
     return isinstance(uri, str) and "://" in uri and not uri.startswith("file://")
 
 
+def local_name(uri: str) -> str:
+    """Return the path that a file:// URI names, in which %20 stands for a blank; a path as it is."""
+    return unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+
+
 def shown(uri: str) -> str:
     """Return a URI without what could be a secret: user, password and query."""
     if not is_remote(uri):

@@ -92,7 +92,7 @@ def ground_spacing(raster: Raster) -> Spacing | None:
     """Return level 0's spacing on the ground at the image's centre: micrometres or metres, never degrees.
 
     Geographic CRS: degrees along the meridian and the parallel of the WGS 84 ellipsoid (M and N cos(lat), Snyder, "Map
-    Projections", 1987, eq. 4-18 and 4-20). Mercator: nominal metres times cos(lat), the inverse of its scale.
+    Projections", 1987, eq. 4-18 and 4-20). Mercator: nominal metres by its scale there, in Web Mercator 1 / cos(lat).
     """
     spacing = raster.spacing
     if spacing is None or raster.crs is None or raster.transform is None:
@@ -103,18 +103,57 @@ def ground_spacing(raster: Raster) -> Spacing | None:
         meridian = _SEMI_MAJOR_M * (1 - _ECCENTRICITY_2) / shrink**1.5
         parallel = _SEMI_MAJOR_M / math.sqrt(shrink) * math.cos(latitude)
         return Spacing(math.radians(spacing.y) * meridian, math.radians(spacing.x) * parallel, "m")
-    if _is_mercator(raster.crs):
-        factor = math.cos(_centre_latitude(raster))
+    mercator = find_mercator(horizontal(raster.crs))
+    if mercator is not None:
+        factor = 1 / mercator.scale_at(_centre_latitude(raster))
         return spacing.scaled(factor, factor)
     return spacing
 
 
-def _is_mercator(crs: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class Mercator:
+    """How a Mercator projection stretches (Snyder, eq. 7-6 to 7-8).
+
+    Attributes:
+        scale: nominal per real length along the equator.
+        equator: the equator's northing, in units of the CRS.
+        eccentricity: of the ellipsoid whose latitudes it takes; 0 for Web Mercator, which takes them for a sphere's.
+    """
+
+    scale: float
+    equator: float
+    eccentricity: float
+
+    def scale_at(self, latitude: float) -> float:
+        """Return nominal per real length along the parallel of a latitude in radians."""
+        return self.scale * math.sqrt(1 - (self.eccentricity * math.sin(latitude)) ** 2) / math.cos(latitude)
+
+
+def horizontal(wkt: str) -> Any:
+    """Return a CRS as pyproj's object, of a compound or bound one the horizontal part."""
     import pyproj
 
-    operation = pyproj.CRS.from_wkt(crs).coordinate_operation
-    method = operation.method_name if operation is not None else ""
-    return method in ("Popular Visualisation Pseudo Mercator", "Mercator (variant A)")
+    crs = pyproj.CRS.from_wkt(wkt)
+    while crs.is_compound or crs.is_bound:
+        crs = crs.sub_crs_list[0] if crs.is_compound else crs.source_crs
+    return crs
+
+
+def find_mercator(crs: Any) -> Mercator | None:
+    """Return what a horizontal CRS of pyproj does if it is a Mercator projection with the equator as its axis."""
+    import pyproj
+
+    method = crs.coordinate_operation.method_name if crs.coordinate_operation is not None else ""
+    spherical = method == "Popular Visualisation Pseudo Mercator"
+    if not spherical and not method.startswith("Mercator ("):
+        return None
+    projection, ellipsoid = pyproj.Proj(crs), crs.ellipsoid
+    squared = 1 - (ellipsoid.semi_minor_metre / ellipsoid.semi_major_metre) ** 2
+    return Mercator(
+        scale=projection.get_factors(0, 0).parallel_scale,
+        equator=projection(0, 0)[1],
+        eccentricity=0.0 if spherical else math.sqrt(max(0.0, squared)),
+    )
 
 
 def _centre_latitude(raster: Raster) -> float:
@@ -184,7 +223,10 @@ class _Axis:
     def taps(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return first tap (n,) and weights (n, taps) of output pixels start..stop; taps outside have weight 0."""
         reach = max(1.0, self.ratio)
-        centre = (np.arange(start, stop, dtype=np.float64) + 0.5) * self.ratio
+        # A level made by floor division lacks the image's last rows: a filter there, past all pixels, gives the last.
+        # From this limit on it meets only the last pixel, so what it gave before it gives still.
+        limit = self.size + reach - 1.0
+        centre = np.minimum((np.arange(start, stop, dtype=np.float64) + 0.5) * self.ratio, limit)
         first = np.floor(centre - reach - 0.5).astype(np.int64) + 1
         source = first[:, None] + np.arange(math.ceil(2 * reach))
         weights = np.maximum(0.0, 1.0 - np.abs(source + 0.5 - centre[:, None]) / reach)

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ GEO_TAGS = {33550, 33922, 34264, 34735}
 GDAL_NODATA = 42113
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")
+_FREE_KINDS = ("ome", "shaped", "generic")
+"""Kinds of TIFF, as tifffile names them, that may hold any number of images."""
 _BITS_PER_SAMPLE, _IMAGE_DESCRIPTION, _SAMPLES_PER_PIXEL = 258, 270, 277
 
 FINEST_PRINT_SPACING_UM = 20.0
@@ -51,7 +53,7 @@ class TiffPages:
     """One image series of a TIFF file as pyramid levels of (H, W, samples) windows.
 
     A level is one page with interleaved or planar samples, or one page per channel (axes CYX). Stacks over time, depth
-    or unnamed axes are refused: one image has one (y, x) plane. Safe for several threads.
+    or unnamed axes are refused, and files of several images: one image has one (y, x) plane. Safe for several threads.
     """
 
     def __init__(self, source: Path | RemoteObject) -> None:
@@ -75,6 +77,7 @@ class TiffPages:
     def _open_series(self) -> None:
         try:
             series = self._file.series[0]
+            peers = _peers(self._file.series)
             self.levels = tuple(tuple(level.pages) for level in series.levels)
         except UnetppError:
             raise
@@ -91,6 +94,10 @@ class TiffPages:
             )
         if series.axes.startswith("C") and len(self.levels[0]) != series.shape[0]:
             raise ImageFormatError(f"{self.path}: its channels are not stored as TIFF pages; save it again as OME-TIFF")
+        if len(peers) > 1:
+            raise ImageFormatError(
+                f"{self.path}: holds {len(peers)} images ({', '.join(peers[:5])}); save each as a file of its own"
+            )
         largest = max(int(np.prod(pages[0].keyframe.chunks[:2])) for pages in self.levels)
         if largest > MAX_DECODED_PIXELS:
             raise ImageTooLargeError(
@@ -194,7 +201,7 @@ class TiffPages:
         if layout.jpegheader is None and jpeg.understands(
             layout.compression, layout.photometric, layout.samplesperpixel, layout.planarconfig, self.dtype
         ):
-            return jpeg.decode(data, page.jpegtables, layout.photometric, segment.box.shape)
+            return jpeg.decode(data, page.jpegtables, layout.photometric, segment.box.shape, layout.chunks[:2])
         block, _, shape = layout.decode(data, index, jpegtables=page.jpegtables, jpegheader=layout.jpegheader)
         if block is None:
             raise ValueError("no data")
@@ -220,6 +227,26 @@ class TiffPages:
     def close(self) -> None:
         self._file.close()
         self._cache.clear()
+
+
+def _peers(series: Sequence[Any]) -> list[str]:
+    """Return name and size of the images of a TIFF that are as good as its first one, which is among them.
+
+    Slides' labels, macros and thumbnails and the levels of pyramids are smaller by more than half or say that they are
+    reduced; masks have other samples. The vendors of slides have rules of their own.
+    """
+    if series[0].kind not in _FREE_KINDS:
+        return []
+    found = []
+    first = series[0].keyframe
+    for one in series:
+        page = one.keyframe
+        like = (page.dtype, page.samplesperpixel) == (first.dtype, first.samplesperpixel)
+        large = 2 * page.imagelength * page.imagewidth > first.imagelength * first.imagewidth
+        if like and large and not page.is_reduced and not page.is_mask:
+            name = repr(one.name[:40]) if one.name else f"page {page.index + 1}"
+            found.append(f"{name}: {page.imagewidth} x {page.imagelength}")
+    return found
 
 
 @functools.cache

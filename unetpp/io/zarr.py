@@ -146,6 +146,9 @@ class ZarrRaster(ReaderBase):
                 raise ImageFormatError(
                     f"{self.uri}: axis {axis} has length {size}; give an image with one {axis} plane"
                 )
+        for array in self._arrays:
+            if 0 in array.shape:
+                raise ImageFormatError(f"{self.uri}: array of shape {array.shape} holds no pixels; write it again")
         if self.dtype.kind not in "uif":
             raise ImageFormatError(f"{self.uri}: sample type {self.dtype} is not a real number type; convert the image")
         for array in self._arrays:

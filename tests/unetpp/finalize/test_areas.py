@@ -21,6 +21,7 @@ SOUTH_UP_4326 = (2e-4, 0.0, 179.9, 0.0, 1e-4, -80.0)
 ROTATED_4326 = (1e-4, 4e-5, 12.0, 3e-5, -1.2e-4, 59.0)
 NORTH_UP_3857 = (25.0, 0.0, 1.2e6, 0.0, -25.0, 8.5e6)
 ROTATED_3857 = (20.0, 5.0, 1.2e6, -4.0, -22.0, 8.5e6)
+NORTH_UP_3994 = (25.0, 0.0, 1.2e6, 0.0, -25.0, -4.5e6)
 GEODESIC = {
     "4326": ("EPSG:4326", NORTH_UP_4326),
     "4326 south up": ("EPSG:4326", SOUTH_UP_4326),
@@ -30,6 +31,12 @@ GEODESIC = {
     "NTF, grads": ("EPSG:4807", (2e-4, 0.0, 3.0, 0.0, -2e-4, 52.0)),
     "3857": ("EPSG:3857", NORTH_UP_3857),
     "3857 rotated": ("EPSG:3857", ROTATED_3857),
+    "3857 with heights": ("EPSG:3857+5773", NORTH_UP_3857),
+    "World Mercator": ("EPSG:3395", NORTH_UP_3857),
+    "World Mercator rotated": ("EPSG:3395", ROTATED_3857),
+    "true at 41 degrees": ("EPSG:3994", NORTH_UP_3994),
+    "false northing": ("EPSG:3001", NORTH_UP_3857),
+    "US feet": ("+proj=merc +lat_ts=56.5 +ellps=GRS80 +units=us-ft +y_0=1000", NORTH_UP_3857),
 }
 
 
@@ -106,6 +113,19 @@ def test_web_mercator_is_not_measured_in_its_own_metres() -> None:
     ratio = how.cells(Box(0, 0, 1, 1)).item() / 25.0**2
     latitude = Transformer.from_crs(3857, 4326, always_xy=True).transform(1.2e6, 8.5e6)[1]
     assert ratio == pytest.approx(math.cos(math.radians(latitude)) ** 2, rel=0.01) and ratio < 0.4
+
+
+@pytest.mark.parametrize("code", ["EPSG:3857", "EPSG:3395", "EPSG:3395+5773", "EPSG:5641"])
+@pytest.mark.parametrize("latitude", [0.0, 60.0, -84.0])
+def test_mercator_cells_equal_geodesic_polygons(code: str, latitude: float) -> None:
+    crs = CRS.from_user_input(code)
+    x, y = Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True).transform(-40, latitude)
+    how = measure(Grid(wkt(code), (25.0, 0.0, x, 0.0, -25.0, y)))
+    assert isinstance(how, GeodesicMeasure)
+    corners = np.array([(0, 0), (25, 0), (25, -25), (0, -25)])
+    back = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    truth, _ = Geod(ellps="WGS84").polygon_area_perimeter(*back.transform(x + corners[:, 0], y + corners[:, 1]))
+    assert how.cells(Box(0, 0, 1, 1)).item() == pytest.approx(abs(truth), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from unetpp.errors import BandsError, CorruptImageError, ImageFormatError
 from unetpp.geometry import Box
 from unetpp.io import open_raster
 from unetpp.io.base import fingerprint
+from unetpp.io.geotiff import vrt_sources
 
 
 def _list(folder: Path, text: str, name: str = "scene.bands.toml") -> Path:
@@ -131,6 +132,14 @@ def test_physical_values_are_the_items(make: Any, scale: dict[str, float]) -> No
     assert fingerprint(stretched) != before, "the item now gives other values"
 
 
+def test_documents_are_found_by_their_file_uri(make: Any) -> None:
+    pixels = make.noise((20, 20, 1))
+    asset = {"href": make.geotiff(pixels, "a scene.tif").as_uri()}
+    item = _items(make.folder / "an item.json", {"a": {"red": asset}})
+    with open_raster(_list(make.folder, f'item = "{item.as_uri()}"\nbands = [{{ asset = "red" }}]')) as raster:
+        np.testing.assert_array_equal(raster.read(Box(0, 0, 20, 20)).pixels, pixels)
+
+
 def test_a_change_of_a_file_changes_the_fingerprint(make: Any) -> None:
     one = make.geotiff(make.noise((20, 20, 1)), "one.tif")
     path = _list(make.folder, 'bands = [{ uri = "one.tif" }]')
@@ -183,8 +192,8 @@ BAND = """<VRTRasterBand dataType="UInt16" band="{n}"><SimpleSource>
 <SourceFilename relativeToVRT="1">{file}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"""
 
 
-def _vrt(folder: Path, *files: str) -> Path:
-    path = folder / "stack.vrt"
+def _vrt(folder: Path, *files: str, name: str = "stack.vrt") -> Path:
+    path = folder / name
     path.write_text(VRT.format(bands="".join(BAND.format(n=i, file=f) for i, f in enumerate(files, 1))))
     return path
 
@@ -203,12 +212,82 @@ def test_a_vrt_stacks_its_files(make: Any) -> None:
     assert fingerprint(path) != before, "a source changed"
 
 
-def test_a_vrt_without_its_files_or_with_remote_ones_is_an_error(make: Any) -> None:
+def test_a_vrt_of_vrts_is_known_by_its_leaves(make: Any) -> None:
+    plane = make.noise((70, 90, 1), np.uint16)
+    make.geotiff(plane, "leaf.tif", overviews=(2,))
+    (make.folder / "deep" / "vsi").mkdir(parents=True)
+    _vrt(make.folder / "deep" / "vsi", "../../leaf.tif", name="inner.xml")
+    path = _vrt(make.folder, "deep/vsi/inner.xml")
+    with open_raster(path) as raster:
+        np.testing.assert_array_equal(raster.read(Box(0, 0, 70, 90)).pixels, plane)
+        before = fingerprint(raster)
+    assert {file.name for file in vrt_sources(path)} == {"inner.xml", "leaf.tif"}
+    for changed in ("leaf.tif", "deep/vsi/inner.xml"):
+        os.utime(make.folder / changed, (1, 1))
+        assert fingerprint(path) != before, changed
+        before = fingerprint(path)
+    (make.folder / "leaf.tif.ovr").touch()
+    assert fingerprint(path) != before, "GDAL reads that too"
+    (make.folder / "leaf.tif").unlink()
+    with pytest.raises(CorruptImageError, match=r"inner\.xml: names '\.\./\.\./leaf\.tif', which does not exist"):
+        open_raster(path)
+
+
+def test_vrts_that_name_each_other_end_in_one_line(make: Any) -> None:
+    _vrt(make.folder, "two.vrt", name="one.vrt")
+    with pytest.raises(CorruptImageError, match=r"one\.vrt.*Recursion"):
+        path = _vrt(make.folder, "one.vrt", name="two.vrt")
+        with open_raster(make.folder / "one.vrt") as raster:
+            raster.read(raster.levels[0].box)
+    assert vrt_sources(path) == [make.folder / "one.vrt"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["no.tif", "/vsicurl/http://host/a.tif", "&#47;vsis3/bucket/a.tif", "http:&#47;/host/a.tif", "NETCDF:no.nc:a"],
+)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_vrt_without_its_files_or_with_remote_ones_is_an_error(make: Any, name: str, depth: int) -> None:
     make.geotiff(make.noise((70, 90, 1), np.uint16), "0.tif")
-    with pytest.raises((CorruptImageError, ImageFormatError)), open_raster(_vrt(make.folder, "0.tif", "no.tif")) as vrt:
-        vrt.read(vrt.levels[0].box)
-    for source in ("/vsicurl/http://host/a.tif", "/vsis3/bucket/a.tif"):
-        path = _vrt(make.folder, "0.tif", source)
-        path.write_text(path.read_text().replace('relativeToVRT="1"', 'relativeToVRT="0"'))
-        with pytest.raises(ImageFormatError, match="names files that are not on this machine"):
+    path = _vrt(make.folder, "0.tif", name)
+    for outer in range(depth):
+        path = _vrt(make.folder, "0.tif", path.name, name=f"outer{outer}.vrt")
+    what = "names files that are not on this machine" if "host" in name or "vsi" in name else "which does not exist"
+    with pytest.raises((CorruptImageError, ImageFormatError), match=rf"stack\.vrt: .*{what}") as caught:
+        open_raster(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('<!DOCTYPE a [<!ENTITY b "bb">]><VRTDataset>&b;</VRTDataset>', "has a document type"),
+        (
+            '<VRTDataset><VRTRasterBand><SimpleSource sourcefilename="/vsicurl/a"/></VRTRasterBand></VRTDataset>',
+            "machine",
+        ),
+        ("<VRTDataset><a><PixelFunctionLanguage>Python</PixelFunctionLanguage></a></VRTDataset>", "code of its own"),
+        (
+            '<GDAL_WMS><Service name="TMS"><ServerUrl>http://host</ServerUrl></Service></GDAL_WMS>',
+            "is no VRT but GDAL_WMS",
+        ),
+        ('{"type": "Feature", "stac_version": "1.0.0"}', "is no VRT that reads as XML"),
+        ("<VRTDataset>", "is no VRT that reads as XML"),
+    ],
+)
+def test_descriptions_that_cannot_be_trusted_are_refused_at_any_depth(make: Any, text: str, message: str) -> None:
+    inner = make.folder / "inner.vrt"
+    inner.write_text(text)
+    for path in (inner, _vrt(make.folder, "inner.vrt")):
+        with pytest.raises(ImageFormatError, match=message) as caught:
             open_raster(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_subdataset_of_a_local_file_is_read(make: Any) -> None:
+    plane = make.noise((70, 90, 1), np.uint16)
+    path = _vrt(make.folder, f"GTIFF_DIR:1:{make.geotiff(plane, 'leaf.tif')}")
+    path.write_text(path.read_text().replace(' relativeToVRT="1"', ""))
+    with open_raster(path) as raster:
+        np.testing.assert_array_equal(raster.read(Box(0, 0, 70, 90)).pixels, plane)
+    assert vrt_sources(path) == [make.folder / "leaf.tif"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import tifffile
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.windows import Window as GdalWindow
+from skimage.data import astronaut
 
 from unetpp.errors import CorruptImageError
 from unetpp.geometry import Box
@@ -162,6 +164,84 @@ def test_a_damaged_block_is_named_and_others_still_read(data_dir: Path, tmp_path
         assert "\n" not in str(caught.value)
         box = Box(300, 300, 400, 400)
         np.testing.assert_array_equal(raster.read(box).pixels, _gdal(data_dir / SCENES[5], box))
+
+
+def _photo_scene(make: Any, interleave: str) -> Path:
+    """A scene of JPEG tiles of 64 px, the first of them without its second half."""
+    photo = "ycbcr" if interleave == "pixel" else "rgb"
+    path: Path = make.geotiff(
+        astronaut()[:256, :256], "photo.tif", compress="jpeg", photometric=photo, interleave=interleave
+    )
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    data[offset + count // 2 : offset + count] = bytes(count - count // 2)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("log", ["as it is", "silenced", "disabled"])
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_a_damaged_jpeg_block_is_named_however_often_it_is_read(
+    make: Any, monkeypatch: pytest.MonkeyPatch, interleave: str, log: str
+) -> None:
+    path = _photo_scene(make, interleave)
+    monkeypatch.setattr(logging.getLogger("rasterio._err"), "disabled", log == "disabled")
+    monkeypatch.setattr(logging.getLogger("rasterio"), "level", logging.ERROR if log == "silenced" else logging.NOTSET)
+    with open_raster(path) as raster:
+        for _ in range(3):
+            with pytest.raises(
+                CorruptImageError, match=r"photo\.tif: level 0 .*does not decode \(Premature end"
+            ) as caught:
+                raster.read(Box(10, 10, 20, 70))
+            assert "\n" not in str(caught.value)
+            box = Box(64, 64, 256, 256)
+            np.testing.assert_array_equal(raster.read(box).pixels, _gdal(path, box))
+
+
+def test_damage_is_not_forgotten_where_another_block_fails(make: Any) -> None:
+    path = _photo_scene(make, "pixel")
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[1], file.pages[0].databytecounts[1]
+    data[offset : offset + count] = bytes(count)
+    path.write_bytes(data)
+    with open_raster(path) as raster:
+        for box in (Box(0, 0, 64, 128), Box(0, 0, 64, 64)):
+            with pytest.raises(CorruptImageError, match="does not decode"):
+                raster.read(box)
+
+
+def test_threads_hear_of_their_own_damage_only(make: Any) -> None:
+    path = _photo_scene(make, "pixel")
+    boxes = [Box(0, 0, 64, 64), Box(64, 64, 256, 256)] * 20
+    with open_raster(path) as raster, ThreadPoolExecutor(4) as pool:
+
+        def damaged(box: Box) -> bool:
+            try:
+                raster.read(box)
+            except CorruptImageError:
+                return True
+            return False
+
+        assert list(pool.map(damaged, boxes)) == [True, False] * 20
+
+
+def test_damaged_jpeg_blocks_under_a_vrt_are_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where GDAL reads with threads of its own."""
+    monkeypatch.setenv("GDAL_NUM_THREADS", "4")
+    path = _photo_scene(make, "pixel")
+    stack = path.with_suffix(".vrt")
+    band = (
+        '<VRTRasterBand dataType="Byte" band="{0}"><SimpleSource><SourceFilename relativeToVRT="1">photo.tif'
+        "</SourceFilename><SourceBand>{0}</SourceBand></SimpleSource></VRTRasterBand>"
+    )
+    bands = "".join(band.format(number) for number in (1, 2, 3))
+    stack.write_text(f'<VRTDataset rasterXSize="256" rasterYSize="256">{bands}</VRTDataset>')
+    with open_raster(stack) as raster:
+        for _ in range(2):
+            with pytest.raises(CorruptImageError, match="Premature end"):
+                raster.read(Box(0, 0, 256, 256))
 
 
 def test_a_truncated_file_is_named(make: Any) -> None:

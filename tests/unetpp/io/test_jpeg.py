@@ -1,10 +1,15 @@
-"""One JPEG tile: libjpeg's own pixels for every colour, with and without tables of its own."""
+"""JPEG tiles and photos: libjpeg's own pixels for every colour, with and without tables of its own."""
 
 from __future__ import annotations
+
+import io
+import tracemalloc
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.data import astronaut
 
 from unetpp.io import jpeg
@@ -18,7 +23,7 @@ def test_colours_are_what_the_page_says(kind: str, subsampling: str) -> None:
     bare = tile if kind == "RGB" else _without_jfif(tile)
     expected = imagecodecs.jpeg8_decode(bare, colorspace=kind, outcolorspace="RGB")
     photometric = jpeg.RGB if kind == "RGB" else jpeg.YCBCR
-    np.testing.assert_array_equal(jpeg.decode(bare, None, photometric, (97, 131)), expected)
+    np.testing.assert_array_equal(jpeg.decode(bare, None, photometric, (97, 131), (97, 131)), expected)
     assert np.abs(expected.astype(int) - pixels).mean() < 5
 
 
@@ -26,7 +31,7 @@ def test_grey_and_the_part_inside_the_image() -> None:
     grey = np.ascontiguousarray(astronaut()[:64, :80, 1])
     tile = imagecodecs.jpeg8_encode(grey, level=95)
     expected = imagecodecs.jpeg8_decode(tile)
-    np.testing.assert_array_equal(jpeg.decode(tile, None, jpeg.GRAY, (50, 60))[..., 0], expected[:50, :60])
+    np.testing.assert_array_equal(jpeg.decode(tile, None, jpeg.GRAY, (50, 60), (64, 80))[..., 0], expected[:50, :60])
 
 
 def test_tables_of_the_page_are_used() -> None:
@@ -34,18 +39,44 @@ def test_tables_of_the_page_are_used() -> None:
     tile = _without_jfif(imagecodecs.jpeg8_encode(pixels, level=75))
     tables, bare = _split_tables(tile)
     expected = imagecodecs.jpeg8_decode(tile)
-    np.testing.assert_array_equal(jpeg.decode(bare, tables, jpeg.YCBCR, (64, 64)), expected)
+    np.testing.assert_array_equal(jpeg.decode(bare, tables, jpeg.YCBCR, (64, 64), (64, 64)), expected)
     with pytest.raises(ValueError):
-        jpeg.decode(bare, None, jpeg.YCBCR, (64, 64))
+        jpeg.decode(bare, None, jpeg.YCBCR, (64, 64), (64, 64))
 
 
 def test_damaged_and_small_tiles_are_refused() -> None:
     tile = imagecodecs.jpeg8_encode(astronaut()[:64, :64], level=75)
     for broken in (tile[: len(tile) // 2], b"", b"II*", tile[:-2]):
         with pytest.raises(ValueError):
-            jpeg.decode(broken, None, jpeg.YCBCR, (64, 64))
-    with pytest.raises(ValueError, match="64 x 64"):
-        jpeg.decode(tile, None, jpeg.YCBCR, (65, 64))
+            jpeg.decode(broken, None, jpeg.YCBCR, (64, 64), (64, 64))
+    with pytest.raises(ValueError, match="64 x 64 pixels, not 65 x 64"):
+        jpeg.decode(tile, None, jpeg.YCBCR, (65, 64), (65, 64))
+
+
+def test_a_tile_that_claims_more_than_a_tile_is_refused_before_it_decodes() -> None:
+    tile = bytearray(imagecodecs.jpeg8_encode(np.zeros((16, 16, 3), np.uint8)))
+    size = tile.index(b"\xff\xc0") + 5
+    tile[size : size + 4] = (65_000).to_bytes(2, "big") * 2
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="65000 x 65000 pixels, where at most 16 x 16 fit"):
+        jpeg.decode(bytes(tile), None, jpeg.YCBCR, (16, 16), (16, 16))
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 60, "subsampling": 0}, {"keep_rgb": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_photos_have_the_pixels_of_pillow_or_none(mode: str, options: dict[str, Any]) -> None:
+    file = io.BytesIO()
+    Image.fromarray(astronaut()[:201, :299]).convert(mode).save(file, "JPEG", **options)
+    expected = np.asarray(Image.open(file))
+    found = jpeg.decode_photo(file.getvalue(), mode == "L", (201, 299))
+    np.testing.assert_array_equal(found.squeeze(), expected)
+    half = file.getvalue()[: len(file.getvalue()) // 2]
+    # With the mark of a stream's end Pillow reads even that, and makes up the rest.
+    for broken in (half, half + file.getvalue()[-2:]):
+        with pytest.raises(ValueError):
+            jpeg.decode_photo(broken, mode == "L", (201, 299))
 
 
 def _segments(tile: bytes) -> list[tuple[int, bytes]]:

@@ -33,6 +33,32 @@ def test_content_chooses_the_reader(make: Any) -> None:
             assert raster.kind == kind
 
 
+def test_a_file_uri_is_unquoted_and_a_path_is_not(make: Any) -> None:
+    """The URIs are pathlib's own."""
+    pixels = make.noise((9, 9, 3))
+    for name in ("a slide.png", "50%.png", "a%20b.png", "größe #1.png"):
+        path = make.folder / name
+        Image.fromarray(pixels).save(path)
+        for uri in (path.as_uri(), str(path), path):
+            with open_raster(uri) as raster:
+                assert raster.uri == str(path)
+                np.testing.assert_array_equal(raster.read(Box(0, 0, 9, 9)).pixels, pixels)
+
+
+def test_a_mosaic_and_a_band_list_that_name_each_other_are_refused(make: Any) -> None:
+    mosaic, bands = make.folder / "a.mosaic.toml", make.folder / "b.bands.toml"
+    mosaic.write_text('rule = "first"\nparts = [{ uri = "b.bands.toml" }]')
+    bands.write_text('bands = [{ uri = "a.mosaic.toml" }]')
+    for path, other in ((mosaic, bands), (bands, mosaic)):
+        with pytest.raises(ImageFormatError, match=rf"{path.name}: names itself, by way of {other.name}") as caught:
+            open_raster(path)
+        assert "\n" not in str(caught.value)
+    make.geotiff(make.noise((9, 9, 1)))
+    bands.write_text('bands = [{ uri = "scene.tif" }]')
+    with open_raster(mosaic) as raster:
+        assert raster.levels[0].box == Box(0, 0, 9, 9)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [

@@ -125,6 +125,37 @@ def test_image_bomb_is_refused_before_it_decodes(make: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_damaged_jpeg_is_refused(make: Any, mode: str, progressive: bool) -> None:
+    """Pillow reads it, because the file has its end: only the second half of what comes before it is missing."""
+    path = make.folder / "damaged.jpg"
+    Image.fromarray(make.noise((200, 200, 3))).convert(mode).save(path, progressive=progressive)
+    with open_raster(path) as raster:
+        np.testing.assert_array_equal(
+            raster.read(Box(0, 0, 200, 200)).pixels, np.asarray(Image.open(path).convert("RGB"))
+        )
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + data[-2:])
+    Image.open(path).load()
+    with (
+        pytest.raises(CorruptImageError, match=r"damaged\.jpg: Box.* does not decode") as caught,
+        open_raster(path) as raster,
+    ):
+        raster.read(Box(0, 0, 9, 9))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_print_jpeg_of_four_inks_and_one_of_two_pictures_are_read(make: Any) -> None:
+    photo = Image.fromarray(make.noise((60, 50, 3)))
+    photo.convert("CMYK").save(make.folder / "print.jpg")
+    photo.save(make.folder / "two.jpg", "MPO", save_all=True, append_images=[photo])
+    for name in ("print.jpg", "two.jpg"):
+        truth = np.asarray(Image.open(make.folder / name).convert("RGB"))
+        with open_raster(make.folder / name) as raster:
+            np.testing.assert_array_equal(raster.read(Box(0, 0, 60, 50)).pixels, truth)
+
+
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.tif", "deep.png"])
 def test_truncated_images_are_named(make: Any, name: str) -> None:
     path = make.folder / name

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyproj
 import pytest
+import tifffile
 
 from unetpp.errors import PlanError, SpacingError
 from unetpp.geometry import Box, Spacing, Transform
-from unetpp.io import resample
+from unetpp.io import open_raster, resample
 from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import ReaderBase, make_levels
 from unetpp.io.resample import GridReader, OutputGrid, ground_spacing, plan_grid
@@ -114,6 +115,41 @@ def test_constant_stays_constant(spacing: float) -> None:
     assert (GridReader(raster, grid).read(_whole(grid)).pixels == 201).all()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_constant_file_whose_level_lacks_its_last_rows_stays_constant(make: Any, dtype: Any) -> None:
+    """1023 px have a level of 255 by floor division, and a grid with a last pixel where that level has none."""
+    path = make.folder / "floor.ome.tif"
+    with tifffile.TiffWriter(path) as file:
+        metadata = {"axes": "YX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+        file.write(np.full((1023, 1023), 200, dtype), subifds=1, metadata=metadata, tile=(256, 256))
+        file.write(np.full((255, 255), 200, dtype), subfiletype=1, tile=(256, 256))
+    with open_raster(path) as raster:
+        for spacing in (1.025, 1.05, 1.09):
+            grid = plan_grid(raster, model_spacing=_um(spacing))
+            assert grid.level == 1
+            window = GridReader(raster, grid).read(_whole(grid))
+            assert window.valid.all()
+            assert (window.pixels == 200).all()
+
+
+@pytest.mark.parametrize("spacing", [1.025, 1.05, 1.09, 1.3])
+def test_only_pixels_past_a_level_change_and_boxes_stay_the_whole(spacing: float) -> None:
+    image = _noise(1023, 12, np.float64)
+    raster = MemoryRaster(image, image[:1020:4, ::4].copy(), um=0.25)
+    grid = plan_grid(raster, model_spacing=Spacing(spacing, 1.0, "um"))
+    with np.errstate(invalid="ignore"):
+        rows = _weights(255, grid.height, spacing)
+    past = np.isnan(rows[:, 0])
+    assert past.sum() == (spacing < 1.1)
+    rows[past] = np.arange(255) == 254
+    reader = GridReader(raster, grid)
+    whole = reader.read(_whole(grid)).pixels
+    np.testing.assert_allclose(whole, np.einsum("iy,yxc->ixc", rows, raster.arrays[1]), rtol=1e-12, atol=1e-12)
+    for start in range(grid.height - 5, grid.height):
+        box = Box(start, 0, grid.height, grid.width)
+        assert np.array_equal(reader.read(box).pixels, whole[box.slices()])
+
+
 @pytest.mark.parametrize("spacing", [0.25, 0.5 / 3, 1.0, 1.5, 2.0])
 def test_ramp_stays_a_ramp_at_exact_positions(spacing: float) -> None:
     """Away from the edge, where the tent is whole; at whole ratios and their inverses its mean is its centre."""
@@ -198,9 +234,9 @@ def test_absurd_enlargement_and_reduction_are_refused(model: float, words: str) 
         plan_grid(MemoryRaster(_noise(40, 40), um=0.5), model_spacing=_um(model))
 
 
-def _scene(epsg: int, transform: Transform, unit: Any) -> MemoryRaster:
+def _scene(crs: int | str, transform: Transform, unit: Any) -> MemoryRaster:
     spacing = Spacing(-transform[4], transform[0], unit)
-    return MemoryRaster(_noise(20, 30), spacing=spacing, transform=transform, crs=pyproj.CRS(epsg).to_wkt())
+    return MemoryRaster(_noise(20, 30), spacing=spacing, transform=transform, crs=pyproj.CRS(crs).to_wkt())
 
 
 @pytest.mark.parametrize("latitude", [0.0, 47.0, -63.5])
@@ -229,6 +265,22 @@ def test_web_mercator_shrinks_with_latitude(latitude: float) -> None:
     assert (ground.y, ground.x) == pytest.approx((2 * math.cos(math.radians(latitude)),) * 2, rel=1e-9)
     grid = plan_grid(raster, model_spacing=Spacing(ground.y, ground.x, "m"))
     assert (grid.step_y, grid.step_x) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "crs", ["EPSG:3857+5773", "EPSG:3395", "EPSG:3395+5773", "EPSG:5641", "+proj=merc +towgs84=9,9,9"]
+)
+@pytest.mark.parametrize("latitude", [0.0, 47.0, -63.5])
+def test_every_mercator_shrinks_with_latitude(crs: str, latitude: float) -> None:
+    """With heights or without, true at the equator or not: as long as the geodesic along the parallel."""
+    to_degrees = pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
+    x, y = to_degrees.transform(-40, latitude, direction="INVERSE")
+    ground = ground_spacing(_scene(crs, (2, 0, x, 0, -2, y + 20), "m"))
+    (west, east), north = to_degrees.transform([x - 1, x + 1], [y, y])[0], latitude
+    assert ground is not None
+    # Web Mercator is measured as on a sphere, of whose parallels the ellipsoid's are 0.34% longer at most.
+    assert ground.x == pytest.approx(pyproj.Geod(ellps="WGS84").inv(west, north, east, north)[2], rel=4e-3)
+    assert ground.y == ground.x
 
 
 def test_utm_is_taken_as_stated() -> None:

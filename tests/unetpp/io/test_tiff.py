@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 
-from unetpp.errors import ImageFormatError, ImageTooLargeError
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing
 from unetpp.io import open_raster, tiff
 from unetpp.io.plain import TiffRaster
@@ -102,6 +103,80 @@ def test_stack_over_depth_is_refused(make: Any) -> None:
             open_raster(make.folder / "stack.ome.tif")
 
 
+def _write(path: Any, *images: tuple[np.ndarray, dict[str, Any]]) -> Any:
+    with tifffile.TiffWriter(path) as file:
+        for pixels, options in images:
+            file.write(pixels, **options)
+    return path
+
+
+def test_several_images_in_one_file_are_refused_by_name(make: Any) -> None:
+    one, two = make.noise((90, 80)), make.noise((90, 80), seed=1)
+    wells = [(pixels, {"metadata": {"axes": "YX", "Name": name}}) for pixels, name in ((one, "A1"), (two, "A2"))]
+    plain: dict[str, Any] = {"metadata": None}
+    for path, names in [
+        (_write(make.folder / "wells.ome.tif", *wells), "'A1': 80 x 90, 'A2': 80 x 90"),
+        (_write(make.folder / "shaped.tif", (one, {}), (two, {})), "page 1: 80 x 90, page 2: 80 x 90"),
+        (
+            _write(make.folder / "p.tif", (one, plain), (two.reshape(100, 72), plain)),
+            "page 1: 80 x 90, page 2: 72 x 100",
+        ),
+        (_write(make.folder / "larger.tif", (one[:20], plain), (two, plain)), "page 1: 80 x 20, page 2: 80 x 90"),
+    ]:
+        with pytest.raises(ImageFormatError, match=rf"holds 2 images \({names}\); save each") as caught:
+            open_raster(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_tiled_rgb_images_of_one_file_are_refused_when_opened(make: Any) -> None:
+    """OpenSlide opens the first such page as a slide and passes over the others."""
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
+    path = make.folder / "two.tif"
+    with pytest.raises(ImageFormatError, match=r"holds 2 images \(page 1: 128 x 128, page 2: 150 x 90\)"):
+        open_raster(_write(path, (make.noise((128, 128, 3)), options), (make.noise((90, 150, 3)), options)))
+
+
+def test_pyramids_labels_and_masks_beside_an_image_are_no_further_images(make: Any) -> None:
+    top, low, wide = make.noise((90, 80)), make.noise((45, 40)), make.noise((30, 100))
+    plain: dict[str, Any] = {"metadata": None}
+    named: dict[str, Any] = {"metadata": {"axes": "YX", "Name": "slide"}}
+    reduced: dict[str, Any] = {"metadata": None, "subfiletype": 1}
+    for path, levels in [
+        (_write(make.folder / "pages.tif", (top, plain), (low, plain)), 2),
+        (_write(make.folder / "subifds.ome.tif", (top, named | {"subifds": 1}), (low, reduced)), 2),
+        (_write(make.folder / "bioformats.ome.tif", (top, named), (low, named)), 1),
+        (_write(make.folder / "label.ome.tif", (top, named), (wide, {"metadata": {"axes": "YX", "Name": "label"}})), 1),
+        (_write(make.folder / "macro.tif", (top, plain), (make.noise((80, 100)), reduced)), 1),
+        (_write(make.folder / "mask.tif", (top, plain), (top > 100, plain)), 1),
+    ]:
+        with open_raster(path) as raster:
+            assert len(raster.levels) == levels
+            assert np.array_equal(raster.read(Box(0, 0, 90, 80)).pixels[..., 0], top)
+
+
+@pytest.mark.parametrize("color", ["cielab", "icclab", "itulab", "ycbcr"])
+def test_samples_that_are_no_channels_are_refused(make: Any, color: str) -> None:
+    path = make.folder / "color.tif"
+    tifffile.imwrite(path, make.noise((90, 80, 3)), photometric=color, compression="zlib")
+    with pytest.raises(ImageFormatError, match=rf"color\.tif: stores colours as {color.upper()}; convert") as caught:
+        open_raster(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_rgb_is_called_red_green_and_blue(make: Any) -> None:
+    pixels = make.noise((90, 80, 3))
+    for color, compression, bands in [
+        ("rgb", None, ("red", "green", "blue")),
+        ("ycbcr", "jpeg", ("red", "green", "blue")),
+        ("linear_raw", None, ("band1", "band2", "band3")),
+    ]:
+        path = make.folder / f"{color}.tif"
+        tifffile.imwrite(path, pixels, photometric=color, compression=compression)
+        with open_raster(path) as raster:
+            assert raster.bands == bands
+            assert np.array_equal(raster.read(BOXES[0]).pixels, tifffile.imread(path))
+
+
 def test_one_strip_decodes_once_for_many_windows(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make.folder / "strip.tif"
     grey = make.noise((90, 80))
@@ -132,3 +207,17 @@ def test_strip_that_must_decode_whole_is_refused_when_huge(make: Any, monkeypatc
     tifffile.imwrite(make.folder / "huge.tif", make.noise((90, 80)), rowsperstrip=90, compression="zlib")
     with pytest.raises(ImageTooLargeError, match="7200 pixels, more than 5000"):
         open_raster(make.folder / "huge.tif")
+
+
+def test_a_tile_that_holds_a_larger_jpeg_is_refused(make: Any) -> None:
+    path = make.folder / "bomb.tif"
+    small, large = make.noise((16, 16, 3)), np.zeros((2000, 2000, 3), np.uint8)
+    bomb = imagecodecs.jpeg8_encode(large)
+    tifffile.imwrite(
+        path, iter([bomb]), shape=small.shape, dtype=np.uint8, tile=(16, 16), photometric="ycbcr", compression="jpeg"
+    )
+    with (
+        TiffRaster(path) as raster,
+        pytest.raises(CorruptImageError, match="2000 x 2000 pixels, where at most 16 x 16"),
+    ):
+        raster.read(Box(0, 0, 16, 16))

@@ -241,3 +241,10 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     for name, message in words.items():
         with pytest.raises(ImageFormatError, match=f"{name}: .*{message}"):
             open_raster(tmp_path / name)
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 9), (3, 9, 0), (0, 9, 9)])
+def test_an_array_without_pixels_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    zarr.create_array(tmp_path / "a.zarr", shape=shape, chunks=(1, 4, 4), dtype=np.uint8)
+    with pytest.raises(ImageFormatError, match=r"a\.zarr: array of shape \(.*\) holds no pixels"):
+        open_raster(tmp_path / "a.zarr")
