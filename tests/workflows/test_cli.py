@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,6 +70,19 @@ def test_help_of_every_command_shows_an_example(command: str) -> None:
     assert f"unetpp {command}" in text.split("Options")[0].split("Usage")[1].split("\n", 1)[1]
 
 
+def test_every_parameter_of_every_command_is_read() -> None:
+    groups = [app, *(group.typer_instance for group in app.registered_groups)]
+    commands = [command.callback for group in groups if group for command in group.registered_commands]
+    assert len(commands) > 15
+    for command in commands:
+        assert command is not None
+        function = ast.parse(inspect.getsource(inspect.unwrap(command))).body[0]
+        assert isinstance(function, ast.FunctionDef)
+        read = {node.id for line in function.body for node in ast.walk(line) if isinstance(node, ast.Name)}
+        declared = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
+        assert declared <= read, f"{function.name} ignores {', '.join(declared - read)}"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -112,6 +128,21 @@ def test_one_call_with_good_and_bad_images(ink_package: Path, blots: Draw, tmp_p
     assert "Traceback" not in done.stdout + done.stderr
     assert "1 of 5 images segmented" in done.stdout
     assert json.loads((out / "good/record.json").read_text())["status"] == "done"
+
+
+def test_metrics_go_to_the_file_and_the_port_that_were_asked_for(
+    ink_package: Path, blots: Draw, tmp_path: Path
+) -> None:
+    file = tmp_path / "unetpp.prom"
+    command = ("segment", blots("good.png"), "-m", ink_package, "-o", tmp_path / "out", *FAST, "--metrics-file", file)
+    assert call(*command)[0] == 0
+    assert "unetpp_run_exit_code 0.0" in file.read_text() and "unetpp_shards_done_total 12.0" in file.read_text()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, text = call(*command, "--metrics-port", taken.getsockname()[1])
+    assert code == 2 and "choose another port" in text
+    assert "unetpp_run_exit_code 2.0" in file.read_text()
 
 
 def test_a_slide_without_pixel_size_needs_one_and_takes_it(

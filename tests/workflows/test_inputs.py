@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unetpp.errors import ImageNotFoundError, OutputError
+from unetpp.errors import OutputError
 from unetpp_workflows import inputs
-from unetpp_workflows.inputs import Source, safe_name
+from unetpp_workflows.inputs import Source, identity, safe_name
 from unetpp_workflows.manifest import Entry
 
 
 def expand(items: Iterable[str | Path]) -> list[str]:
-    return [entry.uri for entry in inputs.expand(items)]
+    entries, faults = inputs.expand(items)
+    assert faults == {}
+    return [entry.uri for entry in entries]
+
+
+def faults(*items: str | Path) -> dict[str, str]:
+    return inputs.expand(items)[1]
 
 
 def assign_folders(uris: Iterable[str], output: Path) -> list[Source]:
@@ -57,10 +66,109 @@ def test_results_among_the_images_are_not_images(tmp_path: Path) -> None:
 
 def test_a_name_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageNotFoundError, match="no image in this folder"):
-        expand([tmp_path / "empty"])
-    with pytest.raises(ImageNotFoundError, match="nothing matches"):
-        expand([f"{tmp_path}/*.svs"])
+    empty, pattern = str(tmp_path / "empty"), f"{tmp_path}/*.svs"
+    found = faults(empty, pattern)
+    assert list(found) == [empty, pattern]
+    assert "no image in this folder" in found[empty] and "nothing matches" in found[pattern]
+
+
+def test_an_image_is_one_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = _touch(tmp_path / "archive/scene.png")
+    monkeypatch.chdir(tmp_path / "archive")
+    spellings = ["scene.png", scene, "./scene.png", "../archive/scene.png", f"file://{scene}", f"{tmp_path}//archive/"]
+    assert expand(spellings) == ["scene.png"]
+    assert expand(["s3://bucket/a//b/../x.svs", "s3://bucket/a/x.svs"]) == [
+        "s3://bucket/a//b/../x.svs",
+        "s3://bucket/a/x.svs",
+    ]
+    alone = {source.folder for spelling in spellings for source in assign_folders(expand([spelling]), tmp_path / "out")}
+    assert alone == {tmp_path / "out/scene"}
+
+
+def test_behind_a_link_two_dots_lead_to_another_image(tmp_path: Path) -> None:
+    here, there = _touch(tmp_path / "scene.png"), _touch(tmp_path / "other/scene.png")
+    (tmp_path / "other/deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "other/deep")
+    behind = f"{tmp_path}/link/../scene.png"
+    assert expand([here, behind, there]) == [here, behind]
+    assert identity(behind) == there
+
+
+def test_links_to_folders_above_and_beside_list_each_folder_once(tmp_path: Path) -> None:
+    first, second = _touch(tmp_path / "a/first.png"), _touch(tmp_path / "z/second.png")
+    for link, target in (("a/up", ".."), ("0", "z"), ("z/up", "../a"), ("elsewhere", tmp_path.parent / "away")):
+        (tmp_path / link).symlink_to(target)
+    _touch(tmp_path.parent / "away/third.png")
+    assert expand([tmp_path]) == [first, f"{tmp_path}/elsewhere/third.png", second]
+
+
+def test_a_pattern_that_leads_through_a_link_above_itself_lists_each_image_once(tmp_path: Path) -> None:
+    found = [_touch(tmp_path / name) for name in ("a/1.png", "a/2.png", "b.png")]
+    (tmp_path / "a/up").symlink_to("..")
+    assert expand([f"{tmp_path}/**/*.png"]) == found
+
+
+def test_a_link_to_itself_fails_alone(tmp_path: Path) -> None:
+    good = _touch(tmp_path / "good.png")
+    (tmp_path / "loop").symlink_to("loop")
+    entries, found = inputs.expand([tmp_path])
+    assert [entry.uri for entry in entries] == [good]
+    assert (
+        list(found) == [str(tmp_path / "loop")] and "symbolic links; make it readable" in found[str(tmp_path / "loop")]
+    )
+
+
+def test_a_name_that_is_not_utf8_fails_alone(tmp_path: Path) -> None:
+    good = _touch(tmp_path / "good.png")
+    for name in (b"caf\xe9.png", b"\xe9t\xe9/1.png", b"\xe9t\xe9/2.png", b"notes\xe9.txt"):
+        _touch(tmp_path / os.fsdecode(name))
+    for item in (tmp_path, f"{tmp_path}/**/*.png"):
+        entries, found = inputs.expand([item])
+        assert [entry.uri for entry in entries] == [good]
+        assert found == {
+            str(tmp_path / name): f"{tmp_path / name}: the name is not UTF-8; rename it"
+            for name in ("caf\\udce9.png", "\\udce9t\\udce9")
+        }
+    assert list(faults(tmp_path / os.fsdecode(b"caf\xe9.png"))) == [str(tmp_path / "caf\\udce9.png")]
+
+
+@contextmanager
+def _bound_by_modes() -> Iterator[Path]:
+    """Give a folder of a user who may not read everything, as root may, and be that user in the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        user = os.geteuid()
+        if user == 0:
+            os.chown(folder, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(user)
+
+
+def test_what_may_not_be_read_fails_alone() -> None:
+    with _bound_by_modes() as folder:
+        good, below = _touch(folder / "a/good.png"), _touch(folder / "z/below.png")
+        _touch(folder / "lost+found/x.png")
+        _touch(folder / "a/slide.dcm")
+        for closed in ("lost+found", "a/slide.dcm"):
+            (folder / closed).chmod(0)
+        entries, found = inputs.expand([folder, f"{folder}/lost+found"])
+        assert [entry.uri for entry in entries] == [good, below]
+        assert found == {
+            f"{folder}/a": f"{folder}/a: cannot be read: {folder}/a/slide.dcm: Permission denied; "
+            "make it readable for this user, or move it away",
+            f"{folder}/lost+found": found[f"{folder}/lost+found"],
+        }
+        assert "lost+found: cannot be read" in found[f"{folder}/lost+found"]
+        (folder / "lost+found").chmod(0o700)
+
+
+def test_a_broken_list_of_bands_fails_alone(tmp_path: Path) -> None:
+    good, broken = _touch(tmp_path / "good.png"), _touch(tmp_path / "broken.bands.toml")
+    entries, found = inputs.expand([tmp_path])
+    assert [entry.uri for entry in entries] == [good]
+    assert list(found) == [broken] and "is no band list" in found[broken]
 
 
 def test_images_of_one_stem_get_folders_that_do_not_depend_on_order(tmp_path: Path) -> None:
@@ -91,6 +199,15 @@ def test_a_linked_folder_out_of_the_output_is_refused(tmp_path: Path) -> None:
         assign_folders([str(tmp_path / "x.svs")], tmp_path / "out")
 
 
+def test_two_images_never_get_one_folder(tmp_path: Path) -> None:
+    first, second = str(tmp_path / "a/x.svs"), str(tmp_path / "b/x.svs")
+    taken = assign_folders([first, second], tmp_path / "out")[0].name
+    with pytest.raises(OutputError, match="would both be written to"):
+        assign_folders([first, second, str(tmp_path / f"c/{taken}.svs")], tmp_path / "out")
+    with pytest.raises(OutputError, match="would both be written to"):
+        assign_folders([first, first], tmp_path / "out")
+
+
 @given(st.text(max_size=60))
 @example("..")
 @example("/archive/..")
@@ -112,11 +229,11 @@ def test_a_band_list_of_items_is_an_image_each(tmp_path: Path) -> None:
     path.write_text('items = "../search.json"\nbands = [{ asset = "red" }]')
     images = [(f"{path}#S2A_31", "S2A_31"), (f"{path}#S2B/32", "S2B/32")]
     for named in (path, path.parent):
-        found = inputs.expand([named])
+        found = inputs.expand([named])[0]
         assert [(entry.uri, entry.name) for entry in found] == images
         assert [source.name for source in inputs.assign_folders(found, tmp_path / "out")] == ["S2A_31", "S2B_32"]
     (tmp_path / "list.csv").write_text("uri,name,spacing\nscenes/s2.bands.toml,May,10m\n")
-    rows = [(entry.name, entry.spacing) for entry in inputs.expand([tmp_path / "list.csv"])]
+    rows = [(entry.name, entry.spacing) for entry in inputs.expand([tmp_path / "list.csv"])[0]]
     assert rows == [("May_S2A_31", "10m"), ("May_S2B/32", "10m")]
     path.write_text('item = "../search.json"\nbands = [{ asset = "red" }]')
     assert expand([path]) == [str(path)], "one image, though it cannot be opened"
@@ -126,8 +243,6 @@ def test_a_video_is_its_frames(tmp_path: Path) -> None:
     import av
     import numpy as np
 
-    from unetpp_workflows import inputs
-
     path = tmp_path / "clip.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=15)
@@ -136,7 +251,7 @@ def test_a_video_is_its_frames(tmp_path: Path) -> None:
             pixels = np.full((16, 16, 3), value, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
-    found = inputs.expand([str(path)])
+    found = inputs.expand([str(path)])[0]
     assert [(entry.uri, entry.name) for entry in found] == [(f"{path}#{i}", f"clip_{i:06d}") for i in range(3)]
     assert [source.name for source in inputs.assign_folders(found, tmp_path / "out")] == [
         f"clip_{i:06d}" for i in range(3)

@@ -36,7 +36,7 @@ def test_tables_name_images(tmp_path: Path, suffix: str) -> None:
         Entry(u if ":" in u else str(tmp_path / u), n, s, str(tmp_path / m) if m else None) for u, n, s, m in ENTRIES
     ]
     assert read_manifest(path) == placed
-    assert expand([path, path]) == placed
+    assert expand([path, path]) == (placed, {})
     first, second = assign_folders(placed, tmp_path / "out")
     assert (first.name, first.spacing, first.mask) == ("First_image", "0.25um", str(tmp_path / "m.png"))
     assert (second.name, second.spacing, second.mask) == ("two", None, None)
@@ -76,6 +76,29 @@ def test_stac_items_name_their_image(tmp_path: Path) -> None:
     assert read_manifest(path) == [Entry(str(tmp_path / "./v.tif"), "S2A"), Entry("https://host/r.tif", "L8")]
     path.write_text(json.dumps(second))
     assert read_manifest(path) == [Entry("https://host/r.tif", "L8")]
+
+
+def test_rows_of_one_image_are_equal_or_an_error(tmp_path: Path) -> None:
+    table, scene = tmp_path / "list.csv", str(tmp_path / "a/x.tif")
+    table.write_text("uri,name,spacing\na/x.tif,north,1m\na/x.tif,north,1m\nb.tif,,\nb.tif,,\n")
+    assert expand([table]) == ([Entry(scene, "north", "1m"), Entry(str(tmp_path / "b.tif"))], {})
+    for second in ("a/x.tif,south,1m", "a/../a/x.tif,south,1m", "a/x.tif,south,2m"):
+        table.write_text(f"uri,name,spacing\nb.tif,,\na/x.tif,north,1m\n{second}\n")
+        entries, faults = expand([table])
+        assert entries == [] and list(faults) == [str(table)]
+        assert "a/x.tif is listed twice, as 'north' and as 'south'" in faults[str(table)]
+    (tmp_path / "one.csv").write_text("uri,spacing\nc.tif,1m\n")
+    entries, faults = expand([tmp_path / "c.tif", tmp_path / "one.csv", tmp_path / "d.tif"])
+    assert [Path(entry.uri).name for entry in entries] == ["c.tif", "d.tif"]
+    assert "c.tif is listed twice, without a name and without a name" in faults[str(tmp_path / "one.csv")]
+
+
+def test_one_bad_row_does_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "bad.bands.toml").touch()
+    (tmp_path / "list.csv").write_text("uri\na.tif\nbad.bands.toml\nb.tif\n")
+    entries, faults = expand([tmp_path / "list.csv"])
+    assert [Path(entry.uri).name for entry in entries] == ["a.tif", "b.tif"]
+    assert list(faults) == [str(tmp_path / "bad.bands.toml")]
 
 
 @pytest.mark.parametrize(

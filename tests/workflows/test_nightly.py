@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,9 +24,12 @@ from typer.testing import CliRunner
 
 from tests.workflows.conftest import INK, PAPER, SMUDGE
 from tests.workflows.test_gates import CARD, FACTS
+from tests.workflows.test_metrics import ending
 from unetpp_workflows.cli import app
 from unetpp_workflows.lease import Lease
+from unetpp_workflows.ledger import Ledger, sync
 from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.pipeline import find_sources
 from unetpp_workflows.promotion import history
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.registry import aliases_of, register_package
@@ -264,3 +274,108 @@ def test_an_alert_that_cannot_be_delivered_is_said_without_its_secret(
 def test_a_wrong_configuration_is_usage(config: Path, line: str, message: str) -> None:
     result = run(config, "--set", line)
     assert result.exit_code == 2 and message in result.output
+
+
+@pytest.fixture
+def quiet(tmp_path: Path, archive: Path) -> Path:
+    """A night of an archive whose images are done: nothing to segment, nothing to judge, no registry needed."""
+    output = tmp_path / "out"
+    known = Ledger()
+    sources, _ = find_sources([archive], output)
+    sync(known, sources, complete=True)
+    for source in sources:
+        source.folder.mkdir(parents=True)
+        ImageRecord(name=source.name, status="done").write(source.folder)
+        known.settle(source.uri, "done", None, "2026-01-01")
+    (output / "nightly").mkdir()
+    known.save(output / "nightly")
+    file = tmp_path / "quiet.toml"
+    file.write_text(
+        f'archive = ["{archive}"]\noutput = "{output}"\nmodel = "ink"\n'
+        f'[segment]\nmetrics = {{ file = "{tmp_path / "night.prom"}" }}\n'
+    )
+    return file
+
+
+def test_a_quiet_night_has_ended_too(quiet: Path, alerts: list[dict[str, Any]], tmp_path: Path) -> None:
+    for _ in range(2):
+        began = time.time()
+        result = run(quiet)
+        assert result.exit_code == 0 and "0 new, 0 changed, 0 again, 0 removed, 2 unchanged" in result.output
+        code, finish = ending(tmp_path / "night.prom")
+        assert code == 0 and began <= finish
+    assert alerts == []
+
+
+def _tear_the_ledger(output: Path) -> None:
+    file = output / "nightly/ledger.json"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def _hide_the_ledger(output: Path) -> None:
+    (output / "nightly/ledger.json").unlink()
+    (output / "nightly/ledger.json").mkdir()
+
+
+def _break_a_record(output: Path) -> None:
+    (output / "a/record.json").write_text('{"format": 1}')
+
+
+def _remove_the_output(output: Path) -> None:
+    shutil.rmtree(output)
+    output.touch()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (_tear_the_ledger, "ledger: .*ledger.json cannot be read"),
+        (_hide_the_ledger, "ledger: .*Is a directory"),
+        (_break_a_record, "sync: unexpected TypeError: "),
+        (_remove_the_output, "night: .*choose an output folder"),
+    ],
+)
+def test_whatever_goes_wrong_is_told(
+    quiet: Path, alerts: list[dict[str, Any]], tmp_path: Path, damage: Callable[[Path], None], problem: str
+) -> None:
+    damage(tmp_path / "out")
+    result = run(quiet)
+    assert result.exit_code == 1 and re.search(f"failed: {problem}", result.output), result.output
+    [alert] = alerts
+    assert re.match(problem, alert["details"]["problems"][0])
+    assert ending(tmp_path / "night.prom")[0] == 1
+    if damage is _tear_the_ledger:
+        [night] = nights(tmp_path / "out")
+        assert night["exit_code"] == 1 and len(night["problems"]) == 1
+        assert (tmp_path / "out/nightly/ledger.json").stat().st_size == 100, "what may be mended is left"
+
+
+def test_an_alert_has_counts_and_the_first_problems(quiet: Path, alerts: list[dict[str, Any]], tmp_path: Path) -> None:
+    empty = [tmp_path / f"empty-{index:02d}" for index in range(30)]
+    for folder in empty:
+        folder.mkdir()
+    archives = json.dumps([str(tmp_path / "archive"), *map(str, empty)])
+    assert run(quiet, "--set", f"archive={archives}").exit_code == 1
+    [alert] = alerts
+    assert "30 problem(s)" in alert["text"]
+    details = alert["details"]
+    assert [Path(line.partition(":")[0]) for line in details["problems"]] == empty[:20]
+    assert details["archive"] == {"new": 0, "changed": 0, "again": 0, "removed": 0, "unchanged": 2}
+    assert len(nights(tmp_path / "out")[0]["problems"]) == 30
+
+
+def test_an_interrupted_night_is_told(quiet: Path, alerts: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The ledger is a pipe into which nobody writes, so that the night waits for its Ctrl-C."""
+    for file in (tmp_path / "out/nightly").glob("*.json"):
+        file.unlink()
+    os.mkfifo(tmp_path / "out/nightly/ledger.json")
+    command = [sys.executable, "-m", "unetpp_workflows", "nightly", str(quiet)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        writer = os.open(tmp_path / "out/nightly/ledger.json", os.O_WRONLY)  # waits until the night reads the ledger
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        os.close(writer)
+    assert process.returncode == 130 and "run the same command again" in errors
+    [alert] = alerts
+    assert alert["details"]["problems"] == ["night: ended by KeyboardInterrupt; the next one continues it"]
+    assert ending(tmp_path / "night.prom")[0] == 1

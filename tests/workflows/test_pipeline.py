@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,23 @@ def test_bad_images_are_named_in_one_line_and_the_others_are_done(run: Any, blot
     record = ImageRecord.read(tmp_path / "out/missing")
     assert record is not None
     assert (record.status, record.input["uri"]) == ("failed", str(paths[0]))
+
+
+def test_odd_entries_of_an_archive_are_named_in_one_line_and_the_others_are_done(
+    run: Any, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = blots("good.png")
+    (good.parent / os.fsdecode(b"caf\xe9.png")).write_bytes(good.read_bytes())
+    (good.parent / "up").symlink_to("..")
+    (good.parent / "loop").symlink_to("loop")
+    monkeypatch.chdir(good.parent)
+    summary = run(good.parent, "good.png", f"../in/{good.name}")
+    assert summary.exit_code == 1
+    assert sorted((Path(image.uri).name, image.status) for image in summary.images) == [
+        ("caf\\udce9.png", "failed"), ("good.png", "done"), ("loop", "failed"),
+    ]  # fmt: skip
+    assert all(image.message and "\n" not in image.message for image in summary.of("failed"))
+    assert [path.name for path in (tmp_path / "out").glob("*/job.json")] == ["job.json"], "one image has one folder"
 
 
 def test_an_unexpected_error_of_one_image_does_not_stop_the_others(

@@ -44,8 +44,8 @@ def run(*command: object) -> Result:
     return CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
 
 
-def segment(inputs: Path, output: Path, share: float = 1) -> Result:
-    shadow = ("--shadow", "models:/ink@challenger", "--shadow-share", share)
+def segment(inputs: Path, output: Path, *options: object) -> Result:
+    shadow = ("--shadow", "models:/ink@challenger", "--shadow-share", 1, *options)
     return run("segment", inputs, "-m", "models:/ink@champion", "-o", output, *shadow)
 
 
@@ -93,6 +93,15 @@ def test_agreement_is_recorded_and_can_stop_a_promotion(
     assert refused.exit_code == 1 and "failed by 0.05" in refused.output and "failed by 1" in refused.output
     gates.write_text("calibration = { ece = 1 }\nshadow = { agreement = 0.85, images = 2 }")
     assert run(*command).exit_code == 0
+
+
+def test_the_metrics_are_those_of_the_first_run(versions: None, tmp_path: Path) -> None:
+    inputs = draw(tmp_path / "in", one=0)
+    (inputs / "bad.png").write_bytes(b"no image")
+    file = tmp_path / "unetpp.prom"
+    assert segment(inputs, tmp_path / "out", "--metrics-file", file).exit_code == 1
+    assert "unetpp_run_exit_code 1.0" in file.read_text()
+    assert 'unetpp_images_total{status="failed"} 1.0' in file.read_text()
 
 
 def test_a_wrong_shadow_is_told_before_anything_is_segmented(versions: None, tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def segment(
         "output.probabilities": probabilities,
         "output.uncertainty": uncertainty,
         "output.into_source": into_source,
+        "metrics.port": metrics_port,
+        "metrics.file": metrics_file,
     }
     resolved = load_config(config, options=options, sets=sets or ())
     console = standard_output()

@@ -7,15 +7,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-from unetpp.errors import ImageNotFoundError, OutputError
+from unetpp.errors import DataError, ImageNotFoundError, OutputError, UnetppError
 from unetpp.io.bands import SUFFIX as BAND_LIST
 from unetpp.io.bands import is_band_list, list_items
 from unetpp.io.dicom import slides_in
-from unetpp.io.remote import check_uri, is_remote, list_prefix
+from unetpp.io.remote import check_uri, is_remote, list_prefix, local_name, shown
 from unetpp.io.video import frame_count, is_video
 from unetpp_workflows.manifest import Entry, is_manifest, read_manifest
 
@@ -24,9 +25,11 @@ SUFFIXES = frozenset(
 )
 """Files that a folder contributes; a file named by itself is always tried, whatever its suffix."""
 LISTS = (".mosaic.toml", BAND_LIST)
-_ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
 RESERVED = frozenset({"mlflow", "logs", "nightly"})
 JOB = "job.json"
+_ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
+_OURS = frozenset({JOB, "mlflow.db"})
+"""What lies in a folder that holds one image, and in one that holds results or an MLflow store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +50,91 @@ class Source:
         return self.folder.name
 
 
-def expand(inputs: Iterable[str | Path]) -> list[Entry]:
-    """Return images: files as given, folders and globs in order of name, manifests in theirs; each image once.
+def expand(inputs: Iterable[str | Path]) -> tuple[list[Entry], dict[str, str]]:
+    """Return images, and why inputs, or folders and files in them, give none: name -> one line.
 
-    Raises:
-        ImageNotFoundError: A folder, prefix or glob holds no image. A missing file is left for its reader to report.
-        ImageFormatError: A URI has an unknown scheme, or a password or query in it.
-        RemoteError: A prefix cannot be listed.
-        DataError: A manifest cannot be read, or the STAC items of a band list.
+    Images are files as given, folders and globs in order of name, manifests in theirs; each image once, however its
+    path is written. A missing file is left for its reader to report.
     """
     found: dict[str, Entry] = {}
+    faults: dict[str, str] = {}
     for item in map(str, inputs):
-        if is_remote(item):
-            check_uri(item)
-        entries = read_manifest(item) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item)]
-        entries = [image for entry in entries for image in _images_in(entry)]
-        for entry in entries:
-            for uri in filter(None, (entry.uri, entry.mask)):
-                if is_remote(uri):
-                    check_uri(uri)
-            found.setdefault(entry.uri, entry)
-    return list(found.values())
+        try:
+            _add(found, _entries(item, faults))
+        except (UnetppError, OSError) as error:
+            _note(faults, item, error)
+    return list(found.values()), faults
+
+
+def _add(found: dict[str, Entry], entries: Iterable[Entry]) -> None:
+    """Add all images under their identities; raises `DataError`, and adds none, where two differ on one image."""
+    new: dict[str, Entry] = {}
+    for entry in entries:
+        key = identity(entry.uri)
+        before = found.get(key) or new.setdefault(key, entry)
+        if before is not entry and replace(before, uri=entry.uri) != entry:
+            names = " and ".join(f"as {name!r}" if name else "without a name" for name in (before.name, entry.name))
+            raise DataError(
+                f"{shown(entry.uri)} is listed twice, {names}, with different settings; an image has one result: keep "
+                "one row, or give the other to a run with another --output"
+            )
+    found |= new
+
+
+def _entries(item: str, faults: dict[str, str]) -> Iterator[Entry]:
+    """Yield the images that an input names; what is wrong with one of several is noted, with the input itself raised.
+
+    Raises:
+        ImageNotFoundError: A folder, prefix or glob holds no image.
+        ImageFormatError: A URI has an unknown scheme, or a password or query in it.
+        RemoteError: A prefix cannot be listed.
+        DataError: A manifest cannot be read.
+    """
+    if is_remote(item):
+        check_uri(item)
+    named = read_manifest(item) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item, faults)]
+    for entry in named:
+        for uri in filter(None, (entry.uri, entry.mask)):
+            if is_remote(uri):
+                check_uri(uri)
+        wrong = _misnamed(identity(entry.uri))
+        if wrong is not None:
+            _note(faults, wrong, ImageNotFoundError(f"{wrong}: the name is not UTF-8; rename it"))
+            continue
+        try:
+            yield from _images_in(entry)
+        except (UnetppError, OSError) as error:
+            _note(faults, entry.uri, error)
+
+
+def _note(faults: dict[str, str], name: str, error: UnetppError | OSError) -> None:
+    """Write down in one line why an input, or a folder or file in it, gives no image."""
+    why = str(error)
+    if not isinstance(error, UnetppError):
+        reason = str(error.strerror or error)
+        if error.filename not in (None, name):  # the folder is at fault, for something in it
+            reason = f"{error.filename}: {reason}"
+        why = f"{name}: cannot be read: {reason}; make it readable for this user, or move it away"
+    faults[_printable(shown(name))] = _printable(" ".join(why.split()))
+
+
+def _printable(text: str) -> str:
+    """Return a text with the bytes of names that are not UTF-8 spelled out: no file and no terminal takes them."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _misnamed(path: str) -> str | None:
+    """Return the first folder or file on a path whose name is not UTF-8, None where there is none."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        return path[: error.start] + path[error.start :].partition("/")[0]
+    return None
 
 
 def _images_in(entry: Entry) -> list[Entry]:
     """Return the frames of a video file or the items of a band list, each an image of its own name; others as is."""
-    path = Path(entry.uri).expanduser()
+    path = Path(local_name(entry.uri)).expanduser()
     if is_remote(entry.uri) or not (is_video(path) or is_band_list(path)) or not path.is_file():
         return [entry]
     if is_video(path):
@@ -84,20 +146,20 @@ def _images_in(entry: Entry) -> list[Entry]:
     return [replace(entry, uri=f"{path}#{item}", name="_".join(filter(None, (entry.name, item)))) for item in items]
 
 
-def _expand_one(item: str) -> list[str]:
+def _expand_one(item: str, faults: dict[str, str]) -> list[str]:
     if is_remote(item):
         return _expand_prefix(item) if item.endswith("/") else [item]
-    path = Path(item.removeprefix("file://")).expanduser()
-    if path.is_dir() and not _is_image(path):
-        images = sorted(_images_below(path), key=lambda image: image.parts)
+    path = Path(local_name(item)).expanduser()
+    # Zarr, and the DICOM files of one slide, are one image, which is then named by the folder.
+    if path.is_dir() and not _is_zarr(path) and len(_slides_in(path, faults)) != 1:
+        images = sorted(_images_below(path, faults), key=lambda image: image.parts)
         if not images:
             raise ImageNotFoundError(
                 f"{item}: no image in this folder; known suffixes are {' '.join(sorted(SUFFIXES))}"
             )
         return [str(image) for image in images]
     if not path.exists() and glob.has_magic(item):
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path.glob refuses absolute patterns)
-        images = [Path(match) for match in matches if Path(match).is_file() or _is_zarr(Path(match))]
+        images = _matches(str(path), faults)
         if not images:
             raise ImageNotFoundError(f"{item}: nothing matches this pattern; quote it and check the folder")
         return [str(image) for image in images]
@@ -117,7 +179,7 @@ def _remote_images_below(uri: str) -> list[str]:
     names = {item.rpartition("/")[2] for item in found.objects}
     if names & _ZARR:
         return [uri]
-    if names & {JOB, "mlflow.db"}:
+    if names & _OURS:
         return []
     images = [item for item in found.objects if Path(item).suffix.lower() in SUFFIXES]
     for folder in found.folders:
@@ -126,26 +188,71 @@ def _remote_images_below(uri: str) -> list[str]:
     return [item for item in images if not item.rpartition("/")[2].startswith(".")]
 
 
-def _images_below(folder: Path) -> list[Path]:
-    images = slides_in(folder)
-    with os.scandir(folder) as entries:  # it knows which are folders: no question per image
-        children = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in children:
-        child = folder / entry.name
-        if not entry.is_dir():
-            if child.suffix.lower() in SUFFIXES or child.name.lower().endswith(LISTS):
-                images.append(child)
-        elif _is_image(child):
-            images.append(child)
-        # Results and an MLflow store may lie among the images, with pictures in them.
-        elif not (child / JOB).exists() and not (child / "mlflow.db").exists():
-            images += _images_below(child)
+def _matches(pattern: str, faults: dict[str, str]) -> list[Path]:
+    """Return the images that match, in order of name; each once, though `**` follows a link to a folder above it."""
+    real = cache(os.path.realpath)
+    places: dict[tuple[str, str], str] = {}
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
+    for match in sorted(matches, key=lambda match: (len(match), match)):
+        folder, name = os.path.split(match.rstrip("/"))
+        places.setdefault((real(folder), name), match)
+    images = []
+    for path in map(Path, sorted(places.values())):
+        try:
+            if path.is_file() or _is_zarr(path):
+                images.append(path)
+        except OSError as error:
+            _note(faults, str(path), error)
     return images
 
 
-def _is_image(folder: Path) -> bool:
-    """Say whether a folder is one image: Zarr, or the DICOM files of one slide, which is then named by the folder."""
-    return _is_zarr(folder) or len(slides_in(folder)) == 1
+def _images_below(top: Path, faults: dict[str, str]) -> list[Path]:
+    """Return the images in a folder and below it, in no order; each folder once, whatever links lead to it."""
+    images: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    folders, links = [top], list[Path]()
+    while folders or links:
+        if not folders:  # links come last: a folder that lies here itself is named by its own path
+            folders, links = sorted(links, reverse=True), []
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                children = list(entries)
+            facts = folder.stat()
+        except OSError as error:
+            _note(faults, str(folder), error)
+            continue
+        names, slides = {entry.name for entry in children}, _slides_in(folder, faults)
+        if folder != top and (names & _ZARR or len(slides) == 1):
+            images.append(folder)
+        # Results and an MLflow store may lie among the images, with pictures in them.
+        elif (folder == top or not names & _OURS) and (facts.st_dev, facts.st_ino) not in seen:
+            seen.add((facts.st_dev, facts.st_ino))
+            images += slides
+            for entry in children:
+                _sort(entry, folder / entry.name, images, links if entry.is_symlink() else folders, faults)
+    return images
+
+
+def _sort(entry: os.DirEntry[str], path: Path, images: list[Path], folders: list[Path], faults: dict[str, str]) -> None:
+    """Add an entry of a folder to the images or the folders, if it is one of them."""
+    if entry.name.startswith("."):
+        return
+    try:
+        if entry.is_dir():  # the listing knows: no question per image
+            folders.append(path)
+        elif path.suffix.lower() in SUFFIXES or path.name.lower().endswith(LISTS):
+            images.append(path)
+    except OSError as error:
+        _note(faults, str(path), error)
+
+
+def _slides_in(folder: Path, faults: dict[str, str]) -> list[Path]:
+    try:
+        return slides_in(folder)
+    except OSError as error:
+        _note(faults, str(folder), error)
+        return []
 
 
 def _is_zarr(path: Path) -> bool:
@@ -153,13 +260,13 @@ def _is_zarr(path: Path) -> bool:
 
 
 def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
-    """Give each image its folder: its name or stem, with a hash of its URI where two images share it.
+    """Give each image a folder of its own: its name or stem, with a hash of its URI where two images share it.
 
     The choice does not depend on the order of the images, and a folder that another image took in an earlier call
     stays that image's.
 
     Raises:
-        OutputError: A folder of this name is a link that leads out of the output folder.
+        OutputError: A folder of this name is a link that leads out of the output folder; two images have one folder.
     """
     entries = list(entries)
     stems = {entry.uri: safe_name(entry.name or entry.uri, is_name=bool(entry.name)) for entry in entries}
@@ -168,7 +275,7 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
         counts[stem.casefold()] = counts.get(stem.casefold(), 0) + 1
     # What is there is listed once: asking for each of a million folders costs minutes, from network storage hours.
     there, root = _names_in(output), output.resolve()
-    sources = []
+    sources: dict[str, Source] = {}
     for entry in entries:
         uri, stem = entry.uri, stems[entry.uri]
         key, folder = stem.casefold(), output / stem
@@ -180,8 +287,11 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
                 folder = hashed if clash or (hashed.name.casefold() in there and hashed.is_dir()) else folder
         if folder.name.casefold() in there and folder.resolve().parent != root:
             raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
-        sources.append(Source(uri, folder, entry.spacing, entry.mask, entry.region))
-    return sources
+        source = Source(uri, folder, entry.spacing, entry.mask, entry.region)
+        other = sources.setdefault(folder.name.casefold(), source)
+        if other is not source:  # a short hash, or a name that looks like one with a hash
+            raise OutputError(f"{other.uri} and {uri} would both be written to {folder}; use two --output")
+    return list(sources.values())
 
 
 def _names_in(folder: Path) -> frozenset[str]:
@@ -193,8 +303,20 @@ def _names_in(folder: Path) -> frozenset[str]:
 
 
 def identity(uri: str) -> str:
-    """Return the URI that stands for an image wherever a call is made from: absolute for files."""
-    return uri if "://" in uri else str(Path(uri).absolute())
+    """Return the URI that stands for an image wherever a call is made from and however its path is written.
+
+    Of files it is the absolute path without `.` and `..`; links keep their names.
+    """
+    if is_remote(uri):
+        return uri
+    path = local_name(uri)
+    if not path.startswith("/"):  # as text: `Path` takes several times as long, and an archive may have a million
+        path = f"{Path.cwd()}/{path}"
+    plain = os.path.normpath(path)
+    # Behind a link to a folder, `..` is not the folder that holds the link.
+    if ".." in path and os.path.realpath(plain) != (real := os.path.realpath(path)):
+        return real
+    return plain
 
 
 def owner(folder: Path) -> str | None:

@@ -147,11 +147,15 @@ def stamp(uri: str) -> str | None:
     """Return sizes and times of an image's files, None where it cannot be read; of a remote image its fingerprint.
 
     Of a folder, a Zarr image, it is the newest time, the sum of the sizes and the number of the files. A slide in
-    several files counts as changed when the one that names it does.
+    several files counts as changed when the one that names it does; a frame of a video or an item of a band list when
+    the file does that holds it.
     """
+    from unetpp.io.bands import split_item
     from unetpp.io.base import fingerprint
+    from unetpp.io.video import split_frame
 
-    path = Path(uri)
+    held = split_item(uri) or split_frame(uri)
+    path = held[0] if held else Path(uri)
     try:
         if "://" in uri:
             return fingerprint(uri)

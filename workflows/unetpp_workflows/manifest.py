@@ -6,6 +6,7 @@ absolute start from the manifest's folder. Other columns are the user's own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def is_manifest(item: str) -> bool:
 
 
 def read_manifest(item: str) -> list[Entry]:
-    """Return the images that a manifest, local or remote, lists, in its order.
+    """Return the images that a manifest, local or remote, lists, in its order; equal rows are one.
 
     Raises:
         DataError: it cannot be read, has no column with URIs, an empty one, a bad spacing, or one name twice; an item
@@ -53,9 +54,9 @@ def read_manifest(item: str) -> list[Entry]:
         Also what `unetpp.io.staging.stage` raises of remote ones.
     """
     place = item if is_remote(item) else str(Path(item).expanduser())
-    entries = list(_read(place))
-    names = [entry.name for entry in entries if entry.name]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    entries = list(dict.fromkeys(_read(place)))
+    counts = Counter(entry.name for entry in entries if entry.name)
+    twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{place} has the name {twice!r} twice; give each image its own, or leave the column empty")
     return entries

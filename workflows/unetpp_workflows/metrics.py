@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from unetpp.commit import STAGES
 from unetpp.durable import write_file
 from unetpp.errors import ConfigError
+from unetpp_workflows.cli_options import exit_code
 from unetpp_workflows.config import MetricsConfig
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class RunMetrics:
         self._commit = self._gauge("last_commit_timestamp_seconds", "When a shard was last committed.")
         self._gauge("run_start_timestamp_seconds", "When this run began.").set(self._began)
         self._finished = self._gauge("run_finish_timestamp_seconds", "When this run ended; 0 while it runs.")
-        self._exit = self._gauge("run_exit_code", "How this run ended: 0 done, 1 a part failed; -1 while it runs.")
+        self._exit = self._gauge("run_exit_code", "How this run ended: 0 done, else not; -1 while it runs.")
         self._exit.set(-1)
         self._busy = self._gauge("device_busy_ratio", "Share of the time that workers spent computing.", "device")
         self._stages = {stage: self._seconds.labels(stage) for stage in STAGES}
@@ -115,7 +116,7 @@ class RunMetrics:
 
 @contextmanager
 def exported(config: MetricsConfig, workers: int) -> Iterator[RunMetrics]:
-    """Serve and write the metrics of the run in this block; the file stays when it ends.
+    """Serve and write the metrics of the run in this block; the file stays, and says how the block was left.
 
     Raises:
         ConfigError: the port is taken.
@@ -123,16 +124,38 @@ def exported(config: MetricsConfig, workers: int) -> Iterator[RunMetrics]:
     """
     metrics = RunMetrics(workers, config.file)
     metrics.write()
-    with ExitStack() as stack:
-        if config.port is not None:
-            try:
-                server, thread = start_http_server(config.port, addr=config.host, registry=metrics.registry)
-            except OSError as error:
-                raise ConfigError(
-                    f"metrics cannot be served on {config.host}:{config.port} ({error.strerror}); choose another port"
-                ) from None
-            stack.callback(thread.join)
-            stack.callback(server.server_close)
-            stack.callback(server.shutdown)
-        stack.callback(metrics.write)
-        yield metrics
+    try:
+        with _served(config, metrics):
+            yield metrics
+    except BaseException as error:
+        metrics.finished({}, exit_code(error))
+        raise
+    finally:
+        metrics.write()
+
+
+@contextmanager
+def _served(config: MetricsConfig, metrics: RunMetrics) -> Iterator[None]:
+    """Serve metrics at the port, if there is one; raises `ConfigError` where it is taken."""
+    if config.port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(config.port, addr=config.host, registry=metrics.registry)
+    except OSError as error:
+        raise ConfigError(
+            f"metrics cannot be served on {config.host}:{config.port} ({error.strerror}); choose another port"
+        ) from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def write_end(config: MetricsConfig, code: int) -> None:
+    """Write that a run without shards has ended now, in the place of what the file says. Raises `OutputError`."""
+    metrics = RunMetrics(1, config.file)
+    metrics.finished({}, code)
+    metrics.write()

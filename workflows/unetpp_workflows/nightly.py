@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -24,6 +27,7 @@ from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.config import RunConfig, apply_setting, read_toml, validate
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.ledger import Ledger, Sync, sync
+from unetpp_workflows.metrics import write_end
 from unetpp_workflows.nightly_page import write_page
 from unetpp_workflows.pipeline import find_sources, make_folder
 from unetpp_workflows.record import write_json
@@ -32,6 +36,12 @@ from unetpp_workflows.steps import utc_now
 FOLDER = "nightly"
 BUSY = 75
 """Exit code where another night holds the folder: try again later (sysexits' EX_TEMPFAIL)."""
+PROBLEMS_TOLD = 20
+"""Of a night, by an alert: all of them are in the report."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class _Section(BaseModel):
@@ -68,6 +78,7 @@ class Night:
         problems: one line for everything that failed; none means exit code 0.
         images: name -> status, message and model of every image that was worked on.
         promotion: version, champion before and outcome; "none waits" and "refused before" are outcomes too.
+        segmented: exit code of the segmentation, as in its metrics; None where nothing was to do, or it broke off.
     """
 
     started: str
@@ -75,6 +86,7 @@ class Night:
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     champion: str | None = None
     promotion: dict[str, Any] = field(default_factory=dict)
+    segmented: int | None = None
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
     finished: str = ""
@@ -98,65 +110,99 @@ def load_nightly(file: Path, sets: Iterable[str] = ()) -> NightlyConfig:
 def run_night(config: NightlyConfig, console: Console) -> int:
     """Run a night and return the exit code: 0 done, 1 something failed, 75 another night is running.
 
-    Raises:
-        OutputError: the output folder cannot be written.
+    Whatever goes wrong is a problem of the night: it is posted, printed, and in the metrics. An interruption is posted,
+    too, before it goes on.
     """
-    make_folder(config.output / FOLDER)
+    night, folder = Night(started=utc_now()), config.output / FOLDER
     try:
-        lease = Lease(config.output / FOLDER)
-        lease.__enter__()
-    except StoreError as error:
-        console.print(f"left: {error}", markup=False, highlight=False, soft_wrap=True)
-        return BUSY
-    try:
-        night = _night(config, console)
-    finally:
-        lease.__exit__(None, None, None)
-    for problem in night.problems:
-        console.print(f"failed: {problem}", markup=False, highlight=False, soft_wrap=True)
-    if night.problems:
-        undelivered = send_alert(f"unetpp nightly {config.model}: {len(night.problems)} problem(s)", asdict(night))
-        if undelivered:
-            console.print(f"failed: {undelivered}", markup=False, highlight=False, soft_wrap=True)
+        make_folder(folder)
+        with ExitStack() as held:
+            try:
+                held.enter_context(Lease(folder))
+            except StoreError as error:
+                _say(console, f"left: {error}")
+                return BUSY
+            _work(config, night, console)
+    except Exception as error:  # noqa: BLE001 (nobody watches a night: what is not told is not known)
+        _note(night, "night", error)
+    except BaseException as error:
+        night.problems.append(f"night: ended by {type(error).__name__}; the next one continues it")
+        _tell(config, night)
+        raise
+    undelivered = _tell(config, night)
+    for problem in (*night.problems, *filter(None, [undelivered])):
+        _say(console, f"failed: {problem}")
     return night.exit_code
 
 
-def _night(config: NightlyConfig, console: Console) -> Night:
-    began, night = time.perf_counter(), Night(started=utc_now())
-    folder = config.output / FOLDER
-    ledger = Ledger.load(folder)
-    found: list[Sync] = []
-
-    def synchronise() -> None:
-        sources, unnamed = find_sources(config.archive, config.output)
-        night.problems += [str(result.message) for result in unnamed.values()]
-        # A part of the archive that cannot be listed is not a part that was removed.
-        found.append(sync(ledger, sources, complete=not unnamed))
-        night.archive = found[0].to_json()
-        _say(console, found[0].sentence())
-
-    _step(night, "sync", synchronise)
-    if found:
-        _step(night, "segment", lambda: _segment(config, found[0], ledger, night, console))
-        ledger.save(folder)
-    if config.promotion is not None:
-        promotion = config.promotion
-        _step(night, "promote", lambda: _promote(config, promotion, ledger, night, console))
-        ledger.save(folder)
+def _work(config: NightlyConfig, night: Night, console: Console) -> None:
+    """Do all steps of a night but the last, which tells how it went."""
+    began, folder = time.perf_counter(), config.output / FOLDER
+    ledger = _step(night, "ledger", Ledger.load, folder)
+    # A ledger that cannot be read is left as it is: working without it would replace it.
+    if ledger is not None:
+        found = _step(night, "sync", _sync, config, ledger, night, console)
+        if found is not None:
+            _step(night, "segment", _segment, config, found, ledger, night, console)
+            _step(night, "ledger", ledger.save, folder)
+        if config.promotion is not None:
+            _step(night, "promote", _promote, config, config.promotion, ledger, night, console)
+            _step(night, "ledger", ledger.save, folder)
     night.seconds, night.finished = round(time.perf_counter() - began, 3), utc_now()
-    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    write_json(folder / f"{name}.json", {**asdict(night), "exit_code": night.exit_code})
-    write_page(folder / f"{name}.html", config.model, asdict(night), ledger)
-    _say(console, f"report: {folder / name}.html")
-    return night
+    _step(night, "report", _report, config, ledger or Ledger(), night, console)
 
 
-def _step(night: Night, name: str, run: Callable[[], None]) -> None:
-    """Run one step; what it raises is a problem of the night, not its end."""
+def _step(night: Night, name: str, run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Run one step; what it raises is a problem of the night, not its end, and the step returns None."""
     try:
-        run()
-    except (UnetppError, OSError) as error:
-        night.problems.append(f"{name}: {' '.join(str(error).split())}")
+        return run(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 (one step that fails must not stop the others; it is reported)
+        _note(night, name, error)
+        return None
+
+
+def _note(night: Night, step: str, error: Exception) -> None:
+    kind = ""
+    if not isinstance(error, UnetppError | OSError):
+        log.error("%s: unexpected error", step, exc_info=error)
+        kind = f"unexpected {type(error).__name__}: "
+    night.problems.append(f"{step}: {kind}{' '.join(str(error).split())}")
+
+
+def _tell(config: NightlyConfig, night: Night) -> str | None:
+    """Say in the metrics how the night ended, and by an alert what failed; return why that was not delivered."""
+    if night.segmented != night.exit_code:
+        _step(night, "metrics", write_end, config.segment.metrics, night.exit_code)
+    if not night.problems:
+        return None
+    details = {
+        "started": night.started,
+        "seconds": night.seconds,
+        "archive": {kind: len(found) if isinstance(found, list) else found for kind, found in night.archive.items()},
+        "images": Counter(image["status"] for image in night.images.values()),
+        "champion": night.champion,
+        "promotion": night.promotion,
+        "problems": night.problems[:PROBLEMS_TOLD],
+    }
+    return send_alert(f"unetpp nightly {config.model}: {len(night.problems)} problem(s)", details)
+
+
+def _sync(config: NightlyConfig, ledger: Ledger, night: Night, console: Console) -> Sync:
+    sources, unnamed = find_sources(config.archive, config.output)
+    night.problems += [str(result.message) for result in unnamed.values()]
+    # A part of the archive that cannot be listed is not a part that was removed.
+    found = sync(ledger, sources, complete=not unnamed)
+    night.archive = found.to_json()
+    _say(console, found.sentence())
+    return found
+
+
+def _report(config: NightlyConfig, ledger: Ledger, night: Night, console: Console) -> None:
+    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    file = config.output / FOLDER / f"{name}.json"
+    write_json(file, {**asdict(night), "exit_code": night.exit_code})
+    write_page(file.with_suffix(".html"), config.model, asdict(night), ledger)
+    _say(console, f"report: {file.with_suffix('.html')}")
 
 
 def _segment(config: NightlyConfig, found: Sync, ledger: Ledger, night: Night, console: Console) -> None:
@@ -172,6 +218,7 @@ def _segment(config: NightlyConfig, found: Sync, ledger: Ledger, night: Night, c
     summary = segment(
         config.archive, reference, config.output, config=config.segment, selection=selection, console=console
     )
+    night.segmented = summary.exit_code
     print_summary(summary, console)
     for image in summary.images:
         if image.uri not in chosen:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from unetpp.errors import ConfigError, OutputError, UnetppError
-from unetpp.io.remote import is_remote, open_object, shown
+from unetpp.io.remote import is_remote, open_object
 from unetpp_workflows.archive import write_summary
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
@@ -35,7 +35,6 @@ from unetpp_workflows.finishing import Finishing
 from unetpp_workflows.inputs import Source, assign_folders, expand, identity
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.machine import rare_collections, worker_count
-from unetpp_workflows.manifest import Entry
 from unetpp_workflows.metrics import RunMetrics, exported
 from unetpp_workflows.preparing import Prepared, all_prepared
 from unetpp_workflows.progress import Display
@@ -149,17 +148,10 @@ def make_folder(output: Path) -> None:
 
 
 def find_sources(inputs: Iterable[str | Path], output: Path) -> tuple[list[Source], dict[str, ImageResult]]:
-    """Return the images to segment with their folders, and a failed result for each input that names no image."""
-    entries: dict[str, Entry] = {}
-    results: dict[str, ImageResult] = {}
-    for item in inputs:
-        try:
-            for entry in expand([item]):
-                entries.setdefault(entry.uri, entry)
-        except UnetppError as error:
-            name = shown(str(item))
-            results[name] = ImageResult(name=name, uri=name, status="failed", message=str(error))
-    return assign_folders(entries.values(), output), results
+    """Return the images to segment with their folders, and a failed result for each input, or part of it, without."""
+    entries, faults = expand(inputs)
+    results = {name: ImageResult(name=name, uri=name, status="failed", message=why) for name, why in faults.items()}
+    return assign_folders(entries, output), results
 
 
 def log_result(log: EventLog, result: ImageResult) -> None:

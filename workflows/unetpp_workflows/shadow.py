@@ -19,7 +19,7 @@ import numpy as np
 
 from unetpp.errors import ConfigError, UnetppError
 from unetpp.store import NO_DATA
-from unetpp_workflows.config import OutputConfig, RunConfig, ShadowConfig
+from unetpp_workflows.config import MetricsConfig, OutputConfig, RunConfig, ShadowConfig
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.selection import Selection
 from unetpp_workflows.summary import ImageResult, Summary
@@ -99,6 +99,7 @@ def run_shadow(
             "model": model.uri,
             "shadow": ShadowConfig(),
             "output": OutputConfig(formats=()),
+            "metrics": MetricsConfig(),  # the file is to say how the first run ended
         }
     )
     second = segment(
