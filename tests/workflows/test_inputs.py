@@ -256,3 +256,12 @@ def test_a_video_is_its_frames(tmp_path: Path) -> None:
     assert [source.name for source in inputs.assign_folders(found, tmp_path / "out")] == [
         f"clip_{i:06d}" for i in range(3)
     ]
+
+
+def test_a_folder_is_a_dicom_slide_only_where_nothing_else_is_in_it(tmp_path: Path) -> None:
+    for name in ("slide/level0.dcm", "slide/notes.txt", "mixed/small.dcm", "mixed/a.svs", "mixed/below/b.png"):
+        _touch(tmp_path / name)
+    assert expand([tmp_path / "slide"]) == [str(tmp_path / "slide")]
+    mixed = [str(tmp_path / "mixed" / name) for name in ("a.svs", "below/b.png", "small.dcm")]
+    assert expand([tmp_path / "mixed"]) == mixed
+    assert expand([tmp_path]) == [*mixed, str(tmp_path / "slide")]

@@ -29,9 +29,9 @@ INK_PX = 10 * 10 + 20 * 30
 
 @pytest.fixture
 def run(ink_package: Path, tmp_path: Path) -> Callable[..., Summary]:
-    def call(*inputs: Path | str, sets: tuple[str, ...] = (), **more: Any) -> Summary:
+    def call(*inputs: Path | str, sets: tuple[str, ...] = (), said: io.StringIO | None = None, **more: Any) -> Summary:
         config = load_config(sets=[*FAST, *sets])
-        console = Console(file=io.StringIO())
+        console = Console(file=said or io.StringIO())
         return pipeline.segment(inputs, ink_package, tmp_path / "out", config=config, console=console, **more)
 
     return call
@@ -80,8 +80,8 @@ def test_a_second_call_reuses_the_image_without_opening_it(
 
 @pytest.mark.parametrize("change", ["configuration", "input", "product"])
 def test_what_changed_is_made_again(run: Any, blots: Draw, tmp_path: Path, change: str) -> None:
-    path = blots("slide.png")
-    first = run(path).images[0].record
+    path, said = blots("slide.png"), io.StringIO()
+    first = run(path, said=said).images[0].record
     sets: tuple[str, ...] = ()
     if change == "configuration":
         sets = ("tiling.core=64",)
@@ -89,7 +89,9 @@ def test_what_changed_is_made_again(run: Any, blots: Draw, tmp_path: Path, chang
         blots("slide.png", height=80)
     else:
         (tmp_path / "out/slide" / first.outputs["report"]).unlink()
-    [second] = run(path, sets=sets).images
+    assert "are replaced" not in said.getvalue()
+    [second] = run(path, sets=sets, said=said).images
+    assert ("the results of 1 image(s)" in said.getvalue()) == (change != "product")
     assert (second.status, second.reused) == ("done", False)
     assert second.record.figures["classes"][1]["px"] == INK_PX
     assert (second.record.key == first.key) == (change == "product")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -150,8 +150,7 @@ def _expand_one(item: str, faults: dict[str, str]) -> list[str]:
     if is_remote(item):
         return _expand_prefix(item) if item.endswith("/") else [item]
     path = Path(local_name(item)).expanduser()
-    # Zarr, and the DICOM files of one slide, are one image, which is then named by the folder.
-    if path.is_dir() and not _is_zarr(path) and len(_slides_in(path, faults)) != 1:
+    if path.is_dir() and not _is_zarr(path) and not _is_slide(_slides_in(path, faults), _names_of(path, faults)):
         images = sorted(_images_below(path, faults), key=lambda image: image.parts)
         if not images:
             raise ImageNotFoundError(
@@ -223,7 +222,7 @@ def _images_below(top: Path, faults: dict[str, str]) -> list[Path]:
             _note(faults, str(folder), error)
             continue
         names, slides = {entry.name for entry in children}, _slides_in(folder, faults)
-        if folder != top and (names & _ZARR or len(slides) == 1):
+        if folder != top and (names & _ZARR or _is_slide(slides, names)):
             images.append(folder)
         # Results and an MLflow store may lie among the images, with pictures in them.
         elif (folder == top or not names & _OURS) and (facts.st_dev, facts.st_ino) not in seen:
@@ -250,6 +249,19 @@ def _sort(entry: os.DirEntry[str], path: Path, images: list[Path], folders: list
 def _slides_in(folder: Path, faults: dict[str, str]) -> list[Path]:
     try:
         return slides_in(folder)
+    except OSError as error:
+        _note(faults, str(folder), error)
+        return []
+
+
+def _is_slide(slides: Sequence[Path], names: Iterable[str]) -> bool:
+    """Say whether a folder is one image named by the folder, as Zarr is: the DICOM files of one slide, and no other."""
+    return len(slides) == 1 and not any(Path(name).suffix.lower() in SUFFIXES for name in names)
+
+
+def _names_of(folder: Path, faults: dict[str, str]) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 (names are wanted, not paths)
     except OSError as error:
         _note(faults, str(folder), error)
         return []

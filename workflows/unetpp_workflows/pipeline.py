@@ -97,6 +97,11 @@ def segment(
                     found.append(ready)
                     log.write("image_prepared", image=source.name, uri=source.uri, shards=len(ready.job.plan.shards()))
                     results[source.uri] = ImageResult(name=source.name, uri=source.uri, status="failed")  # its place
+            if replaced := sum(ready.replaces for ready in found):
+                display.say(
+                    f"the results of {replaced} image(s) were made by another model, of other pixels or with other "
+                    "settings, and are replaced"
+                )
             if found:
                 results |= _finished(call, found, display, lease, log, metrics)
         write_summary(output)

@@ -18,6 +18,7 @@ from unetpp.durable import discard_folder
 from unetpp.errors import EngineError
 from unetpp_workflows.inputs import Source, owner
 from unetpp_workflows.machine import cpu_count
+from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.steps import Call, failed, prepare, reuse
 from unetpp_workflows.summary import ImageResult
 
@@ -33,12 +34,16 @@ _BATCHES_AT_ONCE, _IMAGES_PER_BATCH = 64, 256
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image that can be computed: its job, which of its shards, and the seconds of each step so far."""
+    """An image that can be computed: its job, which of its shards, and the seconds of each step so far.
+
+    `replaces` says that the image's folder held a finished result of another job, which is gone now.
+    """
 
     source: Source
     job: SegmentJob
     places: Places
     seconds: Mapping[str, float]
+    replaces: bool = False
 
 
 def all_prepared(
@@ -102,10 +107,12 @@ def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | I
             discard_folder(source.folder)
         if (found := reuse(call, source)) is not None:
             return found
+        before = ImageRecord.read(source.folder)
         job = prepare(call, source)
         places = pending_places(job)
         # A copy, without what the job has opened: a call may keep a million.
-        return Prepared(source, replace(job), places, call.seconds[source.uri])
+        replaces = before is not None and before.status == "done" and before.key != job.key
+        return Prepared(source, replace(job), places, call.seconds[source.uri], replaces)
     except Exception as error:  # noqa: BLE001 (one bad image of an archive must not stop the others; it is reported)
         return failed(source, error)
 
