@@ -20,6 +20,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unetpp_workflows.cli import app
+from unetpp_workflows.nightly import load_nightly
+from unetpp_workflows.prepare.dataset import load_dataset
 
 Draw = Callable[..., Path]
 FAST = ["--engine", "torch", "--precision", "fp32", "--set", "tiling.core=32", "--set", "tracking.enabled=false"]
@@ -234,3 +236,23 @@ def test_models_are_registered_listed_and_aliased(ink_package: Path) -> None:
     code, text = call("models", "alias", "ink", "9", "champion")
     assert code == 2
     assert "no version 9" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "begin", "end"), [("nightly", "A configuration:", "╭"), ("prepare", "A data set is a", "The table")]
+)
+def test_configurations_in_help_can_be_copied(
+    command: str, begin: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a terminal shows is read as the file that it describes: markup would swallow [headers]."""
+    monkeypatch.setenv("COLUMNS", "120")
+    _, text = call(command, "--help")
+    shown = text.split(begin, 1)[1].split("\n", 1)[1].split(end)[0]
+    file = tmp_path / "shown.toml"
+    file.write_text("\n".join(line.strip() for line in shown.splitlines()))
+    if command == "nightly":
+        found = load_nightly(file)
+        assert found.segment.executor.workers == 8 and found.promotion is not None
+    else:
+        dataset = load_dataset(file)
+        assert dataset.data.shares == {"train": 0.8, "val": 0.2} and len(dataset.classes) == 2
