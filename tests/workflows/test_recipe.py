@@ -36,6 +36,13 @@ def test_sections_of_the_library_refuse_unknown_keys_and_bad_values() -> None:
         load_recipe("nuclei", ["train.precision='fp64'"])
     with pytest.raises(ConfigError, match="name"):
         load_recipe("nuclei", ["name='no spaces'"])
+    # In few words: not with all that the section holds.
+    with pytest.raises(ConfigError, match=r"^nuclei.toml: train: batch = 0: give at least 1$"):
+        load_recipe("nuclei", ["train.batch=0"])
+    with pytest.raises(ConfigError, match=r"^nuclei.toml: classes.0.color.2 is missing in \[34, 200\]$"):
+        load_recipe("nuclei", ["classes=[{name='a', color=[34, 200]}, {name='b', color=[0, 0, 0]}]"])
+    with pytest.raises(ConfigError, match=r"^nuclei.toml: classes.0.color is missing$"):
+        load_recipe("nuclei", ["classes=[{name='a'}, {name='b', color=[0, 0, 0]}]"])
 
 
 def test_a_resolved_recipe_reads_back_as_itself() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +78,7 @@ def prepare(
     from unetpp_workflows.prepare import build
     from unetpp_workflows.prepare.dataset import load_dataset
     from unetpp_workflows.prepare.page import write_page
+    from unetpp_workflows.training_data import data_root
 
     if output.suffix != ".zarr":
         raise ConfigError(f"--output {output} does not end in .zarr; name the store like {output.with_suffix('.zarr')}")
@@ -89,7 +89,7 @@ def prepare(
     try:
         described = load_dataset(dataset, sets or ())
         with _progress(console) as progress:
-            prepared = build.prepare(described, _root(data), output, run=run, progress=progress)
+            prepared = build.prepare(described, data_root(data), output, run=run, progress=progress)
     except DataError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(USAGE) from None
@@ -102,13 +102,6 @@ def prepare(
     if export is not None:
         console.print(f"exported to {stores.export(output, export)}", markup=False, highlight=False)
     raise typer.Exit(DONE)
-
-
-def _root(data: Path | None) -> Path:
-    root = data or (Path(os.environ["UNETPP_DATA"]) if os.environ.get("UNETPP_DATA") else None)
-    if root is None or not root.is_dir():
-        raise DataError(f"data folder {root} does not exist; give --data or set UNETPP_DATA")
-    return root
 
 
 @contextmanager

@@ -244,8 +244,13 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     name = name.removesuffix(".int")  # pydantic names the member of the union that was tried last
     if error["type"] == "model_type":
         return f"{name!r} is a section; set a key of it, like {next(n for n in known if n.startswith(name + '.'))}"
+    section = isinstance(error["input"], Mapping)
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{name} is missing" + ("" if section else f" in {error['input']!r}")
     if error["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{name} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+        what = error["msg"].removeprefix("Value error, ")
+        # The words of a whole section name its keys themselves.
+        return f"{name}: {what}".removeprefix(": ") if section else f"{name} = {error['input']!r}: {what}"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     near = near or [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -10,6 +10,7 @@ import pytest
 
 from unetpp.errors import ConfigError
 from unetpp_workflows.prepare.dataset import Dataset, load_dataset
+from unetpp_workflows.recipe import RECIPES
 
 
 @pytest.mark.parametrize("name", ["nuclei", "landcover"])
@@ -17,6 +18,13 @@ def test_a_bundled_recipe_describes_a_data_set(name: str) -> None:
     dataset = load_dataset(name)
     assert [info.value for info in dataset.infos()] == ([0, 1] if name == "nuclei" else [1, 2, 3, 4, 5])
     assert dataset.background == (0 if name == "nuclei" else None)
+
+
+def test_what_training_would_refuse_is_refused_before_preparing(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text((RECIPES / "nuclei.toml").read_text().replace("steps =", "stepz ="))
+    with pytest.raises(ConfigError, match=r"r.toml: unknown key 'train.stepz'; did you mean 'train.steps'"):
+        load_dataset(file)
 
 
 def test_marks_are_values_names_or_colours(tmp_path: Path) -> None:

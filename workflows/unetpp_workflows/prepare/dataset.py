@@ -202,6 +202,9 @@ def load_dataset(source: str | Path, overrides: Iterable[str] = ()) -> Dataset:
     values = read_toml(path)
     for setting in overrides:
         apply_setting(values, setting)
+    if "train" in values or "network" in values:
+        # What training would refuse is better known before hours of preparing.
+        validate(Recipe, values, source=path.name)
     for key in Recipe.model_fields.keys() - Dataset.model_fields.keys():
         values.pop(key, None)
     return validate(Dataset, values, source=path.name)
