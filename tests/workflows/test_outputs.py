@@ -70,3 +70,16 @@ def test_pages_are_drawn_beside_an_image_whose_labels_are_damaged(output: Path) 
     assert ["No labels are drawn" in page.read_text() for page in pages] == [False, True, True]
     assert pages[2].read_text().count('src="data:image/jpeg;base64,') == 2
     assert run("verify", output / "b").exit_code == 1  # what the line says to run finds it
+
+
+def test_an_image_that_never_was_one_can_be_forgotten(
+    ink_package: Path, blots: Callable[..., Path], tmp_path: Path
+) -> None:
+    inputs = [blots("a.png"), tmp_path / "mistyped.png"]
+    assert segment(inputs, ink_package, tmp_path / "out", config=load_config(sets=FAST)).exit_code == 1
+    found = run("verify", tmp_path / "out")
+    assert found.exit_code == 1 and "mistyped: failed: " in found.stdout and "forget it with --repair" in found.stdout
+    assert "mistyped.png" in found.stdout and "a: whole" in found.stdout
+    assert "forgotten" in run("verify", tmp_path / "out", "--repair").stdout
+    assert run("verify", tmp_path / "out").exit_code == 0
+    assert "mistyped" not in run("status", tmp_path / "out").stdout

@@ -184,7 +184,9 @@ def _faults(folder: Path, *, repair: bool) -> Iterator[str]:
 
     job = SegmentJob.load(folder)
     if job is None:
-        yield "not segmented: no job.json"
+        record = ImageRecord.read(folder)
+        why = f"failed: {record.message}" if record is not None and record.message else "not segmented: no job.json"
+        yield why + (", forgotten" if repair else "; mend that and run segment again, or forget it with --repair")
         return
     for shard_id, fault in commit.verify(job.store, job.key).items():
         if repair:

@@ -254,3 +254,12 @@ def test_majority_wins_and_a_tie_does_not_count() -> None:
     votes = [np.array([[0, 1, 2, 255, 0]], np.uint8), np.array([[0, 1, 0, 255, 255]], np.uint8),
              np.array([[1, 2, 1, 255, 255]], np.uint8)]  # fmt: skip
     assert majority(votes, 3).tolist() == [[0, 1, 255, 255, 0]]
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_many_unknown_values_look_like_numbers_of_objects(
+    count: int, image: Path, described: Callable[..., Dataset]
+) -> None:
+    raw = (np.arange(40 * 50).reshape(40, 50) % (count + 2)).astype(np.uint8)
+    _, _, faults = read(image, tiff(image.with_name("m.tif"), raw, None), described(TWO, table="t"))
+    assert len(faults) == 1 and ("set instances = true" in faults[0]) == (count == 30)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
 
 Objects = NDArray[np.int32]
+_MANY = 8
+"""So many values that the legend does not know are rather numbers of objects than forgotten classes."""
 
 
 class RawMask(Protocol):
@@ -162,7 +164,10 @@ class MaskReader:
             text = f"nodata value {value} of labels is a class's and counts as it; else set no_data = [{value}]"
             found.append(warning(text, detail=f"{self._tagged:,} px"))
         if self._unlisted.pixels:
-            found.append(warning("values outside the legend do not count", detail=self._unlisted.text()))
+            text = "values outside the legend do not count"
+            if len(self._unlisted.pixels) >= _MANY and self._legend.only is not None:
+                text += "; if they number objects, set instances = true"
+            found.append(warning(text, detail=self._unlisted.text()))
         return found
 
     def close(self) -> None:
