@@ -92,6 +92,17 @@ def test_a_running_run_is_left_alone(output: Path) -> None:
     assert not any(path.exists() for path in files)
 
 
+def test_one_image_of_a_running_run_is_left_alone(output: Path) -> None:
+    put_litter(output)
+    with Lease(output):
+        before = content(output)
+        refused = CliRunner().invoke(app, ["gc", str(output / "a")])
+        assert refused.exit_code == 1 and "is being written by" in refused.stderr and content(output) == before
+    assert CliRunner().invoke(app, ["gc", str(output / "a")]).exit_code == 0
+    assert not (output / "a/finalize/work").exists() and not list(output.rglob(LEASE))
+    assert (output / ".summary.parquet.tmp").exists()
+
+
 @pytest.mark.parametrize("left", [-1, 60])
 def test_an_expired_lease_of_another_machine_is_litter_and_a_valid_one_is_not(output: Path, left: int) -> None:
     facts = {"id": "x", "host": f"not-{socket.gethostname()}", "pid": 1, "since": "2026", "expires": time.time() + left}

@@ -9,7 +9,7 @@ from unetpp.durable import output_errors
 from unetpp.litter import litter
 from unetpp.lock import FolderLock
 from unetpp_workflows.lease import Lease
-from unetpp_workflows.outputs import image_folders
+from unetpp_workflows.outputs import image_folders, run_folder
 
 Found = list[tuple[Path, int]]
 """Paths and their bytes."""
@@ -33,7 +33,7 @@ def collect(output: Path) -> Found:
     folders = image_folders(output)
     leases = [(path, _size(path)) for path in Lease.expired(output)]
     # Entering takes an expired lease over, leaving deletes it; those of parts are deleted here.
-    with Lease(output):
+    with Lease(run_folder(output, folders)):
         for path in Lease.expired(output):
             _delete(path)
         found = [(path, _size(path)) for path in _own(output)]

@@ -89,7 +89,7 @@ def print_verification(output: Path, console: Console, *, repair: bool = False) 
         StoreError: with `repair`, a run holds the folder, or workers of one still hold an image.
     """
     folders = image_folders(output)
-    with nullcontext() if not repair else Lease(_run_folder(output, folders)):
+    with nullcontext() if not repair else Lease(run_folder(output, folders)):
         bad = [folder for folder in folders if not _print_verified(folder, console, repair=repair)]
     if bad:
         advice = (
@@ -99,7 +99,7 @@ def print_verification(output: Path, console: Console, *, repair: bool = False) 
     return PART_FAILED if bad else DONE
 
 
-def _run_folder(output: Path, folders: Sequence[Path]) -> Path:
+def run_folder(output: Path, folders: Sequence[Path]) -> Path:
     """Return the folder that a run would hold: that of one image lies in it."""
     return output.absolute().parent if folders == [output] else output
 
