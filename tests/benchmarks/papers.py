@@ -15,11 +15,13 @@ import argparse
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -194,7 +196,10 @@ def main() -> None:
 
 
 def table(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per set, network and number of steps: means over seeds."""
+    """Return one row per set, network and number of steps: means over seeds.
+
+    Times are None in runs on a machine that did other work meanwhile (set so by hand); those of the others count.
+    """
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for key, found in runs.items():
         name, network, _, steps = key.split("/")
@@ -202,16 +207,18 @@ def table(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (name, network, steps), found in groups.items():
         low, high = interval(np.array([run["counts"] for run in found]))
-        mean = {
-            part: statistics.mean(run[part] for run in found)
-            for part in ("iou", "window_iou", "train_seconds", "seconds")
-        }
+        mean = {part: _mean([run[part] for run in found]) for part in ("iou", "window_iou", "train_seconds", "seconds")}
         rows.append(
             {"set": name, "network": network, "steps": steps, "seeds": len(found), **mean, "low": low, "high": high,
              "sd": statistics.stdev(run["iou"] for run in found) if len(found) > 1 else None,
              "parameters": found[0]["parameters"], "macs": found[0]["macs"], "target": TARGETS[name]}
         )  # fmt: skip
     return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def interval(counts: NDArray[Any]) -> tuple[float, float]:
@@ -227,6 +234,15 @@ def interval(counts: NDArray[Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _command() -> str:
+    """Return what was called, without the folders of this machine."""
+    words = sys.argv[1:]
+    for option in ("--work", "--output"):
+        while option in words:
+            del words[words.index(option) : words.index(option) + 2]
+    return shlex.join(["python", "tests/benchmarks/papers.py", *words]) if words else "make papers"
+
+
 def provenance() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, cwd=HERE
@@ -235,7 +251,7 @@ def provenance() -> dict[str, Any]:
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"{cpu}, {os.cpu_count()} cores"
     return {
-        "date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(), "command": "make papers",
+        "date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(), "command": _command(),
         "torch": str(torch.__version__), "device": device, "targets": TARGETS,
     }  # fmt: skip
 

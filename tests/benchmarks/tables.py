@@ -155,6 +155,11 @@ def scaling(facts: dict[str, Any]) -> str:
     )
 
 
+def _time(seconds: float | None, unit: float = 1.0) -> str:
+    """Return a time, "-" where the machine did other work meanwhile."""
+    return "-" if seconds is None else f"{seconds / unit:.0f}"
+
+
 def papers(facts: dict[str, Any]) -> str:
     lines = [
         "| set | network | M parameters | G multiply-adds per window | seeds x steps | IoU % | 95% interval over "
@@ -166,12 +171,13 @@ def papers(facts: dict[str, Any]) -> str:
         lines.append(
             f"| {row['set']} | `{row['network']}` | {row['parameters'] / 1e6:.2f} | {row['macs'] / 1e9:.2f} | "
             f"{row['seeds']} x {row['steps']} | {row['iou']:.2f}{spread} | {row['low']:.2f} to {row['high']:.2f} | "
-            f"{row['window_iou']:.2f} | {row['train_seconds'] / 60:.0f} | {row['seconds']:.0f} | {row['target']} |"
+            f"{row['window_iou']:.2f} | {_time(row['train_seconds'], 60)} | {_time(row['seconds'])} | {row['target']} |"
         )
     lines += [
         "",
         "Test images, windows of 96 px at steps of 32; IoU pooled over windows, mean ± standard deviation over seeds; "
-        f"the target is the paper's. {facts['device']}; torch {facts['torch']}; commit {facts['commit']}, "
+        f"the target is the paper's; times where the machine did nothing else. {facts['device']}; "
+        f"torch {facts['torch']}; commit {facts['commit']}, "
         f"{facts['date']}; `{facts['command']}`; every run in [papers.json](tests/benchmarks/papers.json).",
     ]
     return "\n".join(lines)
