@@ -122,7 +122,7 @@ def test_drag_wheel_and_keys_move_and_the_address_brings_back(page: Page, addres
     page.keyboard.press("+")
     assert place(page)[2] > moved[2] * 1.3
     page.evaluate("document.querySelector('[data-class]').click()")
-    page.wait_for_function("location.hash.includes('hide=1')")  # the address follows when the view has come to rest
+    wait_for(page, "location.hash.includes('hide=1')")  # the address follows when the view has come to rest
     seen = place(page)
     address_now = page.url
     page.goto("about:blank")
