@@ -24,7 +24,7 @@ from unetpp.metrics import Confusion
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.model.batch_norm import synchronise
 from unetpp.train.augment import check_augment, patches
-from unetpp.train.checkpoint import load_checkpoint, save_checkpoint
+from unetpp.train.checkpoint import Facts, load_checkpoint, save_checkpoint
 from unetpp.train.config import TrainConfig
 from unetpp.train.normalise import Normalise
 from unetpp.train.ranks import Ranks
@@ -155,7 +155,6 @@ class _Trainer:
         self, state: _State, training: Source, validation: Source, config: TrainConfig, norm: Normalise, ranks: Ranks
     ) -> None:
         self.state, self.config, self.norm, self.ranks = state, config, norm, ranks
-        self._facts = _facts(state.network, training, validation, norm)
         self._validation = validation
         heads = ranks.wrap(_Heads(state.network))
         self._heads = torch.compile(heads) if config.compile else heads
@@ -201,10 +200,10 @@ class _Trainer:
         iou = {name: tuple(map(float, confusion.iou)) for name, confusion in groups.items()}
         return state.add_epoch(iou, total), average
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, facts: Facts) -> None:
         self._count_time()
         if self.ranks.rank == 0:
-            save_checkpoint(path, self.state, self.config, self._facts)
+            save_checkpoint(path, self.state, self.config, facts)
 
     def close(self) -> None:
         self._frames.close()
@@ -288,8 +287,8 @@ def fit(
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     synchronise(network, ranks.world > 1)
     state, norm = _State(network, config), Normalise(mean, std, device)
-    checkpoint = folder / "checkpoint.pt"
-    load_checkpoint(checkpoint, state, config, _facts(network, training, validation, norm))
+    checkpoint, facts = folder / "checkpoint.pt", _facts(network, training, validation, norm)
+    load_checkpoint(checkpoint, state, config, facts)
     _agree(state.step, ranks, device)
     trainer = _Trainer(state, training, validation, config, norm, ranks)
     start = time.monotonic()
@@ -302,7 +301,7 @@ def fit(
             late = math.isfinite(seconds) and trainer.any(time.monotonic() - start > seconds)
             validated = trainer.validate() if trainer.due else None
             if validated is not None or late:
-                trainer.save(checkpoint)
+                trainer.save(checkpoint, facts)
             if validated is not None and on_epoch is not None and ranks.rank == 0:
                 on_epoch(*validated)
     finally:
@@ -326,7 +325,7 @@ def _check(network: Network, training: Source, config: TrainConfig, ranks: Ranks
     check_augment(config.augment, training.span)
 
 
-def _facts(network: Network, training: Source, validation: Source, norm: Normalise) -> dict[str, object]:
+def _facts(network: Network, training: Source, validation: Source, norm: Normalise) -> Facts:
     """Return what a checkpoint must have been made from to be continued."""
     return {
         "training set": training.fingerprint,
