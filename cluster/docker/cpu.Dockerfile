@@ -20,6 +20,7 @@ RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin unetpp
 COPY --from=build /opt/unetpp /opt/unetpp
 ENV PATH=/opt/unetpp/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
     UNETPP_HOME=/home/unetpp/.unetpp \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \

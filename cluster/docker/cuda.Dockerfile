@@ -22,6 +22,7 @@ RUN apt-get update \
 COPY --from=build /opt/unetpp /opt/unetpp
 ENV PATH=/opt/unetpp/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     TRITON_CACHE_DIR=/home/unetpp/.triton \

@@ -1,5 +1,15 @@
-"""Lets `python -m unetpp_workflows` be the command `unetpp`, for environments whose scripts are not on the path."""
+"""Starts the command `unetpp`, also as `python -m unetpp_workflows`; knows how the process begins, no command."""
 
-from unetpp_workflows.cli import main
+from unetpp.allocation import restart_with_huge_pages
 
-main()
+
+def main() -> None:
+    """Run the command line; the entry point of the installed `unetpp`."""
+    restart_with_huge_pages()  # before anything is imported that would be imported twice
+    from unetpp_workflows.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

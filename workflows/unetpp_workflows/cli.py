@@ -86,8 +86,25 @@ app.command()(nightly)
 app.command()(view)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from unetpp import __version__
+
+        print(f"unetpp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
 def main() -> None:
-    """Run the command line; the entry point of the installed `unetpp`."""
+    """Run the command line."""
     app(prog_name="unetpp")
 
 
