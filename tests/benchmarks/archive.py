@@ -2,9 +2,10 @@
 
     UNETPP_DATA=DATA python tests/benchmarks/archive.py
 
-Beside the whole command stands, from the same run, what the engine alone writes per second: the mean of a measurement
-before and one after, on interior tiles of the size that segment uses. Memory is the proportional set size (PSS) of the
-process and all below it; see watch.py.
+Beside the whole command stands what the engine alone writes per second, on interior tiles of the size that segment
+uses. A shared machine's speed changes by a tenth and more within minutes, so the engine is measured before, after and
+about every half minute between: the command is stopped meanwhile, and that time is not its own. Memory is the
+proportional set size (PSS) of the process and all below it; see watch.py.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import tempfile
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import simplejpeg
 import tifffile
 from speed import provenance
-from watch import watch
+from watch import Pauses, watch
 
+from unetpp.allocation import restart_with_huge_pages
 from unetpp.engine.bench import bench
 from unetpp.package import bundled_package, load_package
 
@@ -37,6 +40,8 @@ PERIOD = 8
 """Rows and columns of tiles that are repeated: 4096 x 4096 pixels."""
 SIZES = {"0.1 GP": (10240, 10240), "1.02 GP": (31232, 32768)}
 MODEL = "nuclei"
+TILE = 1152
+ENGINE_S, EVERY_S = 8.0, 25.0
 RESULT = Path(__file__).with_name("archive.json")
 
 
@@ -78,28 +83,28 @@ def _tile(file: Any, page: Any, index: int) -> bytes:
     return data
 
 
-def run(slide: Path, output: Path, workers: int) -> dict[str, Any]:
+def run(slide: Path, output: Path, workers: int, pauses: Pauses) -> dict[str, Any]:
     """Segment one slide; return seconds, peak PSS in MB and what the record says."""
     command = [sys.executable, "-m", "unetpp_workflows", "segment", str(slide), "-m", MODEL, "-o", str(output)]
     settings = ["--workers", str(workers), "--tissue", "none", "--set", "tracking.enabled=false"]
-    watched = watch([*command, *settings])
+    watched = watch([*command, *settings], pauses=pauses)
     if watched.ended != "done":
         sys.exit(f"{watched.ended}\n{watched.text}")
     record = json.loads((output / slide.stem / "record.json").read_text())
     line = next(line for line in watched.text.splitlines() if " shards in " in line)
-    shards = float(line.split(" shards in ")[1].split(" s")[0])
+    shards = float(line.split(" shards in ")[1].split(" s")[0]) - watched.paused_seconds
     pixels, seconds, processor = record["shards"]["valid_px"] / 1e6, watched.seconds, watched.processor_seconds
     return {
         "mpx": round(pixels, 1),
         "seconds": round(seconds, 1),
-        "shard_seconds": shards,
+        "paused_seconds": round(watched.paused_seconds, 1),
+        "shard_seconds": round(shards, 1),
         "processor_seconds": round(processor, 1),
         "written_mpx_s": round(pixels / seconds, 3),
         "shards_written_mpx_s": round(pixels / shards, 3),
         "written_mpx_per_processor_s": round(pixels / processor, 3),
         "peak_pss_mb": round(watched.peak_pss_mb),
         "limited_by": record["limited_by"],
-        "stages": {name: round(value, 1) for name, value in record["seconds"].items()},
         "engine": f"{record['engine']['name']} {record['engine']['precision']}",
         "tile": record["plan"]["tile_shape"][0],
         "objects": record["figures"]["classes"][1]["objects"],
@@ -107,8 +112,22 @@ def run(slide: Path, output: Path, workers: int) -> dict[str, Any]:
     }
 
 
+def measure(slide: Path, output: Path, workers: int) -> dict[str, Any]:
+    """Segment one slide and return its figures beside those of the engine alone."""
+    rates = [engine_rate(TILE, workers)]
+    pauses = Pauses(EVERY_S, lambda: rates.append(engine_rate(TILE, workers)), until="finishing")
+    row = run(slide, output, workers, pauses)
+    rates.append(engine_rate(TILE, workers))
+    assert row["tile"] == TILE, "measure the engine at the tile that segment uses"
+    alone: dict[str, Any] = {key: round(mean(rate[key] for rate in rates), 3) for key in rates[0]}
+    row["engine_alone"] = {**alone, "written_mpx_s_each": [round(rate["written_mpx_s"], 2) for rate in rates]}
+    for share, key in (("share", "written_mpx_s"), ("processor_share", "written_mpx_per_processor_s")):
+        row[share] = round(row[key] / alone[key], 3)
+    return row
+
+
 def engine_rate(tile: int, workers: int) -> dict[str, float]:
-    [row] = bench(load_package(bundled_package(MODEL)), tiles=[tile], workers=workers, seconds=15)
+    [row] = bench(load_package(bundled_package(MODEL)), tiles=[tile], workers=workers, seconds=ENGINE_S)
     written = row.written_mpx_s / row.computed_mpx_s
     return {"written_mpx_s": row.written_mpx_s, "written_mpx_per_processor_s": row.cpu_mpx_s * written}
 
@@ -128,15 +147,7 @@ def main() -> None:
         for name in arguments.sizes:
             slide = Path(folder) / f"{name.replace(' ', '')}.tif"
             make_slide(source, slide, *SIZES[name])
-            before = engine_rate(1152, workers)
-            row = run(slide, Path(folder) / "out", workers)
-            after = engine_rate(1152, workers)
-            assert row["tile"] == 1152, "measure the engine at the tile that segment uses"
-            row["engine_alone"] = {key: round((before[key] + after[key]) / 2, 3) for key in before}
-            row["share"] = round(row["written_mpx_s"] / row["engine_alone"]["written_mpx_s"], 3)
-            row["processor_share"] = round(
-                row["written_mpx_per_processor_s"] / row["engine_alone"]["written_mpx_per_processor_s"], 3
-            )
+            row = measure(slide, Path(folder) / "out", workers)
             rows[name] = row
             print(name, json.dumps(row), flush=True)
     result = {**facts, "workers": workers, "model": MODEL, "rows": rows}
@@ -144,4 +155,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as the command does
     main()

@@ -221,7 +221,8 @@ def archive(facts: dict[str, Any]) -> str:
     lines += [
         "",
         f"`{facts['model']}` without a tissue mask, {facts['workers']} workers, polygons and pyramid included; the "
-        f"engine alone on interior tiles, before and after; mean load {loads}; {facts['cpu']}, {facts['cores']} cores; "
+        f"engine alone on interior tiles, before, after and in pauses between; mean load {loads}; {facts['cpu']}, "
+        f"{facts['cores']} cores; "
         f"{versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
     ]
     return "\n".join(lines)

@@ -5,12 +5,13 @@ Memory is the proportional set size (PSS) of the process and all below it: pages
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ class Watched:
     """What a command did.
 
     Attributes:
-        seconds: wall time from its start to its end.
+        seconds: wall time from its start to its end, without pauses.
+        paused_seconds: how long it was stopped for `Pauses`.
         processor_seconds: user and system time of the process itself, without its children.
         peak_pss_mb: largest PSS (10^6 bytes) among the looks, one every `EVERY_S` seconds.
         peak_at_s: when that was, in seconds after the start.
@@ -40,6 +42,7 @@ class Watched:
     load: float
     ended: str
     text: str
+    paused_seconds: float = 0.0
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -52,15 +55,32 @@ class Watched:
         }
 
 
+@dataclass(frozen=True)
+class Pauses:
+    """Stops a command now and then to measure something else on the same machine in the same minutes.
+
+    Attributes:
+        every_s: seconds that it runs between two pauses.
+        measure: called while it is stopped.
+        until: no pause once this stands in what it has printed.
+    """
+
+    every_s: float
+    measure: Callable[[], None]
+    until: str
+
+
 def watch(
     command: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
     most_seconds: float | None = None,
     most_mb: float | None = None,
+    pauses: Pauses | None = None,
 ) -> Watched:
     """Run a command to its end, or until it has taken so many seconds or so much memory; then it and all below end."""
-    began, times, loads, ended = time.perf_counter(), 0.0, [], ""
+    began, times, loads, ended, paused = time.perf_counter(), 0.0, [], "", 0.0
+    pause_at = math.inf if pauses is None else pauses.every_s
     peak, peak_at = 0.0, 0.0
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -72,7 +92,7 @@ def watch(
         try:
             watched = psutil.Process(process.pid)
             while process.poll() is None:
-                now = time.perf_counter() - began
+                now = time.perf_counter() - began - paused
                 try:
                     used = watched.cpu_times()
                     times = used.user + used.system
@@ -89,6 +109,9 @@ def watch(
                     os.killpg(process.pid, signal.SIGKILL)
                     break
                 loads.append(os.getloadavg()[0])
+                if pauses is not None and now > pause_at and not any(pauses.until in line for line in lines):
+                    paused += _pause(process.pid, pauses)
+                    pause_at = now + pauses.every_s
                 time.sleep(EVERY_S)
             code = process.wait()
         finally:
@@ -96,5 +119,16 @@ def watch(
                 os.killpg(process.pid, signal.SIGKILL)
             reader.join()
     ended = ended or ("done" if code == 0 else f"exit code {code}")
-    seconds = time.perf_counter() - began
-    return Watched(seconds, times, peak, peak_at, sum(loads) / max(len(loads), 1), ended, "".join(lines))
+    seconds = time.perf_counter() - began - paused
+    return Watched(seconds, times, peak, peak_at, sum(loads) / max(len(loads), 1), ended, "".join(lines), paused)
+
+
+def _pause(group: int, pauses: Pauses) -> float:
+    """Measure while the whole group of processes is stopped; returns how long that was, in seconds."""
+    began = time.perf_counter()
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        pauses.measure()
+    finally:
+        os.killpg(group, signal.SIGCONT)
+    return time.perf_counter() - began
