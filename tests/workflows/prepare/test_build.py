@@ -467,3 +467,34 @@ def test_peak_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
         assert process.returncode == 0
     print({side: f"{peak / 2**20:.0f} MB" for side, peak in peaks.items()})
     assert peaks[12288] - peaks[4096] < 100 * 2**20
+
+
+def test_remote_images_are_stored_as_local_ones_and_told_apart_when_they_change(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path, object_store: Any
+) -> None:
+    drawn = photos({"a": (70, 100), "v": (40, 90)})
+    for name, (pixels, _) in drawn.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb", tile=(32, 32))
+    uris = {name: object_store.put(tmp_path / f"{name}.tif", f"slides/{name}.tif") for name in drawn}
+    rows = "".join(f"{uris[name]},masks/{name}.png,{'val' if name == 'v' else 'train'}\n" for name in drawn)
+    (tmp_path / "t.csv").write_text(f"image,labels,split\n{rows}")
+    prepared = prepare(described(table="t.csv"), tmp_path, tmp_path / "s.zarr")
+    assert not prepared.faults
+    store = PatchStore.open(tmp_path / "s.zarr")
+    for name, (pixels, labels) in drawn.items():
+        found = whole(store, name)
+        assert (found[0] == pixels).all() and (found[1] == labels).all()
+    assert not prepare(described(table="t.csv"), tmp_path, tmp_path / "s.zarr").fresh
+
+    tifffile.imwrite(tmp_path / "a.tif", 255 - drawn["a"][0], photometric="rgb", tile=(32, 32))
+    object_store.put(tmp_path / "a.tif", "slides/a.tif")
+    with pytest.raises(StoreError, match="was made from other data"):
+        prepare(described(table="t.csv"), tmp_path, tmp_path / "s.zarr")
+    prepare(described(table="t.csv"), tmp_path, tmp_path / "new.zarr")
+    assert (whole(PatchStore.open(tmp_path / "new.zarr"), "a")[0] == 255 - drawn["a"][0]).all()
+
+    (tmp_path / "t.csv").write_text(
+        f"image,labels,split\n{rows}{uris['a'].replace('a.tif', 'gone.tif')},masks/a.png,train\n"
+    )
+    [fault] = prepare(described(table="t.csv"), tmp_path, tmp_path / "gone.zarr").errors
+    assert fault.where == "gone" and "gone.tif" in fault.what

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from unetpp.errors import DataError
+from unetpp.errors import DataError, UnetppError
 from unetpp_workflows.prepare.dataset import Dataset
 from unetpp_workflows.prepare.rows import list_rows
 from unetpp_workflows.prepare.splits import part_box, split_by_share
@@ -179,3 +179,20 @@ def test_one_group_needs_a_guard(described: Callable[..., Dataset], tmp_path: Pa
 def test_a_part_without_pixels_is_an_error() -> None:
     with pytest.raises(DataError, match="leaves nothing"):
         part_box((0.9, 1.0), 64, 100, 200)
+
+
+def test_remote_images_are_told_from_files_and_their_labels_are_not_remote(
+    described: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    (tmp_path / "l.png").touch()
+    (tmp_path / "t.csv").write_text("image,labels,split\ns3://b/one.tif,l.png,train\nhttps://h/x/two.tif,l.png,val\n")
+    rows = {row.name: row for row in list_rows(described(table="t.csv").data, tmp_path)}
+    assert {name: row.image for name, row in rows.items()} == {"one": "s3://b/one.tif", "two": "https://h/x/two.tif"}
+    assert rows["one"].files() == (str(tmp_path / "l.png"),)
+    assert rows["one"].below(tmp_path).image == "s3://b/one.tif"
+    (tmp_path / "t.csv").write_text("image,labels,split\ns3://b/one.tif,s3://b/l.png,train\n")
+    with pytest.raises(DataError, match=r"s3://b/l.png is not on this machine"):
+        list_rows(described(table="t.csv").data, tmp_path)
+    (tmp_path / "t.csv").write_text("image,labels,split\nhttps://me:secret@h/one.tif,l.png,train\n")
+    with pytest.raises(UnetppError, match=r"https://h/one.tif: given with a password"):
+        list_rows(described(table="t.csv").data, tmp_path)

@@ -38,7 +38,8 @@ class DataSection(_Section):
         labels: path below the data folder, with {stem} for the image's file name without its ending: a mask (PNG,
             TIFF, GeoTIFF, Zarr, OME-Zarr) or polygons (GeoJSON, GeoPackage, GeoParquet, QuPath GeoJSON).
         mask, ignore: likewise, pixels that count or do not: an image (not 0) or polygons. Only with `images`.
-        table: CSV or Parquet below the data folder, one row per image (and annotator).
+        table: CSV or Parquet below the data folder, one row per image (and annotator). Its images may also be URIs (s3,
+            gs, http); labels and masks are files.
         key: its column with the image's stem, where `images` is a glob.
         split: its column with train, val or test.
         group: its column with what must not be split: patient, slide, scene. Where none is named and there is none,

@@ -11,6 +11,7 @@ from typing import Any
 from unetpp.errors import DataError
 from unetpp.geometry import Box
 from unetpp.io.bands import split_item
+from unetpp.io.remote import check_uri, is_remote, local_name, shown
 from unetpp.io.video import split_frame
 from unetpp_workflows.prepare.dataset import SPLITS, DataSection
 from unetpp_workflows.prepare.faults import some
@@ -24,7 +25,7 @@ class Row:
 
     Attributes:
         name: unique in the set.
-        image: path of the image; labels: of its labels, one per annotator whose votes are counted.
+        image: path or URI of the image; labels: paths of its labels, one per annotator whose votes are counted.
         annotators: their names, in the order of `labels`; empty where the table names none.
         mask, ignore: paths of pixels that count and that do not; empty where there are none.
         group, stratum, split: see `DataSection`. The split is empty before `assign_splits`.
@@ -57,8 +58,9 @@ class Row:
         return part_box(self.part, self.guard, height, width)
 
     def files(self) -> tuple[str, ...]:
-        """Return the paths of all that is named; of a frame or an item the file that holds it."""
-        return tuple(_parts(path)[0] for path in (self.image, *self.labels, self.mask, self.ignore) if path)
+        """Return the paths of all files of this machine; of a frame or an item the file that holds it."""
+        named = (self.image, *self.labels, self.mask, self.ignore)
+        return tuple(_parts(path)[0] for path in named if path and not is_remote(path))
 
     def below(self, root: Path) -> Row:
         """Return the row with its paths as they are told apart, see `path_below`; files are not opened by these."""
@@ -72,6 +74,8 @@ def path_below(path: str, root: Path) -> str:
 
     Relative paths stay the same where the folder is moved or mounted elsewhere.
     """
+    if is_remote(path):
+        return path
     place = Path(path)
     if place.is_relative_to(root):
         return str(place.relative_to(root))
@@ -190,18 +194,29 @@ def _table_entry(path: Path, table: Mapping[str, list[dict[str, str]]], data: Da
 def _from_table(data: DataSection, root: Path) -> list[Row]:
     entries = _entries(data, root, "image", "labels")
     # One image may be written in several ways; told apart by them, it could be in two splits.
-    images = [path_below(str(root / entry["image"]), root) for entry in entries]
+    images = [path_below(_image_path(entry["image"], root), root) for entry in entries]
     names = _unique_names(images)
     rows = []
     for entry, image in zip(entries, images, strict=True):
-        places = {name: str(root / entry[name]) for name in ("mask", "ignore") if entry.get(name)}
+        if not entry["labels"]:
+            raise DataError(f"{data.table}: {entry['image']} has no labels; fill the column or remove the row")
+        beside = {name: entry[name] for name in ("labels", "mask", "ignore") if entry.get(name)}
+        if remote := [shown(place) for place in beside.values() if is_remote(place)]:
+            raise DataError(f"{data.table}: {remote[0]} is not on this machine, and labels and masks must be; copy it")
+        places = {name: str(root / local_name(place)) for name, place in beside.items()}
+        labels = places.pop("labels")
         if entry.get("annotator"):
             places["annotator"] = entry["annotator"]
-        labels = str(root / entry["labels"]) if entry["labels"] else ""
-        if not labels:
-            raise DataError(f"{data.table}: {entry['image']} has no labels; fill the column or remove the row")
-        rows.append(_row(names[image], str(root / entry["image"]), labels, entry, data, places))
+        rows.append(_row(names[image], _image_path(entry["image"], root), labels, entry, data, places))
     return rows
+
+
+def _image_path(written: str, root: Path) -> str:
+    """Return where an image lies that a table names: a URI as it is, a path from the data folder."""
+    if is_remote(written):
+        check_uri(written)
+        return written
+    return str(root / local_name(written))
 
 
 def _row(

@@ -20,6 +20,7 @@ from unetpp.durable import write_file
 from unetpp.errors import UnetppError
 from unetpp.geometry import Box, Spacing
 from unetpp.io.base import fingerprint, thumbnail
+from unetpp.io.remote import is_remote
 from unetpp.io.resample import OutputGrid, ground_spacing, plan_grid
 from unetpp.store import NO_DATA
 from unetpp.tissue import ValidityMask, tissue_mask
@@ -105,6 +106,7 @@ def survey_key(row: Row, settings: str, root: Path) -> str:
     """Return a hash of the row, the settings and the size and time of its files; cheap.
 
     Paths below the data folder `root` count from there: neither how it is written nor where it lies changes the key.
+    Of a remote image it is the fingerprint; of one that does not open nothing, which `survey` then says.
     """
     digest = hashlib.sha256(f"{settings}\0{json.dumps(row.below(root).to_json())}".encode())
     for name in row.files():
@@ -114,6 +116,9 @@ def survey_key(row: Row, settings: str, root: Path) -> str:
         if path.is_dir():
             for file in sorted(path.rglob("*.json")):
                 digest.update(f"{file.stat().st_mtime_ns}\n".encode())
+    if is_remote(row.image):
+        with suppress(UnetppError):
+            digest.update(fingerprint(row.image).encode())
     return digest.hexdigest()
 
 
