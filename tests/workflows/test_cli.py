@@ -19,9 +19,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from unetpp import __version__
+from unetpp.errors import StoreError
 from unetpp_workflows.cli import app
 from unetpp_workflows.nightly import load_nightly
 from unetpp_workflows.prepare.dataset import load_dataset
+from unetpp_workflows.record import FORMAT, ImageRecord
 
 Draw = Callable[..., Path]
 FAST = ["--engine", "torch", "--precision", "fp32", "--set", "tiling.core=32", "--set", "tracking.enabled=false"]
@@ -256,3 +259,31 @@ def test_configurations_in_help_can_be_copied(
     else:
         dataset = load_dataset(file)
         assert dataset.data.shares == {"train": 0.8, "val": 0.2} and len(dataset.classes) == 2
+
+
+def test_the_version_is_printed() -> None:
+    assert call("--version") == (0, f"unetpp {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "smoke", "-o", "out", "--data", "gone"],
+        ["train", "smoke", "-o", "out", "--store", "gone"],
+        ["prepare", "d.toml", "-o", "s.zarr", "--data", "gone"],
+        ["evaluate", "nuclei", "--data", "gone"],
+    ],
+)
+def test_a_data_folder_that_is_not_there_is_wrong_usage(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "d.toml").touch()
+    words = [str(tmp_path / word) if word in ("out", "gone", "d.toml", "s.zarr") else word for word in command]
+    code, text = call(*words)
+    assert code == 2 and "does not exist" in " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"format": 1, "name": 3', f'{{"format": {FORMAT}}}'])
+def test_a_record_that_is_none_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image/record.json").write_text(content)
+    with pytest.raises(StoreError, match=r"record\.json (is damaged|was written by another version)"):
+        ImageRecord.read(tmp_path / "image")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from unetpp_workflows.evaluation import Evaluation
 
-Data = Annotated[Path, typer.Option("--data", help="A store that `unetpp prepare` made.")]
+Data = Annotated[Path, typer.Option("--data", help="A store that `unetpp prepare` made.", exists=True, file_okay=False)]
 Split = Annotated[str, typer.Option("--split", help="Its split: test, val or train.")]
 
 

@@ -28,7 +28,8 @@ def prepare(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The store to make; ends in .zarr.")],
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder its paths start from; default: UNETPP_DATA.")
+        Path | None,
+        typer.Option("--data", help="Folder its paths start from; default: UNETPP_DATA.", exists=True, file_okay=False),
     ] = None,
     executor: Executor = None,
     workers: Workers = None,

@@ -17,10 +17,14 @@ def train(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, history and model package.")],
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the training data; default: UNETPP_DATA.")
+        Path | None,
+        typer.Option("--data", help="Folder of the training data; default: UNETPP_DATA.", exists=True, file_okay=False),
     ] = None,
     store: Annotated[
-        Path | None, typer.Option("--store", help="A store that `unetpp prepare` made, instead of --data.")
+        Path | None,
+        typer.Option(
+            "--store", help="A store that `unetpp prepare` made, instead of --data.", exists=True, file_okay=False
+        ),
     ] = None,
     start: Annotated[
         str | None,

@@ -120,6 +120,8 @@ class ImageRecord:
             raise StoreError(f"{path} is damaged: {error}; delete it and run the same command again") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise StoreError(f"{path} was written by another version of unetpp; choose a new output folder")
+        if not {"name", "status"} <= values.keys():
+            raise StoreError(f"{path} is damaged: no name or status; delete it and run the same command again")
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 

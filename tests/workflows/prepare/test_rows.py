@@ -196,3 +196,11 @@ def test_remote_images_are_told_from_files_and_their_labels_are_not_remote(
     (tmp_path / "t.csv").write_text("image,labels,split\nhttps://me:secret@h/one.tif,l.png,train\n")
     with pytest.raises(UnetppError, match=r"https://h/one.tif: given with a password"):
         list_rows(described(table="t.csv").data, tmp_path)
+
+
+def test_named_groups_and_shares_together_are_refused(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels,group\na.png,a1.png,p1\nb.png,b1.png,p2\n")
+    shares = {"train": 0.5, "val": 0.5}
+    with pytest.raises(DataError, match="validation and shares are given"):
+        list_rows(described(table="t.csv", shares=shares, validation=["p1"]).data, tmp_path)
+    assert len(list_rows(described(table="t.csv", shares=shares, validation=[]).data, tmp_path)) == 2

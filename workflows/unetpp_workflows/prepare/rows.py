@@ -112,6 +112,10 @@ def assign_splits(rows: Sequence[Row], data: DataSection) -> list[Row]:
             raise DataError(f"the table has a column {data.split!r} and shares are given; remove one of them")
         found = split_groups([(row.group, row.split) for row in rows], data)
         return [replace(row, split=found[row.group]) for row in rows]
+    if data.shares and (
+        named_too := [key for key in ("validation", "test") if key in data.model_fields_set and getattr(data, key)]
+    ):
+        raise DataError(f"{' and '.join(named_too)} and shares are given; name the groups of a split or give shares")
     groups = [row.group for row in rows]
     named = dict.fromkeys(data.validation, "val") | dict.fromkeys(data.test, "test")
     if not data.shares and not set(named) & set(groups):
