@@ -47,7 +47,7 @@ def put_litter(output: Path) -> list[Path]:
         image / "finalize/work/polygons.gpkg",
         image / "finalize/.cog.json.tmp",
         image / f"finalize/{token}.pyramid.jsonl",
-        image / f"finalize/{token}.pieces/0.0.npz",
+        image / f"finalize/{token}.pieces/0.0.arrays",
     ]
     for path in files:
         path.parent.mkdir(parents=True, exist_ok=True)

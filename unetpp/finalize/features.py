@@ -71,6 +71,7 @@ class QuPath(_FeatureCollection):
     def __init__(self, path: Path, grid: OutputGrid) -> None:
         super().__init__(path)
         self._step = grid.step_x, grid.step_y
+        self._lattice = _Lattice(grid)
         self._square_um = grid.spacing.y * grid.spacing.x if grid.spacing and grid.spacing.unit == "um" else None
 
     def add(self, rows: Rows, outlines: Outlines) -> None:
@@ -82,7 +83,7 @@ class QuPath(_FeatureCollection):
         infos = {info.value: info for info in rows.infos}
         templates = {value: self._template(info, measurements) for value, info in infos.items()}
         # Clockwise on screen is counter-clockwise in x and y as numbers, as RFC 7946 wants shells.
-        coordinates = _coordinates(outlines, self._step)
+        coordinates = self._lattice.coordinates(outlines)
         values = zip(rows.identities, coordinates, *map(_shortest, measurements.values()), strict=True)
         self._write(templates[info.value] % own for info, own in zip(rows.infos, values, strict=True))
 
@@ -128,28 +129,32 @@ def _shortest(values: Sequence[float]) -> list[str]:
     return [texts[value] for value in values]
 
 
-def _coordinates(outlines: Outlines, step: tuple[float, float]) -> list[str]:
-    """Return the text of each object's polygon coordinates: lattice points times `step`, to 4 decimals."""
-    ends = np.append(outlines.starts[:-1][outlines.shells][1:], len(outlines.vertices))
-    (x_low, x), (y_low, y) = (_numbers(outlines.vertices[:, axis], step[axis]) for axis in (0, 1))
-    numbers = x + y
-    texts = np.array(numbers, np.bytes_)
-    text, bounds = _joined(
-        outlines.vertices + np.array([-x_low, len(x) - y_low]),
-        outlines.starts,
-        ends,
-        texts.view(np.uint8).reshape(len(texts), texts.itemsize),
-        np.array([len(number) for number in numbers]),
-    )
-    whole = text.tobytes().decode("ascii")
-    return [whole[begin:end] for begin, end in pairwise([0, *bounds.tolist()])]
+class _Lattice:
+    """The text of every lattice line of a grid in level-0 pixels, to 4 decimals: millions of vertices share them."""
+
+    def __init__(self, grid: OutputGrid) -> None:
+        x, y = _numbers(grid.width + 1, grid.step_x), _numbers(grid.height + 1, grid.step_y)
+        texts = np.array(x + y, np.bytes_)
+        self._texts = texts.view(np.uint8).reshape(len(texts), texts.itemsize)
+        self._lengths = np.array([len(number) for number in x + y])
+        self._rows = np.array([0, len(x)])
+        self._last = np.array([grid.width, grid.height])
+
+    def coordinates(self, outlines: Outlines) -> list[str]:
+        """Return the text of each object's polygon coordinates; raises `ValueError` for vertices outside the grid."""
+        vertices = outlines.vertices
+        if vertices.min() < 0 or (vertices.max(axis=0) > self._last).any():  # compiled code does not look
+            raise ValueError(f"an outline passes the grid's end {tuple(self._last.tolist())}")
+        ends = np.append(outlines.starts[:-1][outlines.shells][1:], len(outlines.vertices))
+        lines = vertices + self._rows
+        text, bounds = _joined(lines, outlines.starts, ends, self._texts, self._lengths)
+        whole = text.tobytes().decode("ascii")
+        return [whole[begin:end] for begin, end in pairwise([0, *bounds.tolist()])]
 
 
-def _numbers(values: Ints, step: float) -> tuple[int, list[str]]:
-    """Return the first of the values' lattice lines and the texts of all of them."""
-    low = int(values.min())
-    lines: Any = np.arange(low, int(values.max()) + 1)
-    return low, [repr(value) for value in np.round(lines if step == 1 else lines * step, 4).tolist()]
+def _numbers(count: int, step: float) -> list[str]:
+    lines: Any = np.arange(count)
+    return [repr(value) for value in np.round(lines if step == 1 else lines * step, 4).tolist()]
 
 
 @compiled

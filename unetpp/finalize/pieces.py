@@ -1,14 +1,13 @@
 """Spill the outlines of a label map to a folder, one file per block, and read them back; joins nothing.
 
-A block is a shard or, so that memory does not depend on the shard's side, an equal part of it. Its file is an
-uncompressed .npz with the outlines of objects that end inside the block ("whole") apart from the walks around pieces of
-objects that go on in a neighbour ("part"): only the latter are ever looked up again, and only they pay for joining.
+A block is a shard or, so that memory does not depend on the shard's side, an equal part of it. Its file keeps the
+outlines of objects that end inside the block ("whole") apart from the walks around pieces of objects that go on in a
+neighbour ("part"): only the latter are ever looked up again, and only they pay for joining.
 """
 
 from __future__ import annotations
 
 import math
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.durable import output_errors
+from unetpp.finalize.arrays_file import ArraysFile
 from unetpp.finalize.outlines import Bools, Ints, Outlines, Walks
 from unetpp.finalize.threads import in_order
 from unetpp.finalize.trace import Pieces, Traced, trace_block
@@ -28,6 +28,15 @@ from unetpp.store import NO_DATA
 BLOCK_SIDE = 1024
 """Largest side of a traced block: bounds memory whatever the shard's side."""
 SIDES = ("north", "south", "west", "east")
+_GROUP = {
+    "labels": ("u1", 1), "first": ("<i8", 2), "pixels": ("<i8", 1),
+    "vertices": ("<i4", 2), "starts": ("<i8", 1), "owner": ("<i8", 1),
+}  # fmt: skip
+_FILE = ArraysFile(
+    dict.fromkeys(SIDES, ("<i8", 1))
+    | {f"{prefix}_{name}": kind for prefix in ("whole", "part") for name, kind in _GROUP.items()}
+    | {"part_closed": ("?", 1)}
+)
 _CACHED_BLOCKS, _ROWS_READ = 8, 2
 
 
@@ -67,7 +76,7 @@ def write_pieces(
         folder.mkdir(parents=True, exist_ok=True)
 
         def write(shard: Box) -> None:
-            missing = [box for box in block_boxes([shard]) if not zipfile.is_zipfile(_path(folder, box))]
+            missing = [box for box in block_boxes([shard]) if not _FILE.whole(_path(folder, box))]
             # What is read besides for the margins is read again for the neighbours: the larger the better.
             for _, rows in groupby(missing, key=lambda box: (box.y0 - shard.y0) // (_ROWS_READ * box.height)):
                 blocks = list(rows)
@@ -84,7 +93,7 @@ def write_pieces(
 
 
 def _path(folder: Path, box: Box) -> Path:
-    return folder / f"{box.y0}.{box.x0}.npz"
+    return folder / f"{box.y0}.{box.x0}.arrays"
 
 
 def _save(traced: Traced, path: Path) -> None:
@@ -94,15 +103,10 @@ def _save(traced: Traced, path: Path) -> None:
         content[f"{prefix}_labels"] = pieces.labels
         content[f"{prefix}_first"] = pieces.first
         content[f"{prefix}_pixels"] = pieces.pixels
-        content[f"{prefix}_vertices"] = lines.vertices.astype(np.int32)
+        content[f"{prefix}_vertices"] = lines.vertices
         content[f"{prefix}_starts"] = lines.starts
         content[f"{prefix}_owner"] = lines.owner
-    content["part_closed"] = walks.closed
-    # Not synced: pieces are cheap to make again, and a file that a power cut emptied is no archive any more.
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **content)
-    temporary.replace(path)
+    _FILE.write(path, content | {"part_closed": walks.closed})
 
 
 class StoredBlocks:
@@ -114,8 +118,7 @@ class StoredBlocks:
         self._parts: OrderedDict[int, tuple[Pieces, Walks]] = OrderedDict()
 
     def load(self, index: int, *names: str) -> list[npt.NDArray[Any]]:
-        with np.load(_path(self.folder, self.boxes[index])) as content:
-            return [content[name] for name in names]
+        return _FILE.read(_path(self.folder, self.boxes[index]), *names)
 
     def whole(self, index: int) -> tuple[Pieces, Outlines]:
         """Return the objects that end inside a block."""

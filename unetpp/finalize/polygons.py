@@ -9,8 +9,6 @@ being built: it grows with the largest object's outline, not with the image or t
 from __future__ import annotations
 
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,7 +37,7 @@ def iter_batches(
         for block in range(len(blocks.boxes)):
             yield from _owned(blocks, joined, block)
             progress((block + 1) / len(blocks.boxes))
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, IndexError, ValueError, FileNotFoundError) as error:
+    except (KeyError, IndexError, ValueError, FileNotFoundError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise StoreError(f"{folder} is damaged ({error}); run the same command again") from error
 

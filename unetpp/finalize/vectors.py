@@ -12,8 +12,6 @@ equal bytes. Files grow batch by batch, and all of them from one pass over the o
 
 from __future__ import annotations
 
-import hashlib
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,8 +24,9 @@ from unetpp.finalize.areas import Measure, measure
 from unetpp.finalize.features import QuPath, Rfc7946
 from unetpp.finalize.geopackage import GeoPackage
 from unetpp.finalize.geoparquet import FlatGeobuf, GeoParquet
+from unetpp.finalize.identities import Identities
 from unetpp.finalize.lonlat import LonLat
-from unetpp.finalize.outlines import Batch, Ints
+from unetpp.finalize.outlines import Batch
 from unetpp.finalize.rows import VECTOR_FILES, Rows, Sink
 from unetpp.finalize.shapes import Shapes
 
@@ -61,7 +60,7 @@ def write_vectors(
     """
     names = {info.value: info for info in classes}
     counts = {info.value: 0 for info in classes if not info.background}
-    identities = _Identities(key)
+    identities = Identities(key)
     how = measure(grid)
     columns = shapes.columns if shapes is not None else ()
     with output_errors(folder), ExitStack() as stack:
@@ -73,7 +72,7 @@ def write_vectors(
             for value, count in zip(*np.unique(batch.labels, return_counts=True), strict=True):
                 counts[int(value)] += int(count)
             rows = Rows(
-                identities.of(labels, batch.first),
+                identities.of(batch.labels, batch.first),
                 [names[label] for label in labels],
                 batch.pixels.tolist(),
                 [float(f"{area:.12g}") for area in how.objects(batch.outlines, batch.pixels).tolist()],
@@ -84,29 +83,6 @@ def write_vectors(
     for name in sinks:
         sync(folder / name)
     return counts, tuple(sinks)
-
-
-class _Identities:
-    """Makes the ids of a job's objects, `uuid.uuid5(NAMESPACE_OID, "key/class/y/x")`, many at once."""
-
-    def __init__(self, key: str) -> None:
-        self._begun = hashlib.sha1(uuid.NAMESPACE_OID.bytes + f"{key}/".encode(), usedforsecurity=False)
-
-    def of(self, labels: Sequence[int], first: Ints) -> list[str]:
-        digests = []
-        for label, (y, x) in zip(labels, first.tolist(), strict=True):
-            digest = self._begun.copy()
-            digest.update(b"%d/%d/%d" % (label, y, x))
-            digests.append(digest.digest())
-        known = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 20)[:, :16].copy()
-        known[:, 6] = known[:, 6] & 0x0F | 0x50  # version 5
-        known[:, 8] = known[:, 8] & 0x3F | 0x80  # the variant of RFC 4122
-        text = np.full((len(known), 36), ord("-"), np.uint8)
-        digits = np.frombuffer(known.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
-        for begin, end, dashes in ((0, 8, 0), (8, 12, 1), (12, 16, 2), (16, 20, 3), (20, 32, 4)):
-            text[:, begin + dashes : end + dashes] = digits[:, begin:end]
-        whole = text.tobytes().decode("ascii")
-        return [whole[at : at + 36] for at in range(0, len(whole), 36)]
 
 
 def _sinks(

@@ -286,9 +286,14 @@ def test_a_polygon_round_a_pole_covers_the_pole() -> None:
     assert found.contains(shapely.Point(10.0, -89.9)) and not found.contains(shapely.Point(10.0, -80.0))
 
 
+def test_outlines_outside_the_grid_are_an_error_and_no_memory_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"passes the grid's end \(50, 41\)"):
+        write(random_labels(shape=(50, 41)), Grid(50, 41), tmp_path)
+
+
 @pytest.mark.parametrize("step", [1.0, 2.5, 1 / 3])
 def test_geojson_text_is_what_the_json_module_writes(step: float, tmp_path: Path) -> None:
-    grid = Grid(50, 41, spacing=Spacing(0.25, 0.25, "um"), step_y=step, step_x=step)
+    grid = Grid(41, 50, spacing=Spacing(0.25, 0.25, "um"), step_y=step, step_x=step)
     write(random_labels(), grid, tmp_path)
     lines = (tmp_path / "polygons.geojson").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 100
