@@ -1,4 +1,4 @@
-"""Names objects: the same object of the same job has the same id, whoever finds it; knows hashes, no outlines.
+"""Makes the ids of objects, of the same object of the same job always the same; knows hashes, no outlines.
 
 The id is `uuid.uuid5(NAMESPACE_OID, "key/class/y/x")`: SHA-1 over the namespace and the name (RFC 9562, section 5.5;
 FIPS 180-4, section 6.1). A gigapixel holds millions of objects, and hashing them one call after the other took a
