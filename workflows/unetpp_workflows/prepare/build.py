@@ -1,4 +1,4 @@
-"""Makes one training store from a data set, or continues to: surveys, plan, shards, figures; draws nothing.
+"""Makes one training store from a data set, or continues to: surveys, plan, shards; knows no figure of its content.
 
     STORE.zarr               the store, see `unetpp.train.store`
     STORE.zarr.work/         surveys and markers of what is finished; deleted when the store is
@@ -13,14 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,25 +26,22 @@ from numpy.typing import NDArray
 
 from unetpp.durable import discard_folder, output_errors, sync_tree, write_file
 from unetpp.errors import StoreError
-from unetpp.io.resample import SPACING_TOLERANCE
 from unetpp.lock import FolderLock
 from unetpp.train.store import ATTRIBUTES, FORMAT
-from unetpp_workflows.prepare.dataset import SPLITS, Dataset
-from unetpp_workflows.prepare.duplicates import duplicates
-from unetpp_workflows.prepare.faults import Fault, error, some, warning
-from unetpp_workflows.prepare.layout import Layout, create_arrays, patch_arrays, plan_layout, stored_boxes, write_table
-from unetpp_workflows.prepare.rows import Row, list_rows
+from unetpp_workflows.prepare.dataset import Dataset
+from unetpp_workflows.prepare.faults import Fault
+from unetpp_workflows.prepare.finish import finish
+from unetpp_workflows.prepare.layout import Layout, create_arrays, plan_layout, stored_boxes
+from unetpp_workflows.prepare.rows import list_rows
 from unetpp_workflows.prepare.shards import MARKERS, PLAN, SURVEYS, TABLES, Work, run_shard, run_survey
-from unetpp_workflows.prepare.statistics import Statistics
 from unetpp_workflows.prepare.survey import Survey, survey_key
+from unetpp_workflows.prepare.whole_set import set_faults
 
 if TYPE_CHECKING:
-    import zarr
+    pass
 
 Progress = Callable[[str, int, int], None]
 """Called with what is counted, how many are done, and of how many."""
-_UNNAMED = re.compile(r"gray|band\d+")
-"""What readers call a band that its file does not name. (The bands of a PNG are red, green and blue.)"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ def prepare(
         pending = [image for image in range(len(rows)) if work.survey(image) is None]
         compute(partial(run_survey, work), pending, len(rows), _told(progress, "images"))
         surveys, boxes = _collect(work)
-        faults = [*(fault for found in surveys for fault in found.faults), *_set_faults(dataset, rows, surveys)]
+        faults = [*(fault for found in surveys for fault in found.faults), *set_faults(dataset, rows, surveys)]
         faults = sorted(set(faults))
         if any(fault.level == "error" for fault in faults):
             return Prepared(store, None, tuple(faults))
@@ -120,7 +114,7 @@ def prepare(
         _create(work, dataset, surveys, layout, keep=before is not None and before["key"] == key)
         pending = [shard for shard in range(layout.shards) if work.marker(shard) is None]
         compute(partial(run_shard, work), pending, layout.shards, _told(progress, "shards"))
-        facts = _finish(work, dataset, surveys, layout, faults)
+        facts = finish(work, dataset, surveys, layout, faults)
     return Prepared(store, facts, tuple(faults))
 
 
@@ -217,76 +211,6 @@ def _collect(work: Work) -> tuple[list[Survey], list[NDArray[np.int32]]]:
     return surveys, boxes
 
 
-def _set_faults(dataset: Dataset, rows: Sequence[Row], surveys: Sequence[Survey]) -> list[Fault]:
-    """Return what is wrong with the set as a whole."""
-    usable = [(row, found) for row, found in zip(rows, surveys, strict=True) if not found.failed]
-    faults = duplicates(rows, surveys)
-    if not usable:
-        return faults
-    kinds = Counter((found.dtype, len(found.bands)) for _, found in usable)
-    if len(kinds) > 1:
-        (dtype, bands), _ = kinds.most_common(1)[0]
-        others = [row.name for row, found in usable if (found.dtype, len(found.bands)) != (dtype, bands)]
-        faults.append(
-            error(f"most images have {bands} band(s) of {dtype}, others do not: {some(others)}; convert them")
-        )
-    faults += _mixed_bands(usable)
-    names = [c.name for c in dataset.classes]
-    counts = {split: np.zeros(len(names), np.int64) for split in SPLITS}
-    for row, found in usable:
-        counts[row.split] += found.labelled(len(names))
-    for split in SPLITS:
-        present = any(row.split == split for row in rows)
-        if split == "train" and not counts[split].any():
-            faults.append(error("no training image has a labelled pixel; check classes, legend and splits"))
-        elif present and not counts[split].any():
-            faults.append(error(f"no image of the split {split} has a labelled pixel; check legend and splits"))
-        elif present:
-            empty = [name for name, count in zip(names, counts[split], strict=True) if not count]
-            if empty:
-                faults.append(warning(f"class without a pixel in {split}: {', '.join(empty)}"))
-    if "val" not in {row.split for row in rows}:
-        faults.append(warning("no image is in val: training cannot be validated"))
-    sizes = [found for _, found in usable]
-    if dataset.data.spacing is None and common_spacing(sizes) is None and any(found.spacing for found in sizes):
-        faults.append(warning("images have different pixel sizes or state none; set spacing to train at one"))
-    return faults
-
-
-def _mixed_bands(usable: Sequence[tuple[Row, Survey]]) -> list[Fault]:
-    """Return an error for the first two images with bands of different names in one place.
-
-    Case makes no difference, and a band without a name fits every other.
-    """
-    first: dict[tuple[str, ...], str] = {}
-    for row, found in usable:
-        first.setdefault(found.bands, row.name)
-    for (ours, one), (theirs, other) in combinations(first.items(), 2):
-        if len(ours) == len(theirs) and any(map(_differ, ours, theirs)):
-            what = f"{one} has the bands {', '.join(ours)}, {other} has {', '.join(theirs)}"
-            return [error(f"{what}; bring them into one order, or where only names differ, rename in a .bands.toml")]
-    return []
-
-
-def _differ(one: str, other: str) -> bool:
-    unnamed = _UNNAMED.fullmatch(one) or _UNNAMED.fullmatch(other)
-    return not unnamed and one.casefold() != other.casefold()
-
-
-def common_spacing(surveys: Sequence[Survey]) -> dict[str, Any] | None:
-    """Return the pixel size that all images share, within 1%; None where they do not or one states none."""
-    found = [dict(survey.spacing) if survey.spacing else None for survey in surveys]
-    first = found[0] if found else None
-    if first is None:
-        return None
-    for other in found[1:]:
-        if other is None or other["unit"] != first["unit"]:
-            return None
-        if any(abs(other[axis] / first[axis] - 1) > SPACING_TOLERANCE for axis in ("y", "x")):
-            return None
-    return first
-
-
 def _plan(work: Work, dataset: Dataset, surveys: Sequence[Survey], boxes: Sequence[NDArray[np.int32]]) -> Layout:
     first = surveys[0]
     layout = plan_layout(
@@ -316,134 +240,3 @@ def _create(work: Work, dataset: Dataset, surveys: Sequence[Survey], layout: Lay
         create_arrays(group, layout, bands=len(first.bands), dtype=first.dtype, objects=dataset.data.instances)
         sync_tree(fresh)
         fresh.replace(work.store)
-
-
-def _finish(
-    work: Work, dataset: Dataset, surveys: Sequence[Survey], layout: Layout, faults: Sequence[Fault]
-) -> dict[str, Any]:
-    """Write the small arrays and, last, the attributes that make the store a finished one."""
-    import zarr
-
-    first, classes = surveys[0], len(dataset.classes)
-    whole = np.dtype(first.dtype).kind != "f"
-    statistics = Statistics(len(first.bands), whole=whole)
-    counts = np.zeros((layout.patches, classes), np.int64)
-    sizes = np.zeros((layout.shards, len(patch_arrays(dataset.data.instances))), np.int64)
-    hashes = np.zeros((layout.patches, 32), np.uint8)
-    for shard in range(layout.shards):
-        marker = work.marker(shard)
-        if marker is None:
-            raise StoreError(f"{work.store}: shard {shard} vanished; run the same command again")
-        sizes[shard] = [marker.sizes[name] for name in patch_arrays(dataset.data.instances)]
-        for position, patch in enumerate(layout.of_shard(shard)):
-            counts[patch] = marker.counts[position]
-            hashes[patch] = np.frombuffer(bytes.fromhex(marker.sha256[position]), np.uint8)
-            if work.rows[layout.image[patch]].split == "train":
-                statistics.add(marker.sums[position])
-    group = zarr.open_group(work.store, mode="r+")
-    tables: dict[str, NDArray[Any]] = {
-        "image": layout.image,
-        "box": layout.box,
-        "counts": counts,
-        "sizes": sizes,
-        "sha256": hashes,
-    }
-    for name, table in tables.items():
-        write_table(group, name, table)
-    _write_tissue(group, surveys)
-    facts = _facts(work, dataset, surveys, layout, counts, hashes, statistics)
-    facts["faults"] = [asdict(fault) for fault in faults]
-    for name in (*tables, "tissue"):
-        if (work.store / name).is_dir():
-            sync_tree(work.store / name)
-    for litter in work.store.rglob("*.partial"):
-        litter.unlink(missing_ok=True)  # what a killed write left
-    group.attrs.put({ATTRIBUTES: facts})
-    return facts
-
-
-def _write_tissue(group: zarr.Group, surveys: Sequence[Survey]) -> None:
-    if any(found.tissue for found in surveys) and "tissue" not in group:
-        group.create_group("tissue")
-    for number, found in enumerate(surveys):
-        mask = found.tissue_mask()
-        if mask is not None:
-            write_table(group, f"tissue/{number}", mask.mask)
-
-
-def _facts(
-    work: Work,
-    dataset: Dataset,
-    surveys: Sequence[Survey],
-    layout: Layout,
-    counts: NDArray[np.int64],
-    hashes: NDArray[np.uint8],
-    statistics: Statistics,
-) -> dict[str, Any]:
-    mean, std = statistics.result()
-    rows, infos = work.rows, [{**asdict(info), "color": list(info.color)} for info in dataset.infos()]
-    splits = {}
-    split_of = np.array([SPLITS.index(row.split) for row in rows])
-    for number, split in enumerate(SPLITS):
-        images = np.flatnonzero(split_of == number)
-        if not len(images):
-            continue
-        mine = np.isin(layout.image, images)
-        labelled = counts[mine].sum(0)
-        splits[split] = {
-            "images": len(images),
-            "patches": int(mine.sum()),
-            "labelled": [int(v) for v in labelled],
-            "fingerprint": _fingerprint(infos, rows, surveys, layout, hashes, mine),
-        }
-    labelled = np.array(splits["train"]["labelled"])
-    return {
-        "format": FORMAT,
-        "complete": True,
-        "key": work.key,
-        "name": dataset.name,
-        "side": layout.side,
-        "classes": infos,
-        "bands": list(surveys[0].bands),
-        "dtype": surveys[0].dtype,
-        "spacing": common_spacing(surveys),
-        "mean": list(mean),
-        "std": list(std),
-        "frequencies": [float(v) for v in labelled / labelled.sum()],
-        "fingerprint": _fingerprint(infos, rows, surveys, layout, hashes, np.ones(layout.patches, bool)),
-        "objects": dataset.data.instances,
-        "within_group": any(row.part != (0.0, 1.0) for row in rows),
-        "guard": dataset.data.guard,
-        "splits": splits,
-        "images": [
-            {
-                "name": row.name,
-                "group": row.group,
-                "stratum": row.stratum,
-                "split": row.split,
-                "height": found.output_grid().height,
-                "width": found.output_grid().width,
-                "fingerprint": found.fingerprint,
-                "annotators": list(row.annotators),
-            }
-            for row, found in zip(rows, surveys, strict=True)
-        ],
-    }
-
-
-def _fingerprint(
-    infos: Sequence[dict[str, Any]],
-    rows: Sequence[Row],
-    surveys: Sequence[Survey],
-    layout: Layout,
-    hashes: NDArray[np.uint8],
-    chosen: NDArray[np.bool_],
-) -> str:
-    """Return the SHA-256 of classes, names, splits, places and content of the chosen patches: no path, no time."""
-    digest = hashlib.sha256(json.dumps([infos, list(surveys[0].bands), surveys[0].dtype, layout.side]).encode())
-    for image in np.unique(layout.image[chosen]):
-        row = rows[image]
-        digest.update(json.dumps([int(image), row.name, row.group, row.stratum, row.split]).encode())
-    for part in (layout.image[chosen], layout.box[chosen], hashes[chosen]):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
