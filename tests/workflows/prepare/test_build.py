@@ -363,7 +363,7 @@ def test_a_torn_shard_is_made_again_before_the_end(
 
     photos({"a1": (100, 100), "v1": (64, 64)})
     reference: Prepared = prepare(described(**GLOBS), tmp_path, tmp_path / "whole/s.zarr")
-    monkeypatch.setattr(build, "_finish", lambda *_: 1 / 0)
+    monkeypatch.setattr(build, "finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(described(**GLOBS), tmp_path, tmp_path / "torn/s.zarr")
     with pytest.raises(StoreError, match="not finished"):
