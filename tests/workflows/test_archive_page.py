@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -57,9 +58,22 @@ def test_a_page_of_one_image_is_not_overwritten(output: Path) -> None:
     assert "<title>a · done" in (output / "a/report.html").read_text() and not (output / "report.html").exists()
 
 
+def test_a_damaged_table_or_picture_is_named_and_the_rest_is_drawn(output: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(output, broken)
+    table, picture = broken / "a/instances.parquet", broken / "a/picture.jpg"
+    table.write_bytes(table.read_bytes()[:-40])
+    picture.write_bytes(picture.read_bytes()[:100])
+    code, text = run("report", broken)
+    assert code == 1 and f"is drawn without what is damaged: {table} is damaged" in " ".join(text.split())
+    page = (broken / "report.html").read_text()
+    assert f"Not counted: {table} is damaged" in page and f"Not drawn: {picture} is damaged" in page
+    assert page.count('src="data:image/jpeg;base64,') == 1, "the other image's picture"
+
+
 def test_sizes_are_those_of_the_tables(output: Path) -> None:
-    found = object_sizes(image_folders(output))
-    assert list(found) == ["ink"] and found["ink"].count == 4 and found["ink"].unit == "px"
+    found, unread = object_sizes(image_folders(output))
+    assert not unread and list(found) == ["ink"] and found["ink"].count == 4 and found["ink"].unit == "px"
     assert found["ink"].bins == {26: 2, 36: 2}  # 4 log2 of 100 and of 600
     many = Sizes("px", (0, 0, 0))
     areas = np.random.default_rng(0).lognormal(5, 1, 10_000)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.durable import write_file
-from unetpp.errors import StoreError
+from unetpp.errors import StoreError, one_line
 from unetpp_workflows.archive import Row, rows_of
 from unetpp_workflows.events import LOGS
 from unetpp_workflows.plots import Line, curves, dot_rows
@@ -90,7 +90,7 @@ def write_archive_page(output: Path, folders: Sequence[Path]) -> Path:
     """Write report.html of an output folder and return its path.
 
     Raises:
-        StoreError: labels of an image are damaged; the page is written and says so.
+        StoreError: labels, picture or objects of an image are damaged; the page is written without them and says so.
         OutputError: the page cannot be written.
     """
     import jinja2
@@ -99,7 +99,7 @@ def write_archive_page(output: Path, folders: Sequence[Path]) -> Path:
     by_name = {folder.name: folder for folder in folders}
     shown = sorted(rows, key=_interest)[:_SHOWN]
     cards = [card for row in shown if (card := _card(by_name[row["name"]], row)) is not None]
-    sizes = object_sizes(folders)
+    sizes, unread = object_sizes(folders)
     runs = read_runs(output)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unetpp_workflows"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -113,6 +113,7 @@ def write_archive_page(output: Path, folders: Sequence[Path]) -> Path:
         areas=area_plots(folders),
         objects=[_object_row(name, found) for name, found in sorted(sizes.items())],
         sizes=_size_plot(sizes),
+        unread=unread,
         throughput=_throughput_plot(runs),
         stages=_stage_plot(rows),
         runs=[_run_row(run) for run in runs[-_RUNS:][::-1]],
@@ -122,9 +123,10 @@ def write_archive_page(output: Path, folders: Sequence[Path]) -> Path:
     )
     path = output / REPORT
     write_file(path, page.encode())
-    faults = [card["fault"] for card in cards if card["fault"]]
+    faults = [*unread, *(fault for card in cards for fault in card["faults"])]
     if faults:
-        raise StoreError(f"{path} lacks the labels of {len(faults)} image(s): {faults[0]}")
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise StoreError(f"{path} is drawn without what is damaged: {faults[0]}{more}")
     return path
 
 
@@ -153,28 +155,40 @@ def read_runs(output: Path) -> list[Run]:
     return runs
 
 
-def object_sizes(folders: Iterable[Path]) -> dict[str, Sizes]:
-    """Return the sizes of all split objects per class name, read in batches; empty where none were split."""
-    import pyarrow.parquet
+def object_sizes(folders: Iterable[Path]) -> tuple[dict[str, Sizes], list[str]]:
+    """Return the sizes of all split objects per class name, read in batches, and which tables do not read.
+
+    No sizes where no objects were split; of a damaged table what comes before the damage counts.
+    """
+    import pyarrow as pa
 
     sizes: dict[str, Sizes] = {}
+    faults = []
     for folder in folders:
         path, record = folder / _OBJECT_TABLE, _record(folder)
         if record is None or not path.is_file():
             continue
-        classes = {info["name"]: info for info in record.figures.get("classes", ())}
-        with pyarrow.parquet.ParquetFile(path) as table:
-            area = next((c for c in ("area_um2", "area_m2", "area_px") if c in table.schema_arrow.names), None)
-            if area is None:
-                continue
-            for batch in table.iter_batches(columns=["name", area]):
-                names = np.asarray(batch.column(0).to_pylist(), object)
-                values = batch.column(1).to_numpy(zero_copy_only=False).astype(np.float64)
-                for name in set(names):
-                    info = classes.get(name, {"color": (128, 128, 128)})
-                    unit = {"area_um2": "µm²", "area_m2": "m²"}.get(area, "px")
-                    sizes.setdefault(str(name), Sizes(unit, tuple(info["color"]))).add(values[names == name])
-    return sizes
+        try:
+            _add_sizes(sizes, path, {info["name"]: info for info in record.figures.get("classes", ())})
+        except (pa.ArrowException, OSError) as error:
+            faults.append(f"{path} is damaged ({one_line(error)}); run `unetpp verify --repair`, then segment again")
+    return sizes, faults
+
+
+def _add_sizes(sizes: dict[str, Sizes], path: Path, classes: Mapping[str, Mapping[str, Any]]) -> None:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as table:
+        area = next((c for c in ("area_um2", "area_m2", "area_px") if c in table.schema_arrow.names), None)
+        if area is None:
+            return
+        for batch in table.iter_batches(columns=["name", area]):
+            names = np.asarray(batch.column(0).to_pylist(), object)
+            values = batch.column(1).to_numpy(zero_copy_only=False).astype(np.float64)
+            for name in set(names):
+                info = classes.get(name, {"color": (128, 128, 128)})
+                unit = {"area_um2": "µm²", "area_m2": "m²"}.get(area, "px")
+                sizes.setdefault(str(name), Sizes(unit, tuple(info["color"]))).add(values[names == name])
 
 
 def area_plots(folders: Iterable[Path]) -> dict[str, Any]:
@@ -291,6 +305,12 @@ def _card(folder: Path, row: Row) -> dict[str, Any] | None:
     if record is None:
         return None
     labels, fault = labels_or_fault(folder, record, 2 * _SIDE)
+    faults = [fault] if fault else []
+    try:
+        picture = _thumbnail(folder, record, labels)
+    except (OSError, ValueError, SyntaxError) as error:  # all that Pillow raises for files that are no pictures
+        picture = None
+        faults.append(f"{folder / PICTURE} is damaged ({one_line(error)}); segment it again with --force")
     figures = [
         {"name": info["name"], "color": info["color"], "area": area_text(info["area"], info["unit"]),
          "objects": info.get("instances", info["objects"])}
@@ -301,8 +321,8 @@ def _card(folder: Path, row: Row) -> dict[str, Any] | None:
         "status": row["status"],
         "message": row.get("message"),
         "link": f"{folder.name}/{REPORT}" if (folder / REPORT).is_file() else None,
-        "picture": _thumbnail(folder, record, labels),
-        "fault": fault,
+        "picture": picture,
+        "faults": faults,
         "figures": figures,
         "rank": row.get("uncertainty_rank"),
         "uncertainty": f"{row['uncertainty_mean']:.4f}" if row.get("uncertainty_mean") is not None else None,
