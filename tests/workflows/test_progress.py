@@ -45,3 +45,20 @@ def test_shards_are_shown_with_speed_limit_and_note() -> None:
     assert "2/2 shards" in file.getvalue() and "1 of 2 images finished" in file.getvalue()
     assert "segmenting 1 image: 2 of 2 shards in " in last
     assert "compute limits (read 0.5 s, compute 4.0 s, write 1.0 s)" in last
+
+
+def test_shards_of_an_earlier_call_count_as_done_and_not_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    file = io.StringIO()
+    with Display(Console(file=file, width=160)).shards(2, "segmenting", before=5) as (meter, show):
+        meter.add(1000, {"compute": 2.0})
+        show()
+    first, last = file.getvalue().splitlines()
+    assert first.startswith("segmenting: 6/7 shards, ")
+    assert last.startswith("segmenting: 1 of 2 shards in ") and " s (5 were done before), " in last
+    terminal = Console(file=(file := io.StringIO()), force_terminal=True, color_system=None, width=160)
+    with Display(terminal).shards(2, "segmenting", before=5) as (meter, show):
+        for _ in range(2):
+            meter.add(1000, {"compute": 2.0})
+            show()
+    assert "5/7" in file.getvalue() and "7/7" in file.getvalue()

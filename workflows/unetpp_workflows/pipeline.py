@@ -13,6 +13,7 @@ recognised by its record alone.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -199,7 +200,8 @@ def _finished(
         return f"{len(results)} of {len(found)} images finished" if len(found) > 1 else ""
 
     with Finishing(remote=call.address is not None) as finishing:
-        run_shards(call, found, display, lease, log, metrics, on_ended=ended, note=note)
+        before = sum(math.prod(ready.job.plan.grid_shape) - len(ready.places) for ready in found)
+        run_shards(call, found, display, lease, log, metrics, on_ended=ended, note=note, before=before)
         left = found[0].source.name if len(found) == 1 else f"{finishing.left} images"
         with display.step(f"finishing {left}") if finishing.left else nullcontext():
             finishing.wait()
@@ -248,13 +250,14 @@ def run_shards(
     *,
     on_ended: OnEnded | None = None,
     note: Callable[[], str] = str,
+    before: int = 0,
 ) -> Sequence[Outcome]:
-    """Compute the shards of all images in one queue under one progress display."""
+    """Compute the shards of all images in one queue under one progress display; `before` were done by earlier calls."""
     total = sum(len(ready.places) for ready in found)
     options = call.config.executor
     metrics.queued(total, found[0].job.engine.device)
     title = f"segmenting {len(found)} image{'s' if len(found) > 1 else ''}"
-    with display.shards(total, title, note) as (meter, shown):
+    with display.shards(total, title, note, before=before) as (meter, shown):
 
         def on_commit(job: SegmentJob, record: CommitRecord) -> None:
             lease.check()

@@ -16,9 +16,13 @@ _LINE_EVERY_S, _SHOWN_EVERY_S = 10.0, 0.1
 
 @dataclass
 class ShardMeter:
-    """Counts committed shards; thread-safe. `pixels` are valid output pixels, stage seconds sum over workers."""
+    """Counts committed shards; thread-safe. `pixels` are valid output pixels, stage seconds sum over workers.
+
+    `before` are the shards that an earlier call committed; `total` and `done` are without them.
+    """
 
     total: int
+    before: int = 0
     done: int = 0
     pixels: int = 0
     stages: dict[str, float] = field(default_factory=dict)
@@ -61,13 +65,18 @@ class Display:
 
     @contextmanager
     def shards(
-        self, total: int, title: str, note: Callable[[], str] = str
+        self, total: int, title: str, note: Callable[[], str] = str, *, before: int = 0
     ) -> Iterator[tuple[ShardMeter, Callable[[], None]]]:
-        """Yield a meter and the function to call after each change of it; `note` is what else is to be said now."""
-        meter = ShardMeter(total)
+        """Yield a meter and the function to call after each change of it.
+
+        Args:
+            total: shards that this call is to commit. before: that an earlier one did; shares shown include them.
+            note: what else is to be said now.
+        """
+        meter = ShardMeter(total, before)
         if self.console.is_terminal:
             with self._bar() as bar:
-                task = bar.add_task(title, total=total, note="shards  starting workers")
+                task = bar.add_task(title, total=before + total, completed=before, note="shards  starting workers")
                 last = [0.0]
 
                 def show() -> None:
@@ -76,14 +85,16 @@ class Display:
                         return
                     last[0] = now
                     said = "  ".join(filter(None, (meter.speed(), meter.limit(), note())))
-                    bar.update(task, completed=meter.done, note=f"shards  {said}")
+                    bar.update(task, completed=before + meter.done, note=f"shards  {said}")
 
                 yield meter, show
         else:
             yield meter, self._lines(meter, title, note)
         if meter.done:
             limit = meter.limit()
-            self.say(f"{title}: {meter.done} of {total} shards in {meter.seconds:.1f} s, {meter.speed()}, {limit}")
+            earlier = f" ({before} were done before)" if before else ""
+            shards = f"{meter.done} of {total} shards in {meter.seconds:.1f} s{earlier}"
+            self.say(f"{title}: {shards}, {meter.speed()}, {limit}")
 
     @contextmanager
     def images(self, total: int, title: str) -> Iterator[Callable[[], None]]:
@@ -134,6 +145,6 @@ class Display:
             if now - last[0] >= _LINE_EVERY_S:
                 last[0] = now
                 said = ", ".join(filter(None, (meter.speed(), meter.limit(), note())))
-                self.say(f"{title}: {meter.done}/{meter.total} shards, {said}")
+                self.say(f"{title}: {meter.before + meter.done}/{meter.before + meter.total} shards, {said}")
 
         return line
