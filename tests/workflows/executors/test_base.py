@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from array import array
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -75,6 +77,25 @@ def test_a_worker_turns_errors_into_one_line(
     with caplog.at_level(logging.WARNING, base.__name__):
         assert fail_with(IndexError("a bug\nin two lines")) == Result(error="IndexError: a bug")
     assert "in two lines" in caplog.text, "the traceback of a bug must reach the log"
+
+
+def test_what_fails_because_of_a_stop_is_no_fault_of_the_shard(
+    two_jobs: list[SegmentJob], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = threading.Event()
+
+    def run(*_: object) -> None:
+        stop.set()
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr("unetpp.segment.ShardWorker.run", run)
+    worker = Worker(stop)
+    try:
+        with pytest.raises(CancelledError):
+            worker.run(two_jobs[0], "0.0", 1)
+    finally:
+        worker.close()
+    assert not caplog.records
 
 
 def test_an_image_that_vanished_fails_the_job(two_jobs: list[SegmentJob], image) -> None:  # type: ignore[no-untyped-def]

@@ -259,6 +259,9 @@ class Worker:
         except UnetppError as error:
             return Result(error=one_line(error), job_failed=not opened or isinstance(error, OutputError))
         except Exception as error:
+            if self._stop is not None and self._stop.is_set():
+                # At a second Ctrl-C Python takes its threads away from under what still runs: no fault of the shard's.
+                raise CancelledError from error
             log.warning("%s shard %s, try %d", job.uri, shard_id, attempt, exc_info=True)
             return Result(error=one_line(error), job_failed=not opened)
 
