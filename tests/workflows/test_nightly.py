@@ -326,12 +326,22 @@ def _remove_the_output(output: Path) -> None:
     output.touch()
 
 
+def test_what_nobody_thought_of_is_told(
+    quiet: Path, alerts: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetpp_workflows.ledger.ImageRecord.read", lambda _: 1 / 0)
+    result = run(quiet)
+    assert result.exit_code == 1 and "failed: sync: unexpected ZeroDivisionError: " in result.output
+    assert alerts[0]["details"]["problems"][0].startswith("sync: unexpected ZeroDivisionError: ")
+    assert ending(tmp_path / "night.prom")[0] == 1
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
         (_tear_the_ledger, "ledger: .*ledger.json cannot be read"),
         (_hide_the_ledger, "ledger: .*Is a directory"),
-        (_break_a_record, "sync: unexpected TypeError: "),
+        (_break_a_record, "sync: .*record.json is damaged"),
         (_remove_the_output, "night: .*choose an output folder"),
     ],
 )

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unetpp_workflows.cli_options import PART_FAILED, Tracking, reported, standard_output
+from unetpp_workflows.cli_options import PART_FAILED, Tracking, check_folder, reported, standard_output
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from unetpp_workflows.evaluation import Evaluation
 
-Data = Annotated[Path, typer.Option("--data", help="A store that `unetpp prepare` made.", exists=True, file_okay=False)]
+Data = Annotated[Path, typer.Option("--data", help="A store that `unetpp prepare` made.")]
 Split = Annotated[str, typer.Option("--split", help="Its split: test, val or train.")]
 
 
@@ -50,6 +50,7 @@ def evaluate(
     from unetpp_workflows.registry import resolve
     from unetpp_workflows.training_job import device as chosen_device
 
+    check_folder("--data", data)
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"--precision {precision!r}: choose fp32 or bf16")
     console = standard_output()

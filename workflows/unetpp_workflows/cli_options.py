@@ -142,6 +142,12 @@ def input_options(
     }
 
 
+def check_folder(option: str, path: Path | None) -> None:
+    """Raise `ConfigError` where an option names a folder that is not there."""
+    if path is not None and not path.is_dir():
+        raise ConfigError(f"{option} {path}: no such folder")
+
+
 def standard_output() -> Console:
     """Return a console that stays on standard output when a library redirects it, as the Ray executor does.
 

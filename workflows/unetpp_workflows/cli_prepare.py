@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from unetpp.errors import ConfigError, DataError
-from unetpp_workflows.cli_options import DONE, USAGE, Executor, Sets, Workers, reported, standard_output
+from unetpp_workflows.cli_options import DONE, USAGE, Executor, Sets, Workers, check_folder, reported, standard_output
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -29,7 +29,7 @@ def prepare(
     output: Annotated[Path, typer.Option("--output", "-o", help="The store to make; ends in .zarr.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder its paths start from; default: UNETPP_DATA.", exists=True, file_okay=False),
+        typer.Option("--data", help="Folder its paths start from; default: UNETPP_DATA."),
     ] = None,
     executor: Executor = None,
     workers: Workers = None,
@@ -81,6 +81,7 @@ def prepare(
     from unetpp_workflows.prepare.page import write_page
     from unetpp_workflows.training_data import data_root
 
+    check_folder("--data", data)
     if output.suffix != ".zarr":
         raise ConfigError(f"--output {output} does not end in .zarr; name the store like {output.with_suffix('.zarr')}")
     if executor not in (None, "local", "ray"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unetpp_workflows.cli_evaluate import Data, Split
-from unetpp_workflows.cli_options import DONE, PART_FAILED, Tracking, reported, standard_output
+from unetpp_workflows.cli_options import DONE, PART_FAILED, Tracking, check_folder, reported, standard_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +58,7 @@ def promote(
     from unetpp_workflows.promotion import promote as run
     from unetpp_workflows.training_job import device as chosen_device
 
+    check_folder("--data", data)
     console = standard_output()
     with console.status(f"comparing versions of {name}"):
         decision = run(

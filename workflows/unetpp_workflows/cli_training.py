@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unetpp_workflows.cli_options import DONE, Sets, Tracking, reported, standard_output
+from unetpp_workflows.cli_options import DONE, Sets, Tracking, check_folder, reported, standard_output
 
 
 @reported()
@@ -18,13 +18,11 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, history and model package.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder of the training data; default: UNETPP_DATA.", exists=True, file_okay=False),
+        typer.Option("--data", help="Folder of the training data; default: UNETPP_DATA."),
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(
-            "--store", help="A store that `unetpp prepare` made, instead of --data.", exists=True, file_okay=False
-        ),
+        typer.Option("--store", help="A store that `unetpp prepare` made, instead of --data."),
     ] = None,
     start: Annotated[
         str | None,
@@ -66,6 +64,8 @@ def train(
 
     from unetpp_workflows.training import TrainOptions, export_training, run_training
 
+    check_folder("--data", data)
+    check_folder("--store", store)
     console = standard_output()
     sets = [*(sets or ()), *([f"network.start={json.dumps(start)}"] if start else [])]
     if export is not None:

@@ -105,8 +105,8 @@ class Summary:
 def print_summary(summary: Summary, console: Console) -> None:
     """Print one row per image, one line per problem, and the sentence."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("image", "status", "area", "objects", "seconds"):
-        table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
+    for column in ("image", "status", "area", "objects", "worker s"):
+        table.add_column(column, overflow="fold", justify="right" if column == "worker s" else "left")
     for image in summary.images:
         table.add_row(
             escape(image.name),
