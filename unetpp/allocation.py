@@ -17,7 +17,7 @@ _TUNABLES, _HUGE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _SINCE_GLIBC = (2, 35)
 _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-HugePages = Literal["always", "asked", "possible", "never"]
+HugePages = Literal["always", "set", "possible", "never"]
 
 
 def keep_freed_memory() -> None:
@@ -38,7 +38,7 @@ def keep_freed_memory() -> None:
 def huge_pages(environment: Mapping[str, str] = os.environ, enabled: Path = _ENABLED) -> HugePages:
     """Return whether this process's large blocks lie in pages of 2 MB, as far as the kernel has them free.
 
-    "always": every process's do. "asked": this one asked for them when it began, or its environment says not to.
+    "always": every process's do. "set": this one began with a word on them in its environment, yes (1) or no (0).
     "possible": `restart_with_huge_pages` would. "never": the kernel or the C library does not offer it.
 
     Args:
@@ -55,7 +55,7 @@ def huge_pages(environment: Mapping[str, str] = os.environ, enabled: Path = _ENA
         return "always"
     if offered != "madvise" or name != "glibc" or version < _SINCE_GLIBC:
         return "never"
-    return "asked" if _HUGE in environment.get(_TUNABLES, "") else "possible"
+    return "set" if _HUGE in environment.get(_TUNABLES, "") else "possible"
 
 
 def restart_with_huge_pages() -> None:

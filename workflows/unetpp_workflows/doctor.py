@@ -21,7 +21,7 @@ from unetpp_workflows.record import software
 _MIN_FREE_BYTES = 1 << 30
 _HUGE_PAGES = {
     "always": "huge pages: the system gives them to every program",
-    "asked": "huge pages: asked for (GLIBC_TUNABLES)",
+    "set": "huge pages: as GLIBC_TUNABLES says, which is 1 from the command unetpp unless it was set before",
     "possible": "huge pages: the command unetpp asks for them, this program did not",
     "never": "huge pages: not offered here; on Linux with glibc 2.35, "
     "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled` as root makes networks a few percent faster",

@@ -1,4 +1,4 @@
-"""Makes one training store from a data set, or continues to: surveys, plan, shards; knows no figure of its content.
+"""Makes one training store from a data set, or continues to: surveys, plan and shards in their order; draws nothing.
 
     STORE.zarr               the store, see `unetpp.train.store`
     STORE.zarr.work/         surveys and markers of what is finished; deleted when the store is

@@ -112,10 +112,8 @@ def assign_splits(rows: Sequence[Row], data: DataSection) -> list[Row]:
             raise DataError(f"the table has a column {data.split!r} and shares are given; remove one of them")
         found = split_groups([(row.group, row.split) for row in rows], data)
         return [replace(row, split=found[row.group]) for row in rows]
-    if data.shares and (
-        named_too := [key for key in ("validation", "test") if key in data.model_fields_set and getattr(data, key)]
-    ):
-        raise DataError(f"{' and '.join(named_too)} and shares are given; name the groups of a split or give shares")
+    if data.shares and (given := _given(data)):
+        raise DataError(f"{' and '.join(given)} and shares are given; name the groups of a split or give shares")
     groups = [row.group for row in rows]
     named = dict.fromkeys(data.validation, "val") | dict.fromkeys(data.test, "test")
     if not data.shares and not set(named) & set(groups):
@@ -139,13 +137,18 @@ def assign_splits(rows: Sequence[Row], data: DataSection) -> list[Row]:
 
 def _need_groups(groups: Sequence[str], data: DataSection) -> None:
     """Raise `DataError` for names in validation or test that the data set gives and no group has."""
-    given = [name for key in ("validation", "test") if key in data.model_fields_set for name in getattr(data, key)]
-    unknown = [repr(name) for name in given if name not in groups]
+    unknown = [repr(name) for names in _given(data).values() for name in names if name not in groups]
     if unknown:
         there = some([repr(group) for group in sorted(set(groups))])
         raise DataError(
             f"validation or test names what is no group: {some(unknown)}; groups are {there}; correct the names"
         )
+
+
+def _given(data: DataSection) -> dict[str, Sequence[str]]:
+    """Return the groups that the data set itself names, by validation and test; defaults are not its own."""
+    keys = (key for key in ("validation", "test") if key in data.model_fields_set)
+    return {key: names for key in keys if (names := getattr(data, key))}
 
 
 def _cut(rows: Sequence[Row], data: DataSection) -> list[Row]:
@@ -198,10 +201,11 @@ def _table_entry(path: Path, table: Mapping[str, list[dict[str, str]]], data: Da
 def _from_table(data: DataSection, root: Path) -> list[Row]:
     entries = _entries(data, root, "image", "labels")
     # One image may be written in several ways; told apart by them, it could be in two splits.
-    images = [path_below(_image_path(entry["image"], root), root) for entry in entries]
-    names = _unique_names(images)
+    images = [_image_path(entry["image"], root) for entry in entries]
+    spelled = [path_below(image, root) for image in images]
+    names = _unique_names(spelled)
     rows = []
-    for entry, image in zip(entries, images, strict=True):
+    for entry, image, known in zip(entries, images, spelled, strict=True):
         if not entry["labels"]:
             raise DataError(f"{data.table}: {entry['image']} has no labels; fill the column or remove the row")
         beside = {name: entry[name] for name in ("labels", "mask", "ignore") if entry.get(name)}
@@ -211,7 +215,7 @@ def _from_table(data: DataSection, root: Path) -> list[Row]:
         labels = places.pop("labels")
         if entry.get("annotator"):
             places["annotator"] = entry["annotator"]
-        rows.append(_row(names[image], _image_path(entry["image"], root), labels, entry, data, places))
+        rows.append(_row(names[known], image, labels, entry, data, places))
     return rows
 
 
