@@ -47,7 +47,9 @@ def test_a_pause_stops_the_command_and_is_not_its_time() -> None:
         time.sleep(1.0)
         pauses.append((began, time.monotonic()))
 
+    began = time.monotonic()
     watched = watch([sys.executable, "-c", TICKS], pauses=Pauses(0.5, measure, "late"))
+    assert watched.seconds <= time.monotonic() - began - len(pauses)
     ticks = [(name, float(at)) for name, at in (line.split() for line in watched.text.splitlines())]
     assert pauses and not [at for _, at in ticks for began, end in pauses if began + 0.2 < at < end]
     assert max(end for _, end in pauses) < next(at for name, at in ticks if name == "late") + 1.5
