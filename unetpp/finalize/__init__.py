@@ -300,6 +300,7 @@ def _vectors(
     from unetpp.finalize.pieces import write_pieces
     from unetpp.finalize.polygons import iter_batches
     from unetpp.finalize.shapes import Shapes
+    from unetpp.finalize.threads import ahead
     from unetpp.finalize.vectors import write_vectors
 
     keep = np.zeros(256, bool)
@@ -308,7 +309,7 @@ def _vectors(
     pieces = markers.own(_PIECES)
     write_pieces(job.store.read, boxes, keep, pieces, lambda share: progress(share / 2))
     objects = {info.value: 0 for info in job.classes if not info.background}
-    found = _counted(iter_batches(boxes, pieces, lambda share: progress((1 + share) / 2)), objects)
+    found = ahead(_counted(iter_batches(boxes, pieces, lambda share: progress((1 + share) / 2)), objects))
     whole = (one for batch in found for one in batch.objects())
     formats = [step for step in steps if step in VECTOR_FILES]
     counts, names = write_vectors(

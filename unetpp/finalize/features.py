@@ -7,11 +7,9 @@ while every annotation is an editable object of its interface. One QuPath comman
 from __future__ import annotations
 
 import gzip
-import io
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ import numpy.typing as npt
 
 from unetpp.finalize.areas import Measure
 from unetpp.finalize.compiled import compiled
+from unetpp.finalize.identities import Bytes
 from unetpp.finalize.lonlat import LonLat
 from unetpp.finalize.outlines import Ints, Outlines
 from unetpp.finalize.rows import Rows
@@ -45,26 +44,27 @@ class _FeatureCollection:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._open = ExitStack()
-        self._file: IO[str]
-        self._separator = "\n"
+        self._file: IO[bytes]
+        self._separator = b"\n"
 
     def __enter__(self) -> Any:
         file: Any = self._open.enter_context(self._path.open("wb"))
         if self._path.suffix == ".gz":
             # Without name and time, so that equal objects give equal bytes.
             file = self._open.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0))
-        self._file = self._open.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
-        self._file.write('{"type":"FeatureCollection","features":[')
+        self._file = file
+        self._file.write(b'{"type":"FeatureCollection","features":[')
         return self
 
     def __exit__(self, *error: object) -> None:
         with self._open:
-            self._file.write("\n]}\n")
+            self._file.write(b"\n]}\n")
 
-    def _write(self, features: Iterable[str]) -> None:
-        text = ",\n".join(features)
-        self._file.write(self._separator + text)
-        self._separator = ",\n"
+    def _write(self, features: bytes | memoryview) -> None:
+        """Append features that are separated already."""
+        self._file.write(self._separator)
+        self._file.write(features)
+        self._separator = _SEPARATOR
 
 
 class QuPath(_FeatureCollection):
@@ -76,25 +76,32 @@ class QuPath(_FeatureCollection):
 
     def add(self, rows: Rows, outlines: Outlines) -> None:
         step_x, step_y = self._step
-        measurements = {"Area px^2": [pixels * step_x * step_y for pixels in rows.pixels]}
+        measurements: dict[str, Any] = {"Area px^2": rows.sizes * step_x * step_y}
         if self._square_um is not None:
-            measurements["Area µm^2"] = [pixels * self._square_um for pixels in rows.pixels]
+            measurements["Area µm^2"] = rows.sizes * self._square_um
         measurements |= {title: rows.shapes[column] for column, title in _TITLES.items() if column in rows.shapes}
+        texts = _Texts()
+        own = [texts.rows(rows.ids), _COORDINATES, *(texts.numbers(values) for values in measurements.values())]
         infos = {info.value: info for info in rows.infos}
-        templates = {value: self._template(info, measurements) for value, info in infos.items()}
+        around = {value: texts.all(self._around(info, measurements)) for value, info in infos.items()}
+        places = np.empty((len(rows.infos), 2 * len(own) + 1, 2), np.int64)
+        places[:, ::2] = [around[info.value] for info in rows.infos]
+        for number, values in enumerate(own):
+            places[:, 2 * number + 1] = values
         # Clockwise on screen is counter-clockwise in x and y as numbers, as RFC 7946 wants shells.
-        coordinates = self._lattice.coordinates(outlines)
-        values = zip(rows.identities, coordinates, *map(_shortest, measurements.values()), strict=True)
-        self._write(templates[info.value] % own for info, own in zip(rows.infos, values, strict=True))
+        text = self._lattice.features(texts.joined(), places, outlines)
+        self._write(text[: -len(_SEPARATOR)].data)
 
-    def _template(self, info: ClassInfo, measurements: Iterable[str]) -> str:
-        """Return the text of an object of a class with %s for id, coordinates and each measurement."""
-        known = _text({"name": info.name, "color": list(info.color)}).replace("%", "%%")
-        columns = ",".join(f"{_text(title)}:%s" for title in measurements)
-        return (
-            '{"type":"Feature","id":"%s","geometry":{"type":"Polygon","coordinates":%s},"properties":'
-            f'{{"objectType":"detection","classification":{known},"measurements":{{{columns}}}}}}}'
-        )
+    def _around(self, info: ClassInfo, measurements: Iterable[str]) -> list[bytes]:
+        """Return what stands in every object of a class before, between and behind its own values."""
+        known = _text({"name": info.name, "color": list(info.color)})
+        properties = f'"properties":{{"objectType":"detection","classification":{known},"measurements":{{'
+        found = ['{"type":"Feature","id":"', '","geometry":{"type":"Polygon","coordinates":', "}," + properties]
+        for title in measurements:
+            found[-1] += f"{_text(title)}:"
+            found.append(",")
+        found[-1] = "}}}"
+        return [text.encode() for text in found[:-1]] + [found[-1].encode() + _SEPARATOR]
 
 
 class Rfc7946(_FeatureCollection):
@@ -105,8 +112,8 @@ class Rfc7946(_FeatureCollection):
 
     def add(self, rows: Rows, outlines: Outlines) -> None:
         geometries = self._lonlat.geometries(outlines)
-        columns = (rows.identities, geometries, rows.infos, rows.areas, rows.measured())
-        self._write(
+        columns = (rows.identities, geometries, rows.infos, rows.areas, rows.shape_of_each())
+        features = (
             _text(
                 {
                     "type": "Feature",
@@ -117,16 +124,42 @@ class Rfc7946(_FeatureCollection):
             )
             for identity, geometry, info, area, shape in zip(*columns, strict=True)
         )
+        self._write(_SEPARATOR.join(feature.encode() for feature in features))
 
 
+_SEPARATOR = b",\n"
 _OPEN, _CLOSE, _COMMA = ord("["), ord("]"), ord(",")
+_COORDINATES = np.array([-1, -1])
 _text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
-def _shortest(values: Sequence[float]) -> list[str]:
-    """Return the text of numbers to 12 digits; few of them differ."""
-    texts = {value: repr(float(f"{value:.12g}")) for value in set(values)}
-    return [texts[value] for value in values]
+class _Texts:
+    """Texts one behind the other; what is added returns where each begins and ends, (n, 2)."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._used = 0
+
+    def all(self, texts: Sequence[bytes]) -> Ints:
+        ends = self._used + np.cumsum([len(text) for text in texts])
+        begins = np.concatenate(([self._used], ends[:-1]))
+        self._parts += texts
+        self._used = int(ends[-1])
+        return np.stack([begins, ends], axis=1)
+
+    def rows(self, texts: Bytes) -> Ints:
+        """Add texts (n, length)."""
+        count, length = texts.shape
+        [(begin, _)] = self.all([texts.tobytes()])
+        return np.asarray(begin + length * (np.arange(count)[:, None] + np.arange(2)), np.int64)
+
+    def numbers(self, values: npt.ArrayLike) -> Ints:
+        """Add numbers to 12 digits; few of them differ."""
+        found, which = np.unique(np.asarray(values, np.float64), return_inverse=True)
+        return self.all([repr(float(f"{value:.12g}")).encode() for value in found.tolist()])[which]
+
+    def joined(self) -> Bytes:
+        return np.frombuffer(b"".join(self._parts), np.uint8)
 
 
 class _Lattice:
@@ -135,21 +168,20 @@ class _Lattice:
     def __init__(self, grid: OutputGrid) -> None:
         x, y = _numbers(grid.width + 1, grid.step_x), _numbers(grid.height + 1, grid.step_y)
         texts = np.array(x + y, np.bytes_)
-        self._texts = texts.view(np.uint8).reshape(len(texts), texts.itemsize)
-        self._lengths = np.array([len(number) for number in x + y])
-        self._rows = np.array([0, len(x)])
+        self._lines = texts.view(np.uint8).reshape(len(texts), texts.itemsize), np.array([len(text) for text in x + y])
         self._last = np.array([grid.width, grid.height])
 
-    def coordinates(self, outlines: Outlines) -> list[str]:
-        """Return the text of each object's polygon coordinates; raises `ValueError` for vertices outside the grid."""
-        vertices = outlines.vertices
-        if vertices.min() < 0 or (vertices.max(axis=0) > self._last).any():  # compiled code does not look
+    def features(self, texts: Bytes, places: Ints, outlines: Outlines) -> Bytes:
+        """Return the text of all objects; raises `ValueError` for vertices outside the grid.
+
+        Args:
+            places: (n, k, 2) where in `texts` the k pieces of each object begin and end; negative for its coordinates.
+        """
+        rings = np.append(np.flatnonzero(outlines.shells), len(outlines.owner))
+        found = _features(texts, places, outlines.vertices, outlines.starts, rings, *self._lines, self._last)
+        if not len(found):
             raise ValueError(f"an outline passes the grid's end {tuple(self._last.tolist())}")
-        ends = np.append(outlines.starts[:-1][outlines.shells][1:], len(outlines.vertices))
-        lines = vertices + self._rows
-        text, bounds = _joined(lines, outlines.starts, ends, self._texts, self._lengths)
-        whole = text.tobytes().decode("ascii")
-        return [whole[begin:end] for begin, end in pairwise([0, *bounds.tolist()])]
+        return found
 
 
 def _numbers(count: int, step: float) -> list[str]:
@@ -158,38 +190,65 @@ def _numbers(count: int, step: float) -> list[str]:
 
 
 @compiled
-def _joined(
-    lines: Ints, starts: Ints, ends: Ints, texts: npt.NDArray[np.uint8], lengths: Ints
-) -> tuple[npt.NDArray[np.uint8], Ints]:
-    """Return the text [[[x,y],...],[[x,y],...]] of all objects, and where each ends; `ends` is behind its vertices.
+def _features(
+    texts: Bytes, places: Ints, vertices: Ints, starts: Ints, rings: Ints, lines: Bytes, lengths: Ints, last: Ints
+) -> Bytes:
+    """Return the text of all objects, none where a vertex is outside the grid.
 
-    `lines` are the rows of `texts` that hold x and y of each vertex, so many bytes of them as `lengths` says.
+    `lines` are the texts of the lattice lines, of so many bytes as `lengths` says: first those of x, from 0 to
+    `last[0]`, then those of y. Object n has the rings from `rings[n]` to `rings[n + 1]`.
     """
-    # A vertex has brackets, a comma and another behind it; a ring two brackets more, an object four.
-    most = len(lines) * (2 * texts.shape[1] + 4) + 2 * len(starts) + 4 * len(ends)
-    text, bounds = np.empty(most, np.uint8), np.empty(len(ends), np.int64)
-    used = number = ring = 0
-    begins = True
-    for at in range(len(lines)):
-        for _ in range(1 + (at == starts[ring]) + begins):
-            text[used] = _OPEN
-            used += 1
-        ring += at == starts[ring]
+    # A vertex has two brackets and two commas, a ring a bracket and a comma more, an object a bracket.
+    most = len(vertices) * (2 * lines.shape[1] + 4) + 2 * len(starts) + len(places)
+    for n in range(len(places)):
+        for k in range(places.shape[1]):
+            most += places[n, k, 1] - places[n, k, 0]
+    for at in range(len(vertices)):
         for axis in range(2):
-            line = lines[at, axis]
-            for k in range(lengths[line]):
-                text[used + k] = texts[line, k]
-            used += lengths[line]
-            text[used] = _CLOSE if axis else _COMMA
-            used += 1
-        begins = at + 1 == ends[number]
-        for _ in range((at + 1 == starts[ring]) + begins):
-            text[used] = _CLOSE
-            used += 1
-        if begins:
-            bounds[number] = used
-            number += 1
-        else:
-            text[used] = _COMMA
-            used += 1
-    return text[:used], bounds
+            if vertices[at, axis] < 0 or vertices[at, axis] > last[axis]:
+                return np.empty(0, np.uint8)
+    found = np.empty(most, np.uint8)
+    used = 0
+    for n in range(len(places)):
+        for k in range(places.shape[1]):
+            if places[n, k, 0] < 0:
+                used = _polygon(found, used, vertices, starts, rings[n], rings[n + 1], lines, lengths, last[0] + 1)
+            else:
+                used = _copied(found, used, texts, places[n, k, 0], places[n, k, 1])
+    return found[:used]
+
+
+@compiled
+def _polygon(
+    found: Bytes, used: int, vertices: Ints, starts: Ints, first: int, end: int, lines: Bytes, lengths: Ints, below: int
+) -> int:
+    """Append [[[x,y],...],[[x,y],...]], the rings from `first` to `end`; returns where that ends.
+
+    `below` is the line of y = 0. A comma stands behind everything until a bracket takes the place of the last one.
+    """
+    found[used] = _OPEN
+    used += 1
+    for ring in range(first, end):
+        found[used] = _OPEN
+        used += 1
+        for at in range(starts[ring], starts[ring + 1]):
+            x, y = vertices[at, 0], below + vertices[at, 1]
+            found[used] = _OPEN
+            used = _copied(found, used + 1, lines[x], 0, lengths[x])
+            found[used] = _COMMA
+            used = _copied(found, used + 1, lines[y], 0, lengths[y])
+            found[used], found[used + 1] = _CLOSE, _COMMA
+            used += 2
+        found[used - 1], found[used] = _CLOSE, _COMMA
+        used += 1
+    found[used - 1] = _CLOSE
+    return used
+
+
+@compiled
+def _copied(found: Bytes, used: int, texts: Bytes, begin: int, end: int) -> int:
+    """Write a text behind those that are there; returns where it ends."""
+    for at in range(begin, end):
+        found[used] = texts[at]
+        used += 1
+    return used

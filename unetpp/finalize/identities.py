@@ -30,10 +30,9 @@ class Identities:
     def __init__(self, key: str) -> None:
         self._begun = np.frombuffer(uuid.NAMESPACE_OID.bytes + f"{key}/".encode(), np.uint8)
 
-    def of(self, labels: npt.NDArray[np.uint8], first: Ints) -> list[str]:
-        """Return the ids of objects with class values (n,) and first pixels (n, 2) as (y, x), none negative."""
-        whole = _ids(self._begun, labels, first).tobytes().decode("ascii")
-        return [whole[at : at + _TEXT] for at in range(0, len(whole), _TEXT)]
+    def of(self, labels: npt.NDArray[np.uint8], first: Ints) -> Bytes:
+        """Return (n, 36) ids in ASCII of objects with class values (n,) and first pixels (n, 2) as (y, x), all >= 0."""
+        return _ids(self._begun, labels, first)
 
 
 @compiled

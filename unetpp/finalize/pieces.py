@@ -37,7 +37,7 @@ _FILE = ArraysFile(
     | {f"{prefix}_{name}": kind for prefix in ("whole", "part") for name, kind in _GROUP.items()}
     | {"part_closed": ("?", 1)}
 )
-_CACHED_BLOCKS, _ROWS_READ = 8, 2
+_CACHED_BLOCKS, _ROWS_READ = 8, 4
 
 
 def block_boxes(shards: Iterable[Box]) -> list[Box]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from unetpp.finalize.outlines import Outlines
+from unetpp.finalize.outlines import Floats, Ints, Outlines
 from unetpp.geometry import Transform
 
 if TYPE_CHECKING:
@@ -28,22 +30,40 @@ VECTOR_FILES = {
 BATCH_FEATURES, BATCH_BYTES = 4096, 2**23
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rows:
-    """All of a batch of objects but their outlines, one list per column; `areas` are in the measure's unit.
+    """All of a batch of n objects but their outlines; what only some files hold is made when one asks for it.
 
-    `shapes` holds more measurements by column, the same columns for all objects of a file; `unetpp.finalize.shapes`.
+    Attributes:
+        ids: (n, 36) the objects' ids in ASCII.
+        sizes: (n,) their pixels.
+        measured: (n,) their areas in the measure's unit, with all digits.
+        shapes: more measurements by column, the same columns for all objects of a file; `unetpp.finalize.shapes`.
     """
 
-    identities: list[str]
+    ids: npt.NDArray[np.uint8]
     infos: list[ClassInfo]
-    pixels: list[int]
-    areas: list[float]
+    sizes: Ints
+    measured: Floats
     shapes: Mapping[str, list[float]] = field(default_factory=dict)
 
-    def measured(self) -> list[dict[str, float]]:
-        """Return the measurements object by object."""
-        values = zip(*self.shapes.values(), strict=True) if self.shapes else ((),) * len(self.identities)
+    @cached_property
+    def identities(self) -> list[str]:
+        whole, length = self.ids.tobytes().decode("ascii"), self.ids.shape[1]
+        return [whole[at : at + length] for at in range(0, len(whole), length)]
+
+    @cached_property
+    def pixels(self) -> list[int]:
+        return list(self.sizes.tolist())
+
+    @cached_property
+    def areas(self) -> list[float]:
+        """Areas to 12 digits."""
+        return [float(f"{area:.12g}") for area in self.measured.tolist()]
+
+    def shape_of_each(self) -> list[dict[str, float]]:
+        """Return `shapes` object by object."""
+        values = zip(*self.shapes.values(), strict=True) if self.shapes else ((),) * len(self.infos)
         return [dict(zip(self.shapes, row, strict=True)) for row in values]
 
 

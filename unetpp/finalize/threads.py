@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 _MOST = 4
 """Threads at most: each holds a block and what is made of it, and Python itself runs in one of them at a time."""
+_AHEAD = 2
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -21,6 +24,24 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[
         try:
             for future in waiting:
                 yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items of an iterator that runs in a thread of its own, two items ahead; its error comes in its turn."""
+    iterator = iter(items)
+
+    def advance() -> list[Item]:
+        return list(islice(iterator, 1))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="finalize") as pool:
+        waiting = deque(pool.submit(advance) for _ in range(_AHEAD))
+        try:
+            while found := waiting.popleft().result():
+                waiting.append(pool.submit(advance))
+                yield found[0]
         finally:
             for future in waiting:
                 future.cancel()

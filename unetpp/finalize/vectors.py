@@ -74,8 +74,8 @@ def write_vectors(
             rows = Rows(
                 identities.of(batch.labels, batch.first),
                 [names[label] for label in labels],
-                batch.pixels.tolist(),
-                [float(f"{area:.12g}") for area in how.objects(batch.outlines, batch.pixels).tolist()],
+                batch.pixels,
+                np.asarray(how.objects(batch.outlines, batch.pixels), np.float64),
                 {} if shapes is None else shapes.measure(batch),
             )
             for sink in sinks.values():

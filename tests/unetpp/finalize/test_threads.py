@@ -1,13 +1,14 @@
-"""Parts of a finishing step on threads: in order, and none begins behind an error."""
+"""Parts of a finishing step on threads: in order, none behind an error, and never many ahead of who takes them."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from unetpp.finalize.threads import in_order
+from unetpp.finalize.threads import ahead, in_order
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -33,3 +34,49 @@ def test_behind_an_error_nothing_more_begins() -> None:
     with pytest.raises(OSError, match="disk full"):
         list(in_order(work, range(1000)))
     assert len(begun) < 100
+
+
+def test_items_are_made_ahead_in_another_thread_but_never_many() -> None:
+    made: list[int] = []
+    makers = set()
+
+    def numbers() -> Iterator[int]:
+        for number in range(50):
+            makers.add(threading.get_ident())
+            made.append(number)
+            yield number
+
+    taken = []
+    for number in ahead(numbers()):
+        time.sleep(0.002)
+        assert len(made) <= len(taken) + 4
+        taken.append(number)
+    assert taken == list(range(50))
+    assert threading.get_ident() not in makers
+
+
+def test_an_error_of_the_iterator_comes_behind_the_items_before_it() -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("disk full")
+
+    taken: list[int] = []
+    with pytest.raises(OSError, match="disk full"):
+        taken.extend(ahead(numbers()))
+    assert taken == [0, 1, 2]
+
+
+def test_an_iterator_that_nobody_goes_on_with_ends() -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    items = ahead(numbers())
+    assert next(items) == 0
+    items.close()  # type: ignore[attr-defined]
+    count = len(made)
+    time.sleep(0.05)
+    assert len(made) == count <= 4
