@@ -47,11 +47,11 @@ from unetpp_workflows.executors.base import SHARDS_PER_SLOT, Outcome, Result, Sh
 from unetpp_workflows.executors.local import run_local
 from unetpp_workflows.executors.ray import _SLOTS_PER_SHARD, Shards, _Actors
 from unetpp_workflows.executors.session import ray_session
-from unetpp_workflows.finishing import Finishing
+from unetpp_workflows.finishing import Finishing, images_at_once
 from unetpp_workflows.inputs import Source
 from unetpp_workflows.machine import cpu_count, rare_collections
 from unetpp_workflows.metrics import RunMetrics
-from unetpp_workflows.pipeline import _completed, _shared, find_sources, start_call
+from unetpp_workflows.pipeline import _away, _completed, find_sources, start_call
 from unetpp_workflows.preparing import Prepared, all_prepared
 from unetpp_workflows.summary import ImageResult
 
@@ -188,11 +188,11 @@ def _per_image(folder: Path, count: int = 4096, finished: int = 256) -> tuple[fl
     assert len(images_ready) == count
     del images_ready[finished:]
     run_local([ready.job for ready in images_ready])
-    with Finishing(remote=True) as finishing:
-        shared = _shared(call)
+    at_once = images_at_once(remote=True)
+    with _away(call, at_once) as away, Finishing(at_once) as finishing:
         clock = time.process_time()
         for ready in images_ready:
-            finishing.begin(partial(_completed, call, shared, ready, Outcome(1), finishing))
+            finishing.begin(partial(_completed, call, away, ready, Outcome(1), finishing))
         finishing.wait()
         completed = (time.process_time() - clock) / finished
     assert all((ready.job.out / "record.json").exists() for ready in images_ready)

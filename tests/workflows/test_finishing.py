@@ -12,10 +12,10 @@ import pytest
 from unetpp_workflows.finishing import Finishing
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_all_is_done_at_the_end(remote: bool) -> None:
+@pytest.mark.parametrize("most", [1, 64])
+def test_all_is_done_at_the_end(most: int) -> None:
     done: list[int] = []
-    with Finishing(remote=remote) as finishing:
+    with Finishing(most) as finishing:
         for number in range(100):
             finishing.begin(partial(done.append, number))
         finishing.wait()
@@ -36,7 +36,7 @@ def test_an_interrupt_ends_what_runs_and_begins_nothing() -> None:
             told.append("stopped")
 
     clock = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Finishing(remote=False) as finishing:
+    with pytest.raises(KeyboardInterrupt), Finishing(2) as finishing:
         for _ in range(50):
             finishing.begin(long)
         assert begun.wait(30)
@@ -53,7 +53,7 @@ def test_what_fails_is_told_and_the_others_are_done() -> None:
             raise OSError("no room for the log")
         done.append(number)
 
-    with pytest.raises(OSError, match="no room"), Finishing(remote=False) as finishing:
+    with pytest.raises(OSError, match="no room"), Finishing(2) as finishing:
         for number in range(9):
             finishing.begin(partial(work, number))
         finishing.wait()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from rich.console import Console
 
 from unetpp.errors import ConfigError, EngineError, ModelNotFoundError
-from unetpp_workflows import pipeline, preparing
+from unetpp_workflows import finishing, pipeline, preparing, steps
 from unetpp_workflows.config import RunConfig, load_config
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.summary import Summary
@@ -245,6 +247,43 @@ def test_an_image_is_finished_while_the_next_is_computed(
     assert seen == [True] and [image.status for image in summary.images] == ["done", "done"]
 
 
+def test_on_many_cores_processes_finish_the_images(
+    run: Any, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("an image was finished in this process")
+
+    monkeypatch.setattr(finishing, "cpu_count", lambda: 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "write_report", refuse)
+        summary = run(blots("first.png"), blots("second.png"))
+    assert [(image.status, image.message) for image in summary.images] == [("done", None)] * 2
+    for image in summary.images:
+        assert image.record.figures["classes"][1]["px"] == INK_PX
+        assert image.record == ImageRecord.read(tmp_path / "out" / image.name)
+        assert set(image.record.seconds) >= {"prepare", "compute", "finalize", "report"}
+
+
+def test_an_image_whose_process_is_killed_is_finished_here(
+    run: Any, blots: Draw, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def kill_the_first() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            for child in finishing_processes():
+                os.kill(child, signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    monkeypatch.setattr(finishing, "cpu_count", lambda: 8)
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    summary = run(blots("first.png"), blots("second.png"))
+    killer.join()
+    assert [image.status for image in summary.images] == ["done", "done"]
+    assert "is finished once more, here: a process of this machine ended with -9" in caplog.text
+
+
 def test_an_interrupted_call_continues_where_it_was(
     run: Any, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +386,20 @@ def test_a_call_without_a_usable_model_does_nothing(run: Any, blots: Draw, tmp_p
     with pytest.raises(ModelNotFoundError):
         pipeline.segment([path], "no-such-model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def finishing_processes() -> list[int]:
+    """Return the processes that this one started to finish images."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            words = (path.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == os.getpid() and b"executors.processes" in words:
+            found.append(int(path.parent.name))
+    return found
 
 
 def _bytes(folder: Path) -> dict[Path, bytes]:

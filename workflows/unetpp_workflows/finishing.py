@@ -1,7 +1,8 @@
-"""Finishes images while the shards of others are still computed; knows threads and the cluster, not what finishing is.
+"""Finishes images while the shards of others are still computed; knows threads, not what finishing is.
 
-Here few images are finished at once, for each holds blocks of labels and uses several threads itself. On a cluster its
-CPUs make the products, those that no worker has taken; one thread here waits for each.
+Here few images are finished at once, for each holds blocks of labels and uses several threads itself; where it is more
+than one, each has a process. On a cluster its CPUs make the products, those that no worker has taken. One thread here
+works or waits for each.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ _CORES_PER_IMAGE = 4
 _ON_CLUSTER_AT_ONCE = 64
 
 
+def images_at_once(*, remote: bool) -> int:
+    """Return how many images are finished at once, by a cluster or here."""
+    return _ON_CLUSTER_AT_ONCE if remote else max(1, cpu_count() // _CORES_PER_IMAGE)
+
+
 class Finishing:
-    """Calls functions in the background, first come, first served; leaving the block by an error ends them soon.
+    """Calls functions in the background, `most` at once; leaving the block by an error ends them soon."""
 
-    Args:
-        remote: they mostly wait for a cluster.
-    """
-
-    def __init__(self, *, remote: bool) -> None:
-        most = _ON_CLUSTER_AT_ONCE if remote else max(1, cpu_count() // _CORES_PER_IMAGE)
+    def __init__(self, most: int) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="finish")
         self._begun: set[Future[None]] = set()
         self._error: BaseException | None = None

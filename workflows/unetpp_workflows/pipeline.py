@@ -32,7 +32,7 @@ from unetpp_workflows.archive import write_summary
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
 from unetpp_workflows.executors.local import run_local
-from unetpp_workflows.finishing import Finishing
+from unetpp_workflows.finishing import Finishing, images_at_once
 from unetpp_workflows.inputs import Source, assign_folders, expand, identity
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.machine import rare_collections, worker_count
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from unetpp.job import SegmentJob
     from unetpp_workflows.executors.base import OnEnded, Outcome
     from unetpp_workflows.truth import Truth
+
+Away = Callable[..., ImageResult]
+"""`complete` of one call, elsewhere: takes the image's values and `stop`, an event that ends it."""
 
 
 def segment(
@@ -184,7 +187,7 @@ def _finished(
     """Compute all shards, finish every image as soon as it has its own, and return the results by URI."""
     by_folder = {ready.job.out: ready for ready in found}
     results: dict[str, ImageResult] = {}
-    shared = _shared(call)
+    at_once = images_at_once(remote=call.address is not None)
 
     def ended(job: SegmentJob, outcome: Outcome) -> None:
         metrics.ended(outcome)
@@ -193,13 +196,13 @@ def _finished(
     def finish(ready: Prepared, outcome: Outcome) -> None:
         for shard, message in outcome.failed.items():
             log.write("shard_failed", image=ready.source.name, shard=shard, message=message)
-        result = results[ready.source.uri] = _completed(call, shared, ready, outcome, finishing)
+        result = results[ready.source.uri] = _completed(call, away, ready, outcome, finishing)
         log_result(log, result)
 
     def note() -> str:
         return f"{len(results)} of {len(found)} images finished" if len(found) > 1 else ""
 
-    with Finishing(remote=call.address is not None) as finishing:
+    with _away(call, at_once) as away, Finishing(at_once) as finishing:
         before = sum(math.prod(ready.job.plan.grid_shape) - len(ready.places) for ready in found)
         run_shards(call, found, display, lease, log, metrics, on_ended=ended, note=note, before=before)
         left = found[0].source.name if len(found) == 1 else f"{finishing.left} images"
@@ -208,18 +211,26 @@ def _finished(
     return results
 
 
-def _shared(call: Call) -> Call | None:
-    if call.address is None:
-        return None
-    from unetpp_workflows.executors.session import share
+@contextmanager
+def _away(call: Call, at_once: int) -> Iterator[Away | None]:
+    """Yield what completes images on a cluster or, where several are finished at once, in processes of this machine."""
+    if call.address is not None:
+        from unetpp_workflows.executors.session import on_cluster, share
 
-    return share(call)
+        yield partial(on_cluster, complete, share(call))
+    elif at_once > 1:
+        from unetpp_workflows.executors.processes import Processes
+
+        with Processes(partial(complete, call)) as processes:
+            yield processes.call
+    else:
+        yield None
 
 
-def _completed(call: Call, shared: Call | None, ready: Prepared, outcome: Outcome, finishing: Finishing) -> ImageResult:
-    """Finish an image on the cluster where `shared` stands for the call there, else here."""
+def _completed(call: Call, away: Away | None, ready: Prepared, outcome: Outcome, finishing: Finishing) -> ImageResult:
+    """Finish an image elsewhere where that is possible, else here."""
     try:
-        result = None if shared is None or outcome.failed else _completed_there(shared, ready, finishing)
+        result = None if away is None or outcome.failed else _completed_away(away, ready, finishing)
         if result is None:
             result = complete(call, ready.source, ready.job, outcome.failed, ready.seconds, finishing.check)
         return track(call, ready.job, result)
@@ -229,14 +240,12 @@ def _completed(call: Call, shared: Call | None, ready: Prepared, outcome: Outcom
         return failed(ready.source, error)
 
 
-def _completed_there(shared: Call, ready: Prepared, finishing: Finishing) -> ImageResult | None:
-    """Complete an image on a CPU of the cluster; None where that failed, and the work there is continued here."""
-    from unetpp_workflows.executors.session import on_cluster
-
+def _completed_away(away: Away, ready: Prepared, finishing: Finishing) -> ImageResult | None:
+    """Complete an image elsewhere; None where that failed, and the work there is continued here."""
     try:
-        return on_cluster(complete, shared, ready.source, ready.job, {}, ready.seconds, stop=finishing.stop)
+        return away(ready.source, ready.job, {}, ready.seconds, stop=finishing.stop)
     except UnetppError as error:
-        logging.getLogger(__name__).warning("%s: not finished on the cluster, but here: %s", ready.source.name, error)
+        logging.getLogger(__name__).warning("%s: is finished once more, here: %s", ready.source.name, error)
         return None
 
 

@@ -35,7 +35,7 @@ def test_an_image_can_be_finished_while_another_is_computed(prepare: Prepare, ru
         while job == second and not finished and time.monotonic() < waits_until:
             time.sleep(0.01)
 
-    with Finishing(remote=False) as finishing:
+    with Finishing(2) as finishing:
         ended = lambda job, _: finishing.begin(partial(finish, job))  # noqa: E731
         assert run([first, second], workers=2, on_commit=on_commit, on_ended=ended) == (Outcome(35),) * 2
         finishing.wait()
