@@ -1,11 +1,12 @@
 """Measures `unetpp segment` end to end on slides of 0.1 and 1 gigapixel made of real tissue; writes archive.json.
 
     UNETPP_DATA=DATA python tests/benchmarks/archive.py
+    UNETPP_DATA=DATA python tests/benchmarks/archive.py --memory    (4 gigapixels, only the peak of memory; an hour)
 
 Beside the whole command stands what the engine alone writes per second, on interior tiles of the size that segment
 uses. A shared machine's speed changes by a tenth and more within minutes, so the engine is measured before, after and
 about every half minute between: the command is stopped meanwhile, and that time is not its own. Memory is the
-proportional set size (PSS) of the process and all below it; see watch.py.
+proportional set size (PSS) of the process and all below it; see watch.py. Its peak does not mind other work.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import simplejpeg
 import tifffile
 from speed import provenance
-from watch import Pauses, watch
+from watch import Pauses, Watched, watch
 
 from unetpp.allocation import restart_with_huge_pages
 from unetpp.engine.bench import bench
@@ -39,6 +40,7 @@ FIRST_TILE = (36, 17)
 PERIOD = 8
 """Rows and columns of tiles that are repeated: 4096 x 4096 pixels."""
 SIZES = {"0.1 GP": (10240, 10240), "1.02 GP": (31232, 32768)}
+LARGEST = "4.09 GP", (62464, 65536)
 MODEL = "nuclei"
 TILE = 1152
 ENGINE_S, EVERY_S = 8.0, 25.0
@@ -83,19 +85,32 @@ def _tile(file: Any, page: Any, index: int) -> bytes:
     return data
 
 
-def run(slide: Path, output: Path, workers: int, pauses: Pauses) -> dict[str, Any]:
-    """Segment one slide; return seconds, peak PSS in MB and what the record says."""
+def run(slide: Path, output: Path, workers: int, pauses: Pauses | None = None) -> tuple[Watched, dict[str, Any]]:
+    """Segment one slide; return what the process did and the image's record."""
     command = [sys.executable, "-m", "unetpp_workflows", "segment", str(slide), "-m", MODEL, "-o", str(output)]
     settings = ["--workers", str(workers), "--tissue", "none", "--set", "tracking.enabled=false"]
     watched = watch([*command, *settings], pauses=pauses)
     if watched.ended != "done":
         sys.exit(f"{watched.ended}\n{watched.text}")
-    record = json.loads((output / slide.stem / "record.json").read_text())
+    return watched, json.loads((output / slide.stem / "record.json").read_text())
+
+
+def facts_of(watched: Watched, record: dict[str, Any]) -> dict[str, Any]:
+    """Return what does not depend on the machine's speed."""
+    return {
+        "mpx": round(record["shards"]["valid_px"] / 1e6, 1),
+        "peak_pss_mb": round(watched.peak_pss_mb),
+        "engine": f"{record['engine']['name']} {record['engine']['precision']}",
+        "tile": record["plan"]["tile_shape"][0],
+        "objects": record["figures"]["classes"][1]["objects"],
+    }
+
+
+def speeds_of(watched: Watched, record: dict[str, Any]) -> dict[str, Any]:
     line = next(line for line in watched.text.splitlines() if " shards in " in line)
     shards = float(line.split(" shards in ")[1].split(" s")[0]) - watched.paused_seconds
     pixels, seconds, processor = record["shards"]["valid_px"] / 1e6, watched.seconds, watched.processor_seconds
     return {
-        "mpx": round(pixels, 1),
         "seconds": round(seconds, 1),
         "paused_seconds": round(watched.paused_seconds, 1),
         "shard_seconds": round(shards, 1),
@@ -103,11 +118,7 @@ def run(slide: Path, output: Path, workers: int, pauses: Pauses) -> dict[str, An
         "written_mpx_s": round(pixels / seconds, 3),
         "shards_written_mpx_s": round(pixels / shards, 3),
         "written_mpx_per_processor_s": round(pixels / processor, 3),
-        "peak_pss_mb": round(watched.peak_pss_mb),
         "limited_by": record["limited_by"],
-        "engine": f"{record['engine']['name']} {record['engine']['precision']}",
-        "tile": record["plan"]["tile_shape"][0],
-        "objects": record["figures"]["classes"][1]["objects"],
         "load": round(watched.load, 2),
     }
 
@@ -116,7 +127,8 @@ def measure(slide: Path, output: Path, workers: int) -> dict[str, Any]:
     """Segment one slide and return its figures beside those of the engine alone."""
     rates = [engine_rate(TILE, workers)]
     pauses = Pauses(EVERY_S, lambda: rates.append(engine_rate(TILE, workers)), until="finishing")
-    row = run(slide, output, workers, pauses)
+    ended = run(slide, output, workers, pauses)
+    row = {**facts_of(*ended), **speeds_of(*ended)}
     rates.append(engine_rate(TILE, workers))
     assert row["tile"] == TILE, "measure the engine at the tile that segment uses"
     alone: dict[str, Any] = {key: round(mean(rate[key] for rate in rates), 3) for key in rates[0]}
@@ -136,21 +148,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, help="folder for slides and results, a temporary one by default")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--memory", action="store_true", help="measure the peak of memory on 4 gigapixels instead")
     arguments = parser.parse_args()
     source = Path(os.environ.get("UNETPP_DATA", "")) / "slides" / SOURCE
     if not source.is_file():
         sys.exit("set UNETPP_DATA to the folder of sample images")
     facts = provenance("tests/benchmarks/archive.py", ("torch", "openvino", "zarr", "tifffile", "simplejpeg"))
     workers = len(os.sched_getaffinity(0))
-    rows: dict[str, Any] = {}
+    result: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     with tempfile.TemporaryDirectory(prefix="unetpp-archive-", dir=arguments.work) as folder:
-        for name in arguments.sizes:
-            slide = Path(folder) / f"{name.replace(' ', '')}.tif"
-            make_slide(source, slide, *SIZES[name])
-            row = measure(slide, Path(folder) / "out", workers)
-            rows[name] = row
-            print(name, json.dumps(row), flush=True)
-    result = {**facts, "workers": workers, "model": MODEL, "rows": rows}
+        if arguments.memory:
+            name, size = LARGEST
+            slide = Path(folder) / "slide.tif"
+            make_slide(source, slide, *size)
+            row = facts_of(*run(slide, Path(folder) / "out", workers))
+            result["memory"] = {**facts, "command": f"{facts['command']} --memory", "rows": {name: row}}
+        else:
+            rows: dict[str, Any] = {}
+            for name in arguments.sizes:
+                slide = Path(folder) / f"{name.replace(' ', '')}.tif"
+                make_slide(source, slide, *SIZES[name])
+                row = rows[name] = measure(slide, Path(folder) / "out", workers)
+                print(name, json.dumps(row), flush=True)
+            kept = {"memory": result["memory"]} if "memory" in result else {}
+            result = {**facts, "workers": workers, "model": MODEL, "rows": rows, **kept}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -225,6 +225,12 @@ def archive(facts: dict[str, Any]) -> str:
         f"{facts['cores']} cores; "
         f"{versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
     ]
+    for name, row in facts.get("memory", {}).get("rows", {}).items():
+        of = facts["memory"]
+        lines.append(
+            f"Peak PSS of the same on {name} with {row['objects']:,} objects: {row['peak_pss_mb']} MB (the machine did "
+            f"other work; {of['cpu']}, {of['cores']} cores; commit {of['commit']}, {of['date']}; `{of['command']}`)."
+        )
     return "\n".join(lines)
 
 
