@@ -170,7 +170,7 @@ def test_plan_status_verify_and_report_on_one_output(ink_package: Path, blots: D
         "plan", path, "-m", ink_package, "-o", out, "--set", "tiling.core=32", "--set", "engine.name=torch"
     )
     assert code == 0, text
-    assert "1 images, 0.0 Mpx of which 100% are valid, 12 shards of which 0 are done" in text
+    assert "1 image, 0.0 Mpx of which 100% are valid, 12 shards of which 0 are done" in text
     assert not out.exists()
     assert call("segment", path, "-m", ink_package, "-o", out, *FAST)[0] == 0
     assert call("status", out)[0] == 0
@@ -178,6 +178,19 @@ def test_plan_status_verify_and_report_on_one_output(ink_package: Path, blots: D
     (out / "slide/report.html").unlink()
     assert call("report", out)[0] == 0
     assert (out / "slide/report.html").exists()
+
+
+def test_plan_names_every_image_where_the_terminal_is_narrow(
+    ink_package: Path, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = blots("a-slide-with-a-name.png")
+    for columns, tiles in (("80", False), ("120", True)):
+        monkeypatch.setenv("COLUMNS", columns)
+        text = call("plan", path, "-m", ink_package, "-o", tmp_path / "out", "--set", "engine.name=torch")[1]
+        head = next(line for line in text.splitlines() if line.startswith("image"))
+        assert ("useful" in head) == tiles and len(head) <= int(columns)
+        first, *_ = text.splitlines()[text.splitlines().index(head) + 1].split()
+        assert "a-slide-with-a-name".startswith(first) and len(first) >= 12
 
 
 def test_verify_finds_a_changed_byte_and_repair_lets_segment_make_it_again(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from unetpp_workflows.inputs import Source
 
 _THUMBNAIL_SIDE = 1024
+_WIDE = 100
+"""Columns of a terminal that hold all of the table's."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, co
         except (UnetppError, OSError) as error:
             problems.append(" ".join(str(error).split()))
     if plans:
-        console.print(_table(plans))
+        console.print(_table(plans, wide=console.width >= _WIDE))
     for problem in problems:
         console.print(f"failed: {problem}", markup=False, highlight=False, soft_wrap=True)
     if plans:
@@ -133,10 +135,12 @@ def _size(uri: str) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _table(plans: list[ImagePlan]) -> Table:
+def _table(plans: list[ImagePlan], *, wide: bool) -> Table:
+    """Return one row per image; where it is narrow, names matter more than how tiles are cut."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("image", overflow="fold")
-    for column in ("pixels", "at", "valid", "done/shards", "tile", "useful", "time left"):
+    tiles = ("tile", "useful") if wide else ()
+    for column in ("pixels", "at", "valid", "done/shards", *tiles, "time left"):
         table.add_column(column, justify="right", no_wrap=True)
     for plan in plans:
         tiling = plan.job.plan
@@ -146,11 +150,16 @@ def _table(plans: list[ImagePlan]) -> Table:
             str(plan.job.grid.spacing or "?"),
             f"{plan.valid_share:.0%}",
             f"{plan.committed}/{plan.shards}",
-            "x".join(str(side) for side in reversed(tiling.tile_shape)),
-            f"{plan.pixels / computed_pixels(plan.job, plan.architecture):.0%}",
+            *(_tiles(plan) if wide else ()),
             _duration(plan.seconds_left),
         )
     return table
+
+
+def _tiles(plan: ImagePlan) -> tuple[str, str]:
+    """Return the tiles' size and how much of what they compute is written."""
+    shape = "x".join(str(side) for side in reversed(plan.job.plan.tile_shape))
+    return shape, f"{plan.pixels / computed_pixels(plan.job, plan.architecture):.0%}"
 
 
 def _totals(plans: list[ImagePlan]) -> str:
@@ -158,9 +167,9 @@ def _totals(plans: list[ImagePlan]) -> str:
     valid = sum(plan.valid_share * plan.pixels for plan in plans)
     engines = dict.fromkeys(f"{plan.job.engine.name} {plan.job.engine.precision}" for plan in plans)
     return (
-        f"{len(plans)} images, {pixels / 1e6:,.1f} Mpx of which {valid / pixels:.0%} are valid, {shards:,} shards of "
-        f"which {done:,} are done; {decimal(sum(plan.source_bytes for plan in plans))} in, {decimal(pixels)} of labels "
-        f"before compression; engine {', '.join(engines)}"
+        f"{len(plans)} image{'s' if len(plans) > 1 else ''}, {pixels / 1e6:,.1f} Mpx of which {valid / pixels:.0%} are "
+        f"valid, {shards:,} shards of which {done:,} are done; {decimal(sum(plan.source_bytes for plan in plans))} in, "
+        f"{decimal(pixels)} of labels before compression; engine {', '.join(engines)}"
     )
 
 
