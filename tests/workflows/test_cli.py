@@ -68,6 +68,16 @@ def test_doctor_lists_the_formats_that_a_test_proves_and_the_others(monkeypatch:
     assert "should work, no test" in lines["Hamamatsu NDPI"]
 
 
+@pytest.mark.parametrize("command", ["doctor --formats", "models list", "doctor"])
+def test_tables_cut_nothing_off_on_a_narrow_terminal(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    code, text = call(*command.split())
+    assert code == 0 and text.strip() and "…" not in text
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "models register"])
 def test_help_of_every_command_shows_an_example(command: str) -> None:
     code, text = call(*command.split(), "--help")

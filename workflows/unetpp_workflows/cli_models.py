@@ -25,16 +25,17 @@ def models_list(tracking_uri: Tracking = None) -> None:
     from unetpp_workflows.mlflow_store import shown, store_uri
     from unetpp_workflows.registry import list_models
 
-    table = Table("model", "aliases", "classes", "trained at", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "aliases", "classes", "trained at"):
+        table.add_column(column, overflow="fold")
     for name in bundled_names():
         spec = load_package(bundled_package(name)).spec
-        table.add_row(name, "", ",".join(c.name for c in spec.classes), str(spec.spacing or "none"))
+        table.add_row(name, "", ", ".join(c.name for c in spec.classes), str(spec.spacing or "none"))
     rows = list_models(tracking_uri=tracking_uri)
     for row in rows:
         classes, spacing = row.tags.get("unetpp.classes", ""), row.tags.get("unetpp.spacing", "")
-        table.add_row(
-            f"models:/{row.name}/{row.version}", " ".join(f"@{alias}" for alias in row.aliases), classes, spacing
-        )
+        aliases = " ".join(f"@{alias}" for alias in row.aliases)
+        table.add_row(f"models:/{row.name}/{row.version}", aliases, classes.replace(",", ", "), spacing)
     standard_output().print(table)
     if not rows:
         typer.echo(f"nothing registered in {shown(store_uri(tracking_uri))}; see `unetpp models register --help`")

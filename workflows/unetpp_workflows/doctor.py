@@ -67,7 +67,8 @@ def examine(output: Path, tracking_uri: str | None = None) -> list[Finding]:
 
 
 def print_findings(findings: list[Finding], console: Console) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Table("topic", "state", box=None, pad_edge=False, show_header=False)
+    table.add_column("text", overflow="fold")
     styles = {"ok": "green", "note": "yellow", "missing": "bold red"}
     topic = ""
     for finding in findings:
@@ -113,7 +114,8 @@ def print_formats(console: Console) -> None:
     """Print every image format: who reads it, how it is read from afar, and the test that proves its pixels."""
     from unetpp.io.formats import FORMATS
 
-    table = Table("format", "reader", "remote", "proven by", box=None, pad_edge=False, header_style="bold")
+    table = Table("format", "reader", "remote", box=None, pad_edge=False, header_style="bold")
+    table.add_column("proven by", overflow="fold")
     for entry in FORMATS:
         proof = escape(entry.proof) if entry.proof else "[yellow]should work, no test[/]"
         table.add_row(entry.name, entry.reader, entry.remote, proof)
