@@ -70,7 +70,9 @@ def read_state(folder: Path) -> ImageState:
 def print_status(output: Path, console: Console) -> int:
     """Print one row per image; returns the exit code: 1 where an image failed or lacks a part."""
     states = [read_state(folder) for folder in image_folders(output)]
-    table = Table("image", "status", "shards", "note", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("image", "status", "shards", "note"):
+        table.add_column(column, overflow="fold")
     for state in states:
         shards = f"{state.committed}/{state.shards}" if state.shards else "-"
         style = _STYLE.get(state.status, "bold red")
