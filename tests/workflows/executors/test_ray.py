@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -115,7 +116,7 @@ def test_the_other_shards_of_a_job_that_has_failed_are_not_tried(prepare: Prepar
     gone, there = prepare("gone", uri=shutil.copy(image, tmp_path / "gone.png")), prepare("there")
     (tmp_path / "gone.png").unlink()
     asked = [(str(job.out), job.key, ["0.0", "0.1", "0.2"]) for job in (gone, there)]
-    results = ShardActor().run([*asked, (str(there.out), "another key", ["1.0"])], 1)
+    results = ShardActor(2).run([*asked, (str(there.out), "another key", ["1.0"])], 1)
     assert [result.job_failed for result in results] == [True] * 3 + [False] * 3 + [True]
     assert results[0] is results[2] and "gone.png" in results[0].error and not results[3].error
     assert "do all machines see the same folder" in results[-1].error
@@ -150,15 +151,27 @@ def test_nothing_to_do_starts_nothing(prepare: Prepare, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("device", "workers", "gpus", "share"),
-    [("cpu", 2, 1, 0.0), ("cuda", 4, 2, 0.5), ("cuda", 1, 2, 1.0), ("cuda", 2, 0, 0.0)],
+    ("device", "workers", "nodes", "share"),
+    [
+        ("cpu", 2, [(16, 1)], (1, 0.0, 2)),
+        ("cuda", 1, [(16, 1)], (8, 1.0, 8)),  # half of the cores: the other half finishes images
+        ("cuda", 4, [(16, 2)], (2, 0.5, 2)),
+        ("cuda", 1, [(4, 2)], (1, 1.0, 2)),
+        ("cuda", 2, [(32, 1), (8, 1), (500, 0)], (4, 1.0, 4)),  # it must fit on every node with a GPU
+        ("cuda", 2, [(16, 0)], (1, 0.0, 2)),
+    ],
 )
-def test_workers_share_the_gpus(prepare: Prepare, device: str, workers: int, gpus: float, share: float) -> None:
-    from dataclasses import replace
-
+def test_a_worker_asks_for_a_part_of_a_gpu_and_cores_beside_it(
+    prepare: Prepare,
+    device: str,
+    workers: int,
+    nodes: list[tuple[float, float]],
+    share: tuple[int, float, int],
+) -> None:
     job = prepare(engine="torch")
     job = replace(job, engine=replace(job.engine, device=device))
-    assert ray_executor._gpu_share([job], workers, gpus) == share
+    resources = [{"CPU": cpus, **({"GPU": gpus} if gpus else {})} for cpus, gpus in nodes]
+    assert ray_executor._share([job], workers, resources) == ray_executor._Share(*share)
 
 
 def test_a_commit_that_the_driver_never_heard_of_is_not_made_again(

@@ -1,4 +1,4 @@
-"""Two Ray nodes on one machine, one of which dies in the middle: nothing is lost and nothing written twice."""
+"""Two Ray nodes on one machine: one dies in the middle and nothing is lost or written twice; each has a GPU."""
 
 from __future__ import annotations
 
@@ -48,6 +48,47 @@ ray.shutdown()
 cluster.shutdown()
 print(json.dumps([outcome.done, outcome.failed, len(commits), killed, alive]))
 """
+GPUS = """
+import json, os, sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from unetpp.segment import SegmentJob
+from unetpp_workflows.executors import ray as executor
+
+class Witness(executor.ShardActor):  # what Ray gave it, and how many calls it had at once
+    def __init__(self, *values):
+        super().__init__(*values)
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+
+    def run(self, jobs, attempt):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.05)
+        results = super().run(jobs, attempt)
+        with self.lock:
+            self.now -= 1
+        gpus = ray.get_gpu_ids()
+        found = {"most": self.most, "gpus": gpus, "cuda": os.environ["CUDA_VISIBLE_DEVICES"]}
+        found["node"] = ray.get_runtime_context().get_node_id()
+        (Path(jobs[0][0]).parent / f"{os.getpid()}.json").write_text(json.dumps(found))
+        return results
+
+executor.ShardActor = Witness
+job = SegmentJob.load(Path(sys.argv[1]))
+job = replace(job, engine=replace(job.engine, device="cuda"))  # what the driver asks GPUs for; workers load the job
+cluster = Cluster()
+for _ in range(2):
+    cluster.add_node(num_cpus=8, num_gpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
+cluster.wait_for_nodes()
+ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+(outcome,) = executor.run_ray([job], workers=2)
+ray.shutdown()
+cluster.shutdown()
+print(json.dumps([outcome.done, outcome.failed]))
+"""
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -71,3 +112,25 @@ def test_a_node_that_vanishes_loses_and_doubles_nothing(prepare, hashes) -> None
     assert found.once + len(found.unwitnessed) == shards and (found.twice, found.lost) == ({}, {})
     assert len(list((job.out / "commits/journal").glob("*.jsonl"))) >= 2
     assert hashes(job) == hashes(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_each_node_has_one_worker_with_its_gpu_and_cores_to_read_beside(prepare, hashes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """The GPUs are Ray's count alone: what a worker computes with here is the CPU."""
+    options = {"engine": "torch", "core": 32, "shard": 32}
+    expected, job = prepare("expected", **options), prepare("gpus", **options)
+    run_local([expected])
+    script = tmp_path / "driver.py"
+    script.write_text(GPUS)
+    for _ in range(3):
+        command = [sys.executable, script, str(job.out)]
+        driver = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | QUIET)
+        if "timed out during startup" not in driver.stderr:
+            break
+    assert driver.returncode == 0, driver.stderr[-3000:]
+    done, failed = json.loads(driver.stdout.strip().splitlines()[-1])
+    assert (done, failed) == (len(job.plan.shards()), {}) and hashes(job) == hashes(expected)
+    seen = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert len(seen) == len({worker["node"] for worker in seen}) == 2
+    assert all(worker["gpus"] == [0] and worker["cuda"] == "0" and worker["most"] == 4 for worker in seen)

@@ -2,7 +2,9 @@
 
 One actor is one place to compute and one call is one try of one shard: the actor reads its own window and writes its
 own shard, and only names and numbers travel. An actor has two calls at a time, so that one reads or writes while the
-other computes. A shard that failed comes again alone: if its worker dies once more, no other shard pays for it.
+other computes. A GPU computes faster than a core decodes: beside it an actor has half of the cores that are its share
+of the machine, and a call for each; the other half finishes images. A shard that failed comes again alone: if its
+worker dies once more, no other shard pays for it.
 
 A call costs the driver most of a millisecond, so that a thousand actors would wait for it: with hundreds of actors a
 call is several shards, fewer towards the end.
@@ -15,9 +17,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 Shards = tuple[str, str, list[str]]
 """A job's folder and key, and which of its shards: all that travels."""
+_JOBS_KEPT = 64
 _SLOTS_PER_SHARD = 16
 """A call is one shard up to so many slots, two up to twice as many: the driver has as many calls a second as ever."""
 
@@ -73,10 +77,10 @@ def run_ray(
     if not len(queue):
         return queue.outcomes()
     workers = max(1, min(workers, len(queue)))
-    threads = max(job.engine.threads for job in queue.jobs)
+    threads = _threads(queue.jobs)
     # Ray reports dead workers on standard output, which belongs to the program's results.
     with redirect_stdout(sys.stderr), ray_session(address, cpus=workers * threads):
-        actors = _Actors(queue, workers, threads)
+        actors = _Actors(queue, workers)
         try:
             actors.drain()
         finally:
@@ -85,10 +89,14 @@ def run_ray(
 
 
 class ShardActor:
-    """The process that computes shards, one at a time; Ray gives it as many OpenMP threads as CPUs."""
+    """The process that computes shards, one at a time; Ray gives it as many OpenMP threads as CPUs.
 
-    def __init__(self) -> None:
-        self._crew = Crew(slots=1, threads=SHARDS_PER_SLOT)
+    Args:
+        calls: that it may have at once.
+    """
+
+    def __init__(self, calls: int) -> None:
+        self._crew = Crew(slots=1, threads=calls)
 
     def ready(self) -> int:
         """Return the process id: the actor runs."""
@@ -116,7 +124,7 @@ class ShardActor:
         return self._crew.run(job, shard, attempt)
 
 
-@lru_cache(SHARDS_PER_SLOT)
+@lru_cache(_JOBS_KEPT)
 def _prepared(folder: str, key: str) -> SegmentJob:
     """Read the job that the driver has prepared. Raises `StoreError`."""
     from unetpp.segment import SegmentJob
@@ -130,21 +138,21 @@ def _prepared(folder: str, key: str) -> SegmentJob:
 class _Actors:
     """The actors of one call: starts them, gives them tasks, replaces the dead."""
 
-    def __init__(self, queue: ShardQueue, workers: int, threads: int) -> None:
+    def __init__(self, queue: ShardQueue, workers: int) -> None:
         import ray
 
         self._queue = queue
-        gpus = _gpu_share(queue.jobs, workers, ray.cluster_resources().get("GPU", 0.0))
-        options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-        options["max_concurrency"] = SHARDS_PER_SLOT
+        share = _share(queue.jobs, workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "max_task_retries": 0}
+        options["max_concurrency"] = self._most = share.calls
         self._actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(ShardActor)
         # Whoever waits for the next of a thousand answers must not look at all of them each time: they report here.
         self._answers: SimpleQueue[Future[Any]] = SimpleQueue()
         self._running: dict[Future[Any], tuple[Any, Sequence[Task]]] = {}
         self._calls = 0  # of those running, without the starts
-        self._slots = workers * SHARDS_PER_SLOT
+        self._slots = workers * self._most
         self._free: dict[Any, int] = {}  # calls that each living actor can still take
-        self._by_free: list[dict[Any, None]] = [{} for _ in range(SHARDS_PER_SLOT + 1)]  # the same, the other way round
+        self._by_free: list[dict[Any, None]] = [{} for _ in range(self._most + 1)]  # the same, the other way round
         self._failed_starts = 0
         for _ in range(workers):
             self._start()
@@ -161,7 +169,7 @@ class _Actors:
             ray.kill(actor)
 
     def _start(self) -> None:
-        actor = self._actor_class.remote()
+        actor = self._actor_class.remote(self._most)
         self._send(actor.ready.remote(), actor, ())
 
     def _send(self, reference: Any, actor: Any, tasks: Sequence[Task]) -> None:
@@ -173,7 +181,7 @@ class _Actors:
     def _assign(self) -> bool:
         """Give tasks to actors; False when nothing is left to wait for."""
         while (actor := self._freest()) is not None and (tasks := self._queue.take_some(self._per_call())):
-            self._set_free(actor, self._free[actor] - _calls(tasks))
+            self._set_free(actor, self._free[actor] - self._taken(tasks))
             self._send(actor.run.remote(self._names(tasks), tasks[0].attempt), actor, tasks)
         return len(self._queue) > 0 or self._calls > 0
 
@@ -188,8 +196,12 @@ class _Actors:
 
     def _freest(self) -> Any | None:
         """Return the actor that can take the next task and has the least to do, None where all are busy."""
-        needed = SHARDS_PER_SLOT if self._queue.retrying else 1
-        return next((actor for free in range(SHARDS_PER_SLOT, needed - 1, -1) for actor in self._by_free[free]), None)
+        needed = self._most if self._queue.retrying else 1
+        return next((actor for free in range(self._most, needed - 1, -1) for actor in self._by_free[free]), None)
+
+    def _taken(self, tasks: Sequence[Task]) -> int:
+        """Return how many of an actor's calls some tasks take: all of them where they failed before."""
+        return self._most if tasks[0].attempt > 1 else 1
 
     def _set_free(self, actor: Any, calls: int) -> None:
         self._forget(actor)
@@ -217,11 +229,11 @@ class _Actors:
             return
         if not tasks:
             self._failed_starts = 0
-            self._set_free(actor, SHARDS_PER_SLOT)
+            self._set_free(actor, self._most)
             return
         if actor in self._free:
-            self._set_free(actor, self._free[actor] + _calls(tasks))
-            if self._free[actor] == SHARDS_PER_SLOT and not len(self._queue):
+            self._set_free(actor, self._free[actor] + self._taken(tasks))
+            if self._free[actor] == self._most and not len(self._queue):
                 actor.rest.remote()
         for task, result in zip(tasks, results, strict=True):
             self._queue.settle(task, result)
@@ -243,13 +255,26 @@ class _Actors:
             self._start()
 
 
-def _calls(tasks: Sequence[Task]) -> int:
-    """Return how many of an actor's calls some tasks take: all of them where they failed before."""
-    return SHARDS_PER_SLOT if tasks[0].attempt > 1 else 1
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one worker has of a session: CPUs, a part of a GPU, and calls at once."""
+
+    cpus: int
+    gpus: float
+    calls: int
 
 
-def _gpu_share(jobs: Sequence[SegmentJob], workers: int, gpus: float) -> float:
-    """Return the part of a GPU that one worker asks for: all workers share those of the session."""
-    if all(job.engine.device == "cpu" for job in jobs) or gpus <= 0:
-        return 0.0
-    return min(1.0, gpus / workers)
+def _share(jobs: Sequence[SegmentJob], workers: int, nodes: Sequence[Mapping[str, float]]) -> _Share:
+    """Return what one of the workers asks for: all of them share the GPUs of the session, given by node."""
+    threads = _threads(jobs)
+    with_gpu = [node for node in nodes if node.get("GPU", 0.0) > 0]
+    if all(job.engine.device == "cpu" for job in jobs) or not with_gpu:
+        return _Share(threads, 0.0, SHARDS_PER_SLOT)
+    gpus = min(1.0, sum(node["GPU"] for node in with_gpu) / workers)
+    beside = min(node.get("CPU", 0.0) / node["GPU"] for node in with_gpu) * gpus
+    cpus = max(threads, int(beside / 2))
+    return _Share(cpus, gpus, max(SHARDS_PER_SLOT, cpus))
+
+
+def _threads(jobs: Sequence[SegmentJob]) -> int:
+    return max(job.engine.threads for job in jobs)
