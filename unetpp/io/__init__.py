@@ -24,8 +24,9 @@ def open_raster(uri: str | Path) -> Raster:
     """Open a local or remote image with the reader its content asks for.
 
     A folder is Zarr, or the DICOM files of one slide. A file that OpenSlide knows by its vendor is a slide. A TIFF with
-    a georeference, or a world file beside it, is a scene; a tiled 8-bit RGB TIFF without one is a slide (OpenSlide's
-    "generic-tiff"); all else plain. Slides never go to a TIFF reader by page: to GDAL their label photo is an overview.
+    a georeference, in itself or in a file beside it, is a scene, and GDAL also reads those with a transparency mask; a
+    tiled 8-bit RGB TIFF without these is a slide (OpenSlide's "generic-tiff") if OpenSlide knows its compression and it
+    has no nodata; all else plain. Slides never go to a TIFF reader by page: to GDAL their label photo is an overview.
     A .mosaic.toml is the images it lists, read as one
     (`unetpp.io.mosaic`), a .bands.toml the bands it lists (`unetpp.io.bands`); a .vrt is a scene.
 
@@ -118,7 +119,7 @@ def _open_file(path: Path, magic: bytes) -> Raster:
     from unetpp.io.mosaic import MosaicRaster, is_mosaic
     from unetpp.io.openslide import SlideRaster
     from unetpp.io.plain import PhotoRaster, TiffRaster
-    from unetpp.io.tiff import TIFF_MAGIC, is_rgb8, page_tags
+    from unetpp.io.tiff import TIFF_MAGIC, read_header
 
     if is_mosaic(path) or is_band_list(path):
         with _once(path):
@@ -133,14 +134,18 @@ def _open_file(path: Path, magic: bytes) -> Raster:
         raise ImageFormatError(f"{path}: MIRAX slide without its data folder {path.stem}/; copy that beside it")
     if magic not in TIFF_MAGIC:
         return PhotoRaster(path)
-    if _is_placed(path):
+    header = read_header(path)
+    if header.placed or header.masked or _has_place_or_mask_beside(path):
         return SceneRaster(path)
-    if vendor is not None and is_rgb8(page_tags(path)):
+    if vendor is not None and header.for_openslide:
         return SlideRaster(path)
     return TiffRaster(path)
 
 
-def _is_placed(path: Path) -> bool:
-    from unetpp.io.tiff import GEO_TAGS, WORLD_FILES, page_tags
+def _has_place_or_mask_beside(path: Path) -> bool:
+    from unetpp.io.tiff import AUXILIARY, MASK, PLACE, WORLD_FILES
 
-    return bool(GEO_TAGS & page_tags(path).keys()) or any(path.with_suffix(x).exists() for x in WORLD_FILES)
+    if any(path.with_suffix(x).exists() for x in WORLD_FILES) or path.with_name(path.name + MASK).exists():
+        return True
+    auxiliary = path.with_name(path.name + AUXILIARY)
+    return auxiliary.is_file() and PLACE in auxiliary.read_bytes()

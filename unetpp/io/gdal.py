@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from uuid import uuid4
 import rasterio
 from rasterio.abc import FileContainer
 from rasterio.env import get_gdal_config, set_gdal_config
-from rasterio.errors import RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
 from unetpp.io.remote import RemoteFile, RemoteObject
 
@@ -54,8 +55,14 @@ class Dataset:
             options["opener"] = self._files = _RemoteFolder(source)
             # rasterio knows an opener by the folder of its files; a scheme of our own keeps handles apart.
             path = f"unetpp-{uuid4().hex}://objects/{next(iter(source))}"
-        self._open = lambda: rasterio.open(path, sharing=False, **options)
+        self._path, self._options = path, options
         self._dataset = self._guarded(self._open)
+
+    def _open(self) -> Any:
+        with warnings.catch_warnings():
+            # That an image lies nowhere is for its reader to say.
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(self._path, sharing=False, **self._options)
 
     def run(self, use: Callable[[Any], T]) -> T:
         """Return what `use` returns for the rasterio dataset; errors as the constructor's."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from unetpp.errors import ImageFormatError
 from unetpp.io.base import FINGERPRINT_OBJECTS, SIDECARS, ZARR_DOCUMENTS, Raster
 from unetpp.io.remote import RemoteObject, find_object, list_versions, open_object, zarr_store
-from unetpp.io.tiff import GEO_TAGS, TIFF_MAGIC, WORLD_FILES, is_rgb8, page_tags
+from unetpp.io.tiff import AUXILIARY, MASK, PLACE, TIFF_MAGIC, WORLD_FILES, read_header
 
 if TYPE_CHECKING:
     from unetpp.io.reader import ReaderBase
@@ -49,20 +49,23 @@ def versions(uri: str) -> list[tuple[str, int, str]]:
 
 def _open_tiff(image: RemoteObject) -> Raster | None:
     """Return the reader of a TIFF that is read in ranges, None where OpenSlide needs the whole file."""
-    tags = page_tags(image)
-    placed = bool(GEO_TAGS & tags.keys())
-    parts = {_name(image.uri): image} | _sidecars(image, placed)
+    header, name = read_header(image), _name(image.uri)
+    placed = header.placed
+    parts = {name: image} | _sidecars(image, placed)
+    auxiliary = parts.get(name + AUXILIARY)
+    if auxiliary is not None and PLACE in auxiliary.read(0, auxiliary.size):
+        placed = True
     if not placed and (world := [name for name in parts if PurePosixPath(name).suffix in WORLD_FILES]):
         # GDAL reads text line by line, which rasterio's Python files cannot serve: the place would be lost silently.
         raise ImageFormatError(
             f"{image.uri}: placed by {world[0]}, which is not read remotely; copy both here, or put the georeference "
             "into the TIFF (gdal_translate)"
         )
-    if placed:
+    if placed or header.masked or name + MASK in parts:
         from unetpp.io.geotiff import SceneRaster
 
         return SceneRaster(parts)
-    if is_rgb8(tags):
+    if header.for_openslide:
         from unetpp.io.slide_ranges import open_in_ranges
 
         return open_in_ranges(image)

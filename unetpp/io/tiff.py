@@ -31,9 +31,15 @@ GEO_TAGS = {33550, 33922, 34264, 34735}
 GDAL_NODATA = 42113
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")
+AUXILIARY, MASK = ".aux.xml", ".msk"
+"""What GDAL appends to a TIFF's name for what its tags do not say, and for its mask."""
+PLACE = b"<GeoTransform>"
+"""What says in such an auxiliary file where the image lies."""
 _FREE_KINDS = ("ome", "shaped", "generic")
 """Kinds of TIFF, as tifffile names them, that may hold any number of images."""
-_BITS_PER_SAMPLE, _IMAGE_DESCRIPTION, _SAMPLES_PER_PIXEL = 258, 270, 277
+_BITS_PER_SAMPLE, _COMPRESSION, _IMAGE_DESCRIPTION, _SAMPLES_PER_PIXEL = 258, 259, 270, 277
+_OPENSLIDE_COMPRESSIONS = {1, 5, jpeg.JPEG, 8, 32946, 32773, 33003, 33005, 50000}
+"""None, LZW, JPEG, Deflate (two numbers), PackBits, Aperio's JPEG 2000 (two numbers) and Zstandard."""
 
 FINEST_PRINT_SPACING_UM = 20.0
 """TIFF software writes 72, 96, 300 or 600 dpi (353 to 42 um) where nobody measured; a microscope is finer than this."""
@@ -260,22 +266,41 @@ def _tiff_file(source: Path | RemoteObject) -> tifffile.TiffFile:
     return tifffile.TiffFile(source if isinstance(source, Path) else RemoteFile(source))
 
 
-def page_tags(source: Path | RemoteObject) -> dict[int, Any]:
-    """Return the tags of a TIFF's first page by number, and {} where the file is not a readable TIFF."""
+@dataclass(frozen=True)
+class Header:
+    """What decides who reads a TIFF: the tags of its first page by number, and whether it holds a transparency mask."""
+
+    tags: Mapping[int, Any]
+    masked: bool
+
+    @property
+    def placed(self) -> bool:
+        return bool(GEO_TAGS & self.tags.keys())
+
+    @property
+    def for_openslide(self) -> bool:
+        """Whether OpenSlide may read this TIFF where it has no place and no mask.
+
+        It would turn other sample types into 8-bit RGB silently, and knows neither nodata nor every compression.
+        """
+        description = str(self.tags.get(_IMAGE_DESCRIPTION, ""))
+        if "<OME" in description or description.startswith("ImageJ="):
+            return False
+        if GDAL_NODATA in self.tags or self.tags.get(_COMPRESSION, 1) not in _OPENSLIDE_COMPRESSIONS:
+            return False
+        bits = self.tags.get(_BITS_PER_SAMPLE, 1)
+        return self.tags.get(_SAMPLES_PER_PIXEL) == 3 and set(bits if isinstance(bits, tuple) else (bits,)) == {8}
+
+
+def read_header(source: Path | RemoteObject) -> Header:
+    """Return a TIFF's header; it is empty where the file is not a readable TIFF."""
     try:
         with _tiff_file(source) as file:
             page: Any = file.pages.first
-            return {tag.code: tag.value for tag in page.tags}
+            tags = {tag.code: tag.value for tag in page.tags}
+            # OME-TIFF has no masks, and may have a page for each of thousands of planes.
+            return Header(tags, not file.is_ome and any(page.is_mask for page in file.pages))
     except UnetppError:
         raise
     except (tifffile.TiffFileError, *DECODE_ERRORS):
-        return {}
-
-
-def is_rgb8(tags: Mapping[int, Any]) -> bool:
-    """Tell whether OpenSlide may read this plain TIFF: it would turn other sample types into 8-bit RGB silently."""
-    description = str(tags.get(_IMAGE_DESCRIPTION, ""))
-    if "<OME" in description or description.startswith("ImageJ="):
-        return False
-    bits = tags.get(_BITS_PER_SAMPLE, 1)
-    return tags.get(_SAMPLES_PER_PIXEL) == 3 and set(bits if isinstance(bits, tuple) else (bits,)) == {8}
+        return Header({}, masked=False)

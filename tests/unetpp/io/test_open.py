@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+import tifffile
 from PIL import Image
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, PlanError
 from unetpp.geometry import Box
-from unetpp.io import Raster, open_raster
+from unetpp.io import Raster, open_raster, tiff
 from unetpp.io.base import fingerprint
 
 
@@ -31,6 +34,69 @@ def test_content_chooses_the_reader(make: Any) -> None:
             assert (raster.kind, raster.format, raster.uri) == (kind, name, str(path))
         with open_raster(f"file://{path}") as raster:
             assert raster.kind == kind
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_mask_counts_without_a_place(make: Any, inside: bool, tiled: bool) -> None:
+    """The mask is GDAL's own, in the file or beside it, with masks of the overviews."""
+    mask = np.zeros((150, 200), bool)
+    mask[20:120, 10:77] = True
+    path = make.folder / "masked.tif"
+    layout = {"tiled": True, "blockxsize": 64, "blockysize": 64} if tiled else {}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside),
+        rasterio.open(path, "w", "GTiff", 200, 150, 3, dtype="uint8", **layout) as file,
+    ):
+        file.write(np.moveaxis(make.noise((150, 200, 3)), -1, 0))
+        file.write_mask(mask)
+        file.build_overviews([2])
+    with warnings.catch_warnings(action="error"):
+        raster = open_raster(path)
+    with raster:
+        assert raster.kind == "image" and len(raster.levels) == 2
+        for level, options in enumerate(({}, {"overview_level": 0})):
+            window = raster.read(raster.levels[level].box, level)
+            with rasterio.open(path, **options) as file:
+                np.testing.assert_array_equal(np.moveaxis(window.pixels, -1, 0), file.read())
+                np.testing.assert_array_equal(window.valid, file.dataset_mask() > 0)
+
+
+def test_nodata_of_a_tiled_rgb_tiff_counts_without_a_place(make: Any) -> None:
+    pixels = make.noise((90, 80, 3))
+    pixels[:20] = 0
+    with rasterio.open(
+        make.folder / "nodata.tif", "w", "GTiff", 80, 90, 3, dtype="uint8", nodata=0, tiled=True, blockxsize=64,
+        blockysize=64,
+    ) as file:  # fmt: skip
+        file.write(np.moveaxis(pixels, -1, 0))
+    with open_raster(make.folder / "nodata.tif") as raster:
+        window = raster.read(Box(0, 0, 90, 80))
+        np.testing.assert_array_equal(window.pixels, pixels)
+        np.testing.assert_array_equal(window.valid, pixels.any(axis=-1))
+
+
+def test_a_place_beside_the_file_counts(make: Any) -> None:
+    """GDAL's profile "baseline" writes no tag that is not in the TIFF standard."""
+    path = make.geotiff(make.noise((70, 70, 3)), profile="BASELINE")
+    assert not (tiff.GEO_TAGS & tiff.read_header(path).tags.keys())
+    with open_raster(path) as raster, rasterio.open(path) as file:
+        assert raster.kind == "scene" and raster.transform == tuple(file.transform)[:6]
+        assert rasterio.crs.CRS.from_wkt(raster.crs) == file.crs
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "webp", "jpegxl", "lzma", "lerc"])
+def test_a_tiled_rgb_tiff_of_a_compression_that_openslide_lacks_is_read(make: Any, compression: str) -> None:
+    path = make.folder / "pyramid.tif"
+    with tifffile.TiffWriter(path) as file:
+        for level in (make.noise((200, 260, 3)), make.noise((100, 130, 3))):
+            kind = int(level.shape[0] == 100)
+            file.write(
+                level, tile=(64, 64), compression=compression, photometric="rgb", subfiletype=kind, metadata=None
+            )
+    with open_raster(path) as raster, tifffile.TiffFile(path) as file:
+        for level, page in enumerate(file.pages):
+            np.testing.assert_array_equal(raster.read(raster.levels[level].box, level).pixels, page.asarray())
 
 
 def test_a_file_uri_is_unquoted_and_a_path_is_not(make: Any) -> None:

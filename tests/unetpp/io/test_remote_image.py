@@ -59,6 +59,27 @@ def _scene_with_sidecars(make: Any) -> Path:
     return Path(path)
 
 
+def _masked_image(make: Any) -> Path:
+    """A TIFF without a place, with its mask in a file of its own."""
+    import rasterio
+
+    path: Path = make.folder / "masked.tif"
+    mask = np.full((300, 333), 255, np.uint8)
+    mask[40:90, 100:] = 0
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
+        rasterio.open(path, "w", "GTiff", 333, 300, 3, dtype="uint8") as file,
+    ):
+        file.write(np.moveaxis(make.noise((300, 333, 3)), -1, 0))
+        file.write_mask(mask)
+    assert path.with_name("masked.tif.msk").exists()
+    return path
+
+
+def _scene_placed_beside(make: Any) -> Path:
+    return Path(make.geotiff(make.noise((300, 333, 3)), "baseline.tif", profile="BASELINE"))
+
+
 def _deep(make: Any) -> Path:
     levels = [make.noise((n, n + 9), np.uint16) for n in (300, 150)]
     return Path(make.pyramid(levels, "deep.tif"))
@@ -90,7 +111,7 @@ def _slide(make: Any) -> Path:
     return Path(make.pyramid([make.noise((n, n, 3)) for n in (512, 256)], "slide.tif", dpcm=40_000))
 
 
-MAKERS = [_scene, _scene_with_sidecars, _deep, _ome_zarr, _photo, _slide]
+MAKERS = [_scene, _scene_with_sidecars, _scene_placed_beside, _masked_image, _deep, _ome_zarr, _photo, _slide]
 
 
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__.strip("_"))
