@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import math
 import re
 import threading
 from pathlib import Path
@@ -131,9 +133,11 @@ class TiffRaster(ReaderBase):
         self.format = "ome-tiff" if self._pages.ome_xml else "tiff"
         self.levels = make_levels(self._pages.sizes)
         self._palette: Pixels | None = None
-        self._invert = page.photometric == _PHOTOMETRIC_MIN_IS_WHITE
         self._bool = self._pages.dtype == bool
         self.dtype = np.dtype(np.uint8) if self._bool else self._pages.dtype.newbyteorder("=")
+        self._black: int | None = None
+        if page.photometric == _PHOTOMETRIC_MIN_IS_WHITE and self.dtype.kind == "u":
+            self._black = 255 if self._bool else 2**page.bitspersample - 1
         self._alpha = [page.samplesperpixel - len(page.extrasamples) + i for i, e in enumerate(page.extrasamples) if e]
         self._colors = [i for i in range(self._pages.samples) if i not in self._alpha]
         if self._pages.samples != page.samplesperpixel:
@@ -161,8 +165,8 @@ class TiffRaster(ReaderBase):
             pixels = self._palette[pixels[..., 0]]
         else:
             pixels = pixels.astype(np.uint8) * np.uint8(255) if self._bool else pixels.astype(self.dtype, copy=False)
-            if self._invert and self.dtype.kind == "u":
-                pixels = np.iinfo(self.dtype).max - pixels
+            if self._black is not None:
+                pixels = self._black - pixels
         return pixels, valid
 
     def close(self) -> None:
@@ -189,13 +193,19 @@ def _ome_spacing(xml: str) -> Spacing | None:
         return None
     sizes = []
     for axis in "YX":
-        size = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', pixels[0])
-        unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]+)"', pixels[0])
-        factor = _MICROMETRES.get(unit[1] if unit else "um")
-        if size is None or factor is None:
+        size, unit = _attribute(pixels[0], f"PhysicalSize{axis}"), _attribute(pixels[0], f"PhysicalSize{axis}Unit")
+        factor = _MICROMETRES.get(unit or "um")
+        try:
+            sizes.append(float(size or "") * (factor or math.nan))
+        except ValueError:
             return None
-        sizes.append(float(size[1]) * factor)
-    return Spacing(sizes[0], sizes[1], "um") if min(sizes) > 0 else None
+    return Spacing(sizes[0], sizes[1], "um") if all(0 < size < math.inf for size in sizes) else None
+
+
+def _attribute(tag: str, name: str) -> str | None:
+    """Return the value of an attribute of an XML tag, in which characters may be written as numbers."""
+    found = re.search(rf"""\s{name}\s*=\s*("[^"]*"|'[^']*')""", tag)
+    return html.unescape(found[1][1:-1]) if found else None
 
 
 def _tag_spacing(pages: TiffPages) -> Spacing | None:

@@ -59,7 +59,8 @@ class TiffPages:
     """One image series of a TIFF file as pyramid levels of (H, W, samples) windows.
 
     A level is one page with interleaved or planar samples, or one page per channel (axes CYX). Stacks over time, depth
-    or unnamed axes are refused, and files of several images: one image has one (y, x) plane. Safe for several threads.
+    or unnamed axes are refused, files of several images, for one image has one (y, x) plane, and images of several
+    files. Safe for several threads.
     """
 
     def __init__(self, source: Path | RemoteObject) -> None:
@@ -89,6 +90,10 @@ class TiffPages:
             raise
         except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
             raise CorruptImageError(f"{self.path}: TIFF directory is damaged ({first_line(error)})") from None
+        if any(page is None or page.parent is not self._file for pages in self.levels for page in pages):
+            raise ImageFormatError(
+                f"{self.path}: planes of it lie in other files or nowhere; save all of them in one OME-TIFF"
+            )
         self.page = series.keyframe
         self.dtype = np.dtype(series.dtype)
         self.samples = self.page.samplesperpixel * len(self.levels[0])

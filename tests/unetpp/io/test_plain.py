@@ -113,6 +113,33 @@ def test_ome_spacing_and_nan(make: Any) -> None:
         np.testing.assert_array_equal(window.pixels[..., 0], pixels)
 
 
+@pytest.mark.parametrize(
+    ("size", "unit", "expected"),
+    [
+        ('"0.25"', '"&#181;m"', 0.25),
+        ('"0.25"', '"&#xB5;m"', 0.25),
+        ("'250'", "'nm'", 0.25),
+        (' = "0.25"', ' = "\u00b5m"', 0.25),
+        ('"NaN"', '"\u00b5m"', None),
+        ('"INF"', '"\u00b5m"', None),
+        ('"unknown"', '"\u00b5m"', None),
+        ('"0"', '"\u00b5m"', None),
+        ('"0.25"', '"pixel"', None),
+    ],
+)
+def test_ome_spacing_in_every_spelling_of_xml(make: Any, size: str, unit: str, expected: float | None) -> None:
+    path = make.folder / "a.ome.tif"
+    tifffile.imwrite(path, make.noise((20, 30)), metadata={"axes": "YX"})
+    sizes = "".join(
+        f" {name}{value}" if value.startswith(" =") else f" {name}={value}"
+        for axis in "XY"
+        for name, value in ((f"PhysicalSize{axis}", size), (f"PhysicalSize{axis}Unit", unit))
+    )
+    tifffile.tiffcomment(path, tifffile.tiffcomment(path).replace("<Pixels", f"<Pixels{sizes}").encode())
+    with open_raster(path) as raster:
+        assert raster.spacing == (None if expected is None else Spacing(expected, expected, "um"))
+
+
 def test_image_bomb_is_refused_before_it_decodes(make: Any) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -49,6 +49,10 @@ def test_palette_white_is_zero_and_one_bit(make: Any) -> None:
     _reads(make.folder / "palette.tif", np.moveaxis((colors >> 8).astype(np.uint8)[:, grey], 0, -1))
     tifffile.imwrite(make.folder / "white.tif", grey, photometric="miniswhite")
     _reads(make.folder / "white.tif", (255 - grey)[..., None])
+    for bits in (4, 12):
+        few = make.noise((90, 80)) % 2**bits if bits < 8 else make.noise((90, 80), np.uint16) * 16
+        tifffile.imwrite(make.folder / "few.tif", few, photometric="miniswhite", bitspersample=bits)
+        _reads(make.folder / "few.tif", (2**bits - 1 - few)[..., None])
     tifffile.imwrite(make.folder / "bit.tif", grey > 100, photometric="minisblack")
     _reads(make.folder / "bit.tif", np.where(grey > 100, 255, 0).astype(np.uint8)[..., None])
 
@@ -101,6 +105,30 @@ def test_stack_over_depth_is_refused(make: Any) -> None:
         tifffile.imwrite(make.folder / "stack.ome.tif", make.noise(shape), metadata={"axes": axes})
         with pytest.raises(ImageFormatError, match=r"stack.*axes"):
             open_raster(make.folder / "stack.ome.tif")
+
+
+def test_an_image_of_several_files_is_refused(make: Any) -> None:
+    """Its second channel would be read from where the other file has it."""
+    planes, files = make.noise((2, 90, 80)), ("one.ome.tif", "two.ome.tif")
+    data = "".join(
+        f'<TiffData IFD="0" FirstC="{c}" PlaneCount="1"><UUID FileName="{file}">urn:uuid:0{c}</UUID></TiffData>'
+        for c, file in enumerate(files)
+    )
+    for c, file in enumerate(files):
+        text = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0{c}"><Image ID="Image:0">'
+            '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="80" SizeY="90" SizeC="2" SizeZ="1" '
+            'SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/><Channel ID="Channel:0:1" SamplesPerPixel="1"/>'
+            f"{data}</Pixels></Image></OME>"
+        )
+        tifffile.imwrite(make.folder / file, planes[c], description=text, metadata=None)
+    assert np.array_equal(tifffile.imread(make.folder / files[0]), planes)
+    for file in files:
+        with pytest.raises(ImageFormatError, match=rf"{file}: planes of it lie in other files or nowhere; save all"):
+            open_raster(make.folder / file)
+    (make.folder / files[0]).unlink()
+    with pytest.raises(ImageFormatError, match=r"two\.ome\.tif: planes of it lie in other files or nowhere"):
+        open_raster(make.folder / files[1])
 
 
 def _write(path: Any, *images: tuple[np.ndarray, dict[str, Any]]) -> Any:
