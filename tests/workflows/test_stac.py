@@ -110,6 +110,11 @@ def test_a_scene_across_the_antimeridian_has_a_box_that_runs_eastwards_over_it(i
     assert 179.9 < west < 180 and -180 < east < -179.9 and 0 < south < north < 1
 
 
+def test_a_scene_right_round_the_globe_has_the_globe_s_box(item_of: Any) -> None:
+    item = item_of(4326, from_origin(0, 60, 360 / 64, 1))
+    assert item["bbox"][0::2] == [-180, 180] and shapely.geometry.shape(item["geometry"]).is_valid
+
+
 def test_an_image_without_a_place_has_no_item(item_of: Any, tmp_path: Path) -> None:
     assert item_of(32636, from_origin(449000, 36500, 0.5, 0.5)) is not None
     assert item_of(None, None) is None  # the same name, another content

@@ -19,6 +19,7 @@ from unetpp.geometry import Transform
 Coordinates = npt.NDArray[np.float64]
 DECIMALS = 9
 """Of a degree: 0.1 mm on the ground, so that even pixels of a centimetre keep their outline."""
+_GAP = 10.0**-DECIMALS
 _BEND = 128
 """Longest edge in pixels; at 60 degrees of latitude its arc leaves the chord by 0.02 of a pixel for pixels of 30 m."""
 
@@ -142,12 +143,15 @@ def _cut(shell: Coordinates, holes: Sequence[Coordinates]) -> list[list[Coordina
 
     polygon = shapely.make_valid(shapely.Polygon(shell, holes))
     turns = range(int(np.floor((shell[:, 0].min() + 180) / 360)), int(np.ceil((shell[:, 0].max() + 180) / 360)))
-    parts: list[list[Coordinates]] = []
+    pieces: list[Any] = []
     for turn in turns:
         inside = shapely.intersection(polygon, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
-        pieces = [part for part in shapely.get_parts(translate(inside, -360 * turn)) if part.geom_type == "Polygon"]
-        parts += [[shapely.get_coordinates(r)[:-1] for r in (piece.exterior, *piece.interiors)] for piece in pieces]
-    return parts
+        pieces += shapely.get_parts(translate(inside, -360 * turn)).tolist()
+    if np.ptp(shell[:, 0]) > 360 - _GAP:
+        # Right round the globe: its two ends meet.
+        pieces = shapely.get_parts(shapely.union_all(pieces, grid_size=_GAP)).tolist()
+    kept = [piece for piece in pieces if piece.geom_type == "Polygon"]
+    return [[shapely.get_coordinates(ring)[:-1] for ring in (piece.exterior, *piece.interiors)] for piece in kept]
 
 
 def _closed(ring: Coordinates, shell: bool) -> list[list[float]]:
