@@ -29,7 +29,8 @@ _SCRIPTS = {"pixelfunctionlanguage", "pixelfunctioncode"}
 class SceneRaster(ReaderBase):
     """A GeoTIFF, COG or VRT with its overviews as levels; bands in file order without alpha.
 
-    A pixel is valid where the file's mask and alpha say so and where `reader.valid_samples` finds samples, not nodata.
+    A pixel is valid where alpha and the masks of file and bands say so, and where `reader.valid_samples` finds samples,
+    not nodata.
 
     Args:
         source: a file, or remote objects by name: the image first, then its sidecars.
@@ -59,7 +60,9 @@ class SceneRaster(ReaderBase):
         self.crs = _wkt(top.crs, self.uri)
         self.kind = "scene" if self.crs and self.transform else "image"
         self.spacing = grid_spacing(self.transform, top.crs)
-        return range(1 + len(top.overviews(1)))
+        # Overviews that a VRT only lists are made anew for each window, and a pixel of theirs depends on the window.
+        computed = isinstance(self._source, Path) and self._driver == "VRT" and _lists_overviews(self._source)
+        return range(1 if computed else 1 + len(top.overviews(1)))
 
     def _describe_bands(self, top: Any) -> None:
         self._indexes = [i for i, c in zip(top.indexes, top.colorinterp, strict=True) if c != ColorInterp.alpha]
@@ -71,8 +74,11 @@ class SceneRaster(ReaderBase):
             raise ImageFormatError(f"{self.uri}: sample types {sorted(kinds)}; convert every band to one real type")
         self.dtype = np.dtype(next(iter(kinds)))
         self._nodata = [top.nodatavals[i - 1] for i in self._indexes]
-        flags = top.mask_flag_enums[self._indexes[0] - 1]
-        self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        flags = {i: top.mask_flag_enums[i - 1] for i in self._indexes}
+        # A band without a flag has a mask of its own, as bands of a VRT may.
+        own = [i for i in self._indexes if not flags[i]]
+        shared = [i for i in self._indexes if MaskFlags.per_dataset in flags[i] and MaskFlags.alpha not in flags[i]]
+        self._masked = own + shared[:1]
         self.bands = tuple(_band_name(top, i, len(self._indexes)) for i in self._indexes)
         height, width = top.block_shapes[0]
         if height * width > MAX_DECODED_PIXELS:
@@ -104,8 +110,8 @@ class SceneRaster(ReaderBase):
             valid: Mask | None = None
             for index in self._alpha:
                 valid = both(valid, np.asarray(dataset.read(index, window=window) > 0))
-            if self._masked:
-                valid = both(valid, np.asarray(dataset.read_masks(self._indexes[0], window=window) > 0))
+            for index in self._masked:
+                valid = both(valid, np.asarray(dataset.read_masks(index, window=window) > 0))
             return planes, valid
 
         try:
@@ -175,6 +181,10 @@ def _named_sources(vrt: Path) -> list[tuple[str, bool]]:
         relative = values.get("relativetovrt") == "1"
         found += [(fields[key].lstrip(), relative) for key in _SOURCES & fields.keys()]
     return found
+
+
+def _lists_overviews(vrt: Path) -> bool:
+    return b"<overviewlist" in vrt.read_bytes().lower()
 
 
 def _source_file(vrt: Path, name: str, folder: Path) -> Path:

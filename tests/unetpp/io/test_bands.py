@@ -212,6 +212,39 @@ def test_a_vrt_stacks_its_files(make: Any) -> None:
     assert fingerprint(path) != before, "a source changed"
 
 
+def test_masks_of_a_vrt_s_bands_count(make: Any) -> None:
+    for i in range(2):
+        make.geotiff(make.noise((70, 90, 1), np.uint16, seed=i), f"{i}.tif")
+    masks = np.ones((2, 70, 90, 1), np.uint8)
+    masks[0, :20] = masks[1, :, :30] = 0
+    path = _vrt(make.folder, "0.tif", "1.tif")
+    text = path.read_text()
+    for i in range(2):
+        make.geotiff(masks[i], f"mask{i}.tif")
+        mask = BAND.format(n=0, file=f"mask{i}.tif").replace('"UInt16" band="0"', '"Byte"')
+        text = text.replace(f'band="{i + 1}">', f'band="{i + 1}"><MaskBand>{mask}</MaskBand>', 1)
+    path.write_text(text)
+    with open_raster(path) as raster, rasterio.open(path) as file:
+        valid = raster.read(raster.levels[0].box).valid
+        np.testing.assert_array_equal(valid, file.read_masks().all(axis=0))
+        np.testing.assert_array_equal(valid, masks.all(axis=0)[..., 0])
+
+
+def test_a_pixel_of_a_vrt_with_listed_overviews_depends_on_no_window(make: Any) -> None:
+    make.geotiff(make.noise((203, 301, 1), np.uint16), "0.tif", overviews=(2,))
+    path = _vrt(make.folder, "0.tif")
+    end = '<OverviewList resampling="average">2 4</OverviewList></VRTDataset>'
+    path.write_text(path.read_text().replace("</VRTDataset>", end).replace('"70"', '"203"').replace('"90"', '"301"'))
+    with rasterio.open(path) as file:
+        assert file.overviews(1) == [2, 4] and (file.height, file.width) == (203, 301)
+    with open_raster(path) as raster:
+        for level, size in enumerate(raster.levels):
+            whole = raster.read(size.box, level).pixels
+            for y in range(0, size.height, 17):
+                box = Box(y, 5, min(y + 17, size.height), size.width)
+                np.testing.assert_array_equal(raster.read(box, level).pixels, whole[box.slices()])
+
+
 def test_a_vrt_of_vrts_is_known_by_its_leaves(make: Any) -> None:
     plane = make.noise((70, 90, 1), np.uint16)
     make.geotiff(plane, "leaf.tif", overviews=(2,))
