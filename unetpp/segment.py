@@ -79,7 +79,7 @@ def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: 
         out: this image's own folder; made when missing.
 
     Raises:
-        BandsError: the image's bands or sample type are not the model's.
+        BandsError: the image's bands, their order or sample type are not the model's.
         RegionError: the region does not read or misses the image.
         ArchitectureError: uncertainty of a network with one head.
         SpacingError: the model needs a pixel size and none is known.
@@ -200,13 +200,18 @@ def _checked_maps(spec: ModelSpec, maps: Iterable[str]) -> tuple[MapName, ...]:
 
 
 def _check_bands(raster: Raster, spec: ModelSpec) -> None:
-    if len(raster.bands) == len(spec.bands) and raster.dtype == np.dtype(spec.dtype):
-        return
-    raise BandsError(
-        f"{raster.uri}: {len(raster.bands)} bands of {raster.dtype} ({', '.join(raster.bands)}); model {spec.name!r} "
-        f"needs {len(spec.bands)} bands of {spec.dtype} ({', '.join(spec.bands)}): convert the image or choose "
-        "another model"
-    )
+    if len(raster.bands) != len(spec.bands) or raster.dtype != np.dtype(spec.dtype):
+        raise BandsError(
+            f"{raster.uri}: {len(raster.bands)} bands of {raster.dtype} ({', '.join(raster.bands)}); model "
+            f"{spec.name!r} needs {len(spec.bands)} bands of {spec.dtype} ({', '.join(spec.bands)}): convert the image "
+            "or choose another model"
+        )
+    ours, wanted = ([name.casefold() for name in bands] for bands in (raster.bands, spec.bands))
+    if any(name in ours and name != here for here, name in zip(ours, wanted, strict=True)):
+        raise BandsError(
+            f"{raster.uri}: its bands are {', '.join(raster.bands)}, model {spec.name!r} needs {', '.join(spec.bands)} "
+            "in this order: list them so in a .bands.toml"
+        )
 
 
 def _plan(grid: OutputGrid, spec: ModelSpec, options: JobOptions) -> TilePlan:

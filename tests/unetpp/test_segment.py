@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -51,7 +52,6 @@ def save_png(path: Path, pixels: Pixels) -> Path:
 
 
 def save_scene(path: Path, pixels: Pixels, nodata: int | None = 0) -> Path:
-    import rasterio
 
     height, width, bands = pixels.shape
     profile = {"driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": pixels.dtype}
@@ -349,6 +349,20 @@ def test_bands_and_sample_type_must_be_the_models(tmp_path: Path, tissue: Pixels
     with pytest.raises(BandsError, match=r"3 bands of uint16 .* needs 3 bands of uint8"):
         prepare_job(deep, tmp_path / "out", tiny_package, **OPTIONS)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("Blue", "Green", "Red"), ("nir", "red", "green")])
+def test_bands_that_say_they_stand_in_another_order_are_refused(
+    tmp_path: Path, tissue: Pixels, tiny_package: Path, names: tuple[str, str, str]
+) -> None:
+    path = save_scene(tmp_path / "other.tif", tissue, nodata=None)
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = names
+    with pytest.raises(BandsError, match=r"other\.tif: its bands are .*, model 'tiny' needs red, green, blue in this"):
+        prepare_job(path, tmp_path / "out", tiny_package, **OPTIONS)
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = ("B4", "B3", "B2")
+    prepare_job(path, tmp_path / "out", tiny_package, **OPTIONS)
 
 
 def test_a_missing_mask_is_an_error(tmp_path: Path, image: Path, tiny_package: Path) -> None:
