@@ -1,7 +1,7 @@
 """Copies a finished label pyramid into its OME-Zarr source as one of its labels; knows folders and attributes only.
 
     source.zarr/labels/            ome.labels names ours beside those of others
-        unetpp-<model>/            the levels as they are, image-label with source = ../../
+        unetpp-<model>/            the levels as they are, in the source's coordinates, image-label with source = ../../
 
 Only a local image in Zarr v3 with OME-Zarr 0.5 takes one. Labels that others wrote are never touched. The group is
 complete before it gets its name, and is listed last; where there are no labels yet, an empty list of them comes first.
@@ -15,11 +15,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unetpp.durable import discard_folder, output_errors, sync, sync_tree, write_file
 from unetpp.errors import StoreError
+from unetpp.io.remote import local_name
 from unetpp.store import CLASSES, OUTPUT_FORMAT
 
 if TYPE_CHECKING:
+    from unetpp.io.resample import OutputGrid
     from unetpp.job import SegmentJob
 
 _GROUP = "zarr.json"
@@ -33,7 +37,7 @@ def write_source_label(job: SegmentJob) -> Path:
         StoreError: the source takes no label, or one of somebody else has that name.
         OutputError: it cannot be written.
     """
-    source = Path(job.uri.removeprefix("file://"))
+    source = Path(local_name(job.uri))
     _check(source, job)
     labels = source / "labels"
     target = labels / f"unetpp-{job.model_ref['name']}"
@@ -54,6 +58,7 @@ def write_source_label(job: SegmentJob) -> Path:
         document = json.loads((fresh / _GROUP).read_bytes())
         ome = document["attributes"]["ome"]
         ome["image-label"]["source"] = {"image": "../../"}
+        _place(ome["multiscales"][0], _attributes(source)["ome"]["multiscales"][0], job.grid)
         document["attributes"]["unetpp"] = {"format": OUTPUT_FORMAT, "key": job.key}
         write_file(fresh / _GROUP, json.dumps(document, indent=2).encode())
         sync_tree(fresh)
@@ -76,6 +81,28 @@ def _check(source: Path, job: SegmentJob) -> None:
             f"{job.uri} was segmented with another pixel size than its own, so that labels would not lie over it; "
             "correct its metadata or leave out --into-source"
         )
+
+
+def _place(label: dict[str, Any], image: dict[str, Any], grid: OutputGrid) -> None:
+    """Give a label's levels the axes, scale and translation of its image, in the image's own units."""
+    names = [axis["name"] for axis in image["axes"]]
+    chosen = [names.index("y"), names.index("x")]
+    scale, shift = np.ones(2), np.zeros(2)
+    for owner in (image["datasets"][0], image):
+        for transform in owner.get("coordinateTransformations") or ():
+            if transform["type"] == "scale":
+                factor = np.array(transform["scale"], float)[chosen]
+                scale, shift = scale * factor, shift * factor
+            elif transform["type"] == "translation":
+                shift = shift + np.array(transform["translation"], float)[chosen]
+    label["axes"] = [image["axes"][index] for index in chosen]
+    for level, dataset in enumerate(label["datasets"]):
+        step = np.array([grid.step_y, grid.step_x]) * 2**level
+        # Translations are of the first pixel's centre.
+        dataset["coordinateTransformations"] = [
+            {"type": "scale", "scale": (scale * step).tolist()},
+            {"type": "translation", "translation": (shift + scale * (step - 1) / 2).tolist()},
+        ]
 
 
 def _list(labels: Path, name: str) -> None:

@@ -76,6 +76,38 @@ def test_readers_find_the_label_beside_those_of_others(tmp_path: Path, source: P
     assert pending(prepare_job(source, tmp_path / "out", tiny_package, **OPTIONS)) == []
 
 
+@pytest.mark.parametrize("unit", [None, "nanometer"])
+@pytest.mark.parametrize("step", [1, 2.5])
+def test_the_label_lies_over_its_image(
+    tmp_path: Path, source: Path, tiny_package: Path, unit: str | None, step: float
+) -> None:
+    """In the image's own units, whatever they are, and behind its translations."""
+    document = json.loads((source / "zarr.json").read_text())
+    multiscale = document["attributes"]["ome"]["multiscales"][0]
+    for axis in multiscale["axes"][1:]:
+        axis.pop("unit", None)
+        axis.update({"unit": unit} if unit else {})
+    multiscale["datasets"][0]["coordinateTransformations"] = [
+        {"type": "scale", "scale": [1, 250, 500]},
+        {"type": "translation", "translation": [0, 7, 9]},
+    ]
+    multiscale["coordinateTransformations"] = [
+        {"type": "scale", "scale": [1, 2, 1]},
+        {"type": "translation", "translation": [0, 100, 0]},
+    ]
+    renamed = source.rename(tmp_path / "an image.ome.zarr")
+    (renamed / "zarr.json").write_text(json.dumps(document))
+    job = segmented(renamed, tmp_path / "out", tiny_package)
+    job = replace(job, uri=renamed.as_uri(), grid=replace(job.grid, step_y=step, step_x=step))
+    label = zarr.open_group(write_source_label(job), mode="r").attrs["ome"]["multiscales"][0]
+    assert [axis.get("unit") for axis in label["axes"]] == [unit, unit]
+    for level, dataset in enumerate(label["datasets"]):
+        scale, shift = (np.array(t[t["type"]]) for t in dataset["coordinateTransformations"])
+        for pixel in (np.array([0, 0]), np.array([30, 50])):
+            of_image = (pixel + 0.5) * step * 2**level - 0.5
+            assert pixel * scale + shift == pytest.approx((of_image * [250, 500] + [7, 9]) * [2, 1] + [100, 0])
+
+
 def test_another_result_replaces_ours_and_the_same_one_is_left(
     tmp_path: Path, source: Path, tiny_package: Path
 ) -> None:
