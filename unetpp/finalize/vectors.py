@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unetpp.durable import output_errors, sync
+from unetpp.errors import OutputError
 from unetpp.finalize.areas import Measure, measure
 from unetpp.finalize.features import QuPath, Rfc7946
 from unetpp.finalize.geopackage import GeoPackage
@@ -91,6 +92,8 @@ def _sinks(
     for name in formats:
         path = folder / VECTOR_FILES[name]
         sink: Sink | None
+        if name in ("gpkg", "flatgeobuf") and "!" in str(path):
+            raise OutputError(f"cannot write {path}: GDAL takes a ! for an archive's; rename the folder, run again")
         if name in ("geojson", "geojson.gz"):
             sink = _geojson(path, grid, how)
         elif name == "gpkg":

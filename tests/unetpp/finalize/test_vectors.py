@@ -17,6 +17,7 @@ from pyproj import CRS, Geod, Transformer
 from rasterio.features import shapes
 from rasterio.transform import Affine
 
+from unetpp.errors import OutputError
 from unetpp.finalize.lonlat import LonLat, bent
 from unetpp.finalize.outlines import Outlines
 from unetpp.finalize.pieces import write_pieces
@@ -302,6 +303,14 @@ def test_a_polygon_round_a_pole_covers_the_pole() -> None:
 def test_outlines_outside_the_grid_are_an_error_and_no_memory_is_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"passes the grid's end \(50, 41\)"):
         write(random_labels(shape=(50, 41)), Grid(50, 41), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gpkg", "flatgeobuf"])
+def test_a_folder_whose_name_gdal_would_take_apart_is_an_error(name: str, tmp_path: Path) -> None:
+    grid = scene(random_labels(), "EPSG:32636", UTM)
+    with pytest.raises(OutputError, match=r"wow!/polygons\.\w+: GDAL takes a ! for an archive's; rename the folder"):
+        write(random_labels(), grid, tmp_path / "wow!", formats=(name,))
+    write(random_labels(), grid, tmp_path / "wow!", formats=("geojson", "geoparquet"))
 
 
 @pytest.mark.parametrize("step", [1.0, 2.5, 1 / 3])
