@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from unetpp.geometry import Spacing, Transform
 AXES = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
 """What coordinates of a map are called beside y and x."""
 _UNEVEN = 1e-3
+_METRES = {
+    **dict.fromkeys(("m", "metre", "meter", "metres", "meters"), 1.0),
+    **dict.fromkeys(("km", "kilometre", "kilometer", "kilometres", "kilometers"), 1000.0),
+    **dict.fromkeys(("rad", "radian", "radians"), math.nan),
+}
+"""Units of coordinates as CF's files spell them; that of a geostationary scan is no length."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ def place(uri: str, group: Any, array: Any, height: int, width: int) -> Place:
         c, a, b, f, d, e = (float(value) for value in str(mapping["GeoTransform"]).split())
         transform = (a, b, c, d, e, f)
     crs, spacing = _crs(uri, mapping, transform)
+    if crs is not None and y is not None and x is not None:
+        for axis in ("y", "x"):
+            _check_unit(uri, names[axis], str(group[names[axis]].attrs.get("units", "")), crs)
     bands = tuple(map(str, names_)) if isinstance(names_ := array.attrs.get("long_name"), list | tuple) else None
     return Place(crs, transform, spacing, _nodata(array), bands)
 
@@ -84,6 +94,17 @@ def _coordinate(uri: str, group: Any, name: str, size: int) -> tuple[float, floa
     if step == 0 or np.abs(np.diff(values) - step).max() > _UNEVEN * abs(step):
         raise ImageFormatError(f"{uri}: its coordinate {name} is not evenly spaced; resample the image to a grid first")
     return float(values[0]), step
+
+
+def _check_unit(uri: str, name: str, unit: str, wkt: str) -> None:
+    """Refuse a coordinate of a projected CRS in another unit than the CRS's: the scene would lie elsewhere."""
+    from rasterio.crs import CRS
+
+    crs, factor = CRS.from_wkt(wkt), _METRES.get(unit.lower())
+    if crs.is_projected and factor is not None and not math.isclose(factor, crs.linear_units_factor[1]):
+        raise ImageFormatError(
+            f"{uri}: its coordinate {name} is in {unit}, its CRS in {crs.linear_units}; write both in one unit"
+        )
 
 
 def _crs(uri: str, mapping: dict[str, Any], transform: Transform | None) -> tuple[str | None, Spacing | None]:

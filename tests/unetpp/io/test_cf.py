@@ -81,3 +81,22 @@ def test_uneven_coordinates_and_several_variables_are_refused(make: Any, tmp_pat
     scene.to_dataset().assign(other=scene).to_zarr(tmp_path / "two.zarr")
     with pytest.raises(ImageFormatError, match="holds other, reflectance; give the path of one"):
         open_raster(tmp_path / "two.zarr")
+
+
+@pytest.mark.parametrize(("unit", "crs_unit"), [("km", "m"), ("rad", "m"), ("m", "km")])
+def test_coordinates_in_another_unit_than_the_crs_are_refused(
+    make: Any, tmp_path: Path, unit: str, crs_unit: str
+) -> None:
+    """As satellites' scans in radians and sea ice in kilometres."""
+    scene = _scene(make).rio.write_crs(f"+proj=laea +lat_0=90 +ellps=WGS84 +units={crs_unit}")
+    for name in ("x", "y"):
+        scene[name].attrs["units"] = unit
+    scene.to_dataset().to_zarr(tmp_path / "other.zarr")
+    with pytest.raises(ImageFormatError, match=rf"its coordinate y is in {unit}, its CRS in \w+; write both"):
+        open_raster(tmp_path / "other.zarr")
+    for name in ("x", "y"):
+        scene[name].attrs["units"] = crs_unit
+    scene.to_dataset().to_zarr(tmp_path / "same.zarr")
+    with open_raster(tmp_path / "same.zarr") as raster:
+        size = 0.5 if crs_unit == "m" else 500
+        assert raster.spacing is not None and raster.spacing.x == pytest.approx(size)
