@@ -28,7 +28,7 @@ def open_raster(uri: str | Path) -> Raster:
     tiled 8-bit RGB TIFF without these is a slide (OpenSlide's "generic-tiff") if OpenSlide knows its compression and it
     has no nodata; all else plain. Slides never go to a TIFF reader by page: to GDAL their label photo is an overview.
     A .mosaic.toml is the images it lists, read as one
-    (`unetpp.io.mosaic`), a .bands.toml the bands it lists (`unetpp.io.bands`); a .vrt is a scene.
+    (`unetpp.io.mosaic`), a .bands.toml the bands it lists (`unetpp.io.bands`); a .vrt or .jp2 is a scene.
 
     FILE#NUMBER is a frame of a video, counted from 0 (`unetpp.io.video`); NAME.bands.toml#ID the image of a STAC item.
 
@@ -115,7 +115,7 @@ def _open_folder(path: Path) -> Raster:
 def _open_file(path: Path, magic: bytes) -> Raster:
     import openslide
 
-    from unetpp.io.geotiff import VRT, SceneRaster
+    from unetpp.io.geotiff import JP2, VRT, SceneRaster
     from unetpp.io.mosaic import MosaicRaster, is_mosaic
     from unetpp.io.openslide import SlideRaster
     from unetpp.io.plain import PhotoRaster, TiffRaster
@@ -124,7 +124,7 @@ def _open_file(path: Path, magic: bytes) -> Raster:
     if is_mosaic(path) or is_band_list(path):
         with _once(path):
             return MosaicRaster(path) if is_mosaic(path) else BandsRaster(path)
-    if path.suffix.lower() == VRT:
+    if path.suffix.lower() in (JP2, VRT):
         return SceneRaster(path)
     vendor = openslide.OpenSlide.detect_format(path)
     if vendor is not None and vendor != "generic-tiff":

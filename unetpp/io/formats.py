@@ -36,6 +36,7 @@ FORMATS = (
     Format("Trestle TIFF", "openslide", "staged"),
     Format("Zeiss CZI", "openslide", "staged"),
     Format("GeoTIFF, COG", "rasterio", "ranges", "test_geotiff.py::test_every_level_equals_rasterio"),
+    Format("JPEG 2000", "rasterio", "staged", "test_geotiff.py::test_jpeg_2000_equals_other_decoders"),
     Format("VRT of local files", "rasterio", "no", "test_bands.py::test_a_vrt_stacks_its_files"),
     Format("OME-TIFF", "tifffile", "ranges", "test_plain.py::test_ome_spacing_and_nan"),
     Format("other TIFF", "tifffile", "ranges", "test_plain.py::test_pyramidal_tiff_equals_tifffile"),

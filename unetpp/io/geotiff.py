@@ -21,13 +21,16 @@ from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
 
-VRT = ".vrt"
+VRT, JP2 = ".vrt", ".jp2"
+_DRIVERS, _FORMATS = {VRT: "VRT", JP2: "JP2OpenJPEG"}, {VRT: "vrt", JP2: "jp2"}
+"""By suffix; all else is a GeoTIFF."""
+_NO_CODEC = "missing codec"
 _SOURCES = {"sourcefilename", "sourcedataset"}
 _SCRIPTS = {"pixelfunctionlanguage", "pixelfunctioncode"}
 
 
 class SceneRaster(ReaderBase):
-    """A GeoTIFF, COG or VRT with its overviews as levels; bands in file order without alpha.
+    """A GeoTIFF, COG, JPEG 2000 or VRT with its overviews as levels; bands in file order without alpha.
 
     A pixel is valid where alpha and the masks of file and bands say so, and where `reader.valid_samples` finds samples,
     not nodata.
@@ -37,14 +40,14 @@ class SceneRaster(ReaderBase):
     """
 
     def __init__(self, source: Path | Mapping[str, RemoteObject]) -> None:
-        self._driver = "VRT" if isinstance(source, Path) and source.suffix.lower() == VRT else "GTiff"
+        suffix = source.suffix.lower() if isinstance(source, Path) else ""
+        self._driver, self.format = _DRIVERS.get(suffix, "GTiff"), _FORMATS.get(suffix, "geotiff")
         self.uri = str(source) if isinstance(source, Path) else next(iter(source.values())).uri
         self._source = source
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open_datasets: list[Dataset] = []
         bound_cache()
-        self.format = {"GTiff": "geotiff", "VRT": "vrt"}[self._driver]
         if isinstance(source, Path) and self._driver == "VRT":
             _vrt_files(source)
         overviews = self._dataset(0).run(self._describe)
@@ -96,7 +99,11 @@ class SceneRaster(ReaderBase):
                 dataset = Dataset(self._source, driver=self._driver, **options)
             except RasterioError as error:
                 why = first_line(error)
-                raise CorruptImageError(f"{self.uri}: TIFF does not open ({why}); copy it again") from None
+                if _NO_CODEC in why:
+                    raise ImageFormatError(
+                        f"{self.uri}: its compression cannot be read here ({why}); rewrite it with another"
+                    ) from None
+                raise CorruptImageError(f"{self.uri}: does not open ({why}); copy it again") from None
             with self._lock:
                 self._open_datasets.append(dataset)
             handles[level] = dataset

@@ -71,7 +71,7 @@ class PhotoRaster(ReaderBase):
                     return factory(str(self._path), None)
                 except (SyntaxError, *DECODE_ERRORS) as error:
                     raise CorruptImageError(f"{self._path}: {name} header is damaged ({first_line(error)})") from None
-        raise ImageFormatError(f"{self._path}: not a PNG, JPEG, BMP or WebP image")
+        raise ImageFormatError(f"{self._path}: not a PNG, JPEG, BMP or WebP image; convert it to one or to TIFF")
 
     def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
         with self._lock:

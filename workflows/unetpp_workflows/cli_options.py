@@ -66,7 +66,9 @@ Formats = Annotated[
 ]
 Instances = Annotated[
     bool | None,
-    typer.Option("--instances", help="Split touching objects; one polygon and one row of measurements for each."),
+    typer.Option(
+        "--instances", help="Split touching objects; a polygon and a row of measurements for each of 16 px or more."
+    ),
 ]
 Probabilities = Annotated[
     bool | None,

@@ -9,16 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import rasterio
 import tifffile
+from PIL import Image
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.windows import Window as GdalWindow
 from skimage.data import astronaut
 
-from unetpp.errors import CorruptImageError
+from unetpp.errors import CorruptImageError, ImageFormatError
 from unetpp.geometry import Box
 from unetpp.io import open_raster
 
@@ -242,6 +244,37 @@ def test_damaged_jpeg_blocks_under_a_vrt_are_named(make: Any, monkeypatch: pytes
         for _ in range(2):
             with pytest.raises(CorruptImageError, match="Premature end"):
                 raster.read(Box(0, 0, 256, 256))
+
+
+@pytest.mark.proves("JPEG 2000")
+def test_jpeg_2000_equals_other_decoders(make: Any, boxes: Callable[..., list[Box]]) -> None:
+    photo, deep = make.noise((300, 411, 3)), make.noise((300, 411), np.uint16) * 16
+    Image.fromarray(photo).save(make.folder / "lossy.jp2", quality_layers=[20], irreversible=True)
+    (make.folder / "deep.jp2").write_bytes(imagecodecs.jpeg2k_encode(deep, reversible=True, bitspersample=12))
+    place = {"crs": "EPSG:32636", "transform": Affine(10, 0, 450_000, 0, -10, 40_000)}
+    with rasterio.open(
+        make.folder / "placed.jp2", "w", "JP2OpenJPEG", 411, 300, 3, dtype="uint8", QUALITY=100, REVERSIBLE="YES",
+        BLOCKXSIZE=128, BLOCKYSIZE=128, **place,
+    ) as file:  # fmt: skip
+        file.write(np.moveaxis(photo, -1, 0))
+    with Image.open(make.folder / "lossy.jp2") as file:
+        truths = {"lossy": np.asarray(file), "deep": deep[..., None], "placed": photo}
+    for name, truth in truths.items():
+        with open_raster(make.folder / f"{name}.jp2") as raster:
+            assert raster.format == "jp2" and raster.kind == ("scene" if name == "placed" else "image")
+            assert (raster.spacing is not None) == (name == "placed")
+            for box in boxes(raster):
+                np.testing.assert_array_equal(raster.read(box).pixels, truth[box.slices()])
+
+
+def test_a_compression_that_gdal_lacks_is_no_damage(make: Any) -> None:
+    with tifffile.TiffFile(make.geotiff(make.noise((70, 70, 3)))) as file:
+        tags = [file.pages.first.tags[code] for code in (33550, 33922, 34735)]
+        places = [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in tags]
+    path = make.folder / "other.tif"
+    tifffile.imwrite(path, make.noise((70, 70, 3)), compression="jpegxr", photometric="rgb", extratags=places)
+    with pytest.raises(ImageFormatError, match=r"other\.tif: its compression cannot be read here .*; rewrite it"):
+        open_raster(path)
 
 
 def test_a_truncated_file_is_named(make: Any) -> None:
