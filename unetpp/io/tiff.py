@@ -273,14 +273,17 @@ def _tiff_file(source: Path | RemoteObject) -> tifffile.TiffFile:
 
 @dataclass(frozen=True)
 class Header:
-    """What decides who reads a TIFF: the tags of its first page by number, and whether it holds a transparency mask."""
+    """What decides who reads a TIFF.
+
+    Attributes:
+        tags: of its first page, by number.
+        placed: whether they say where on Earth it lies.
+        masked: whether it holds a transparency mask; not looked for where `placed`, for that takes all of its pages.
+    """
 
     tags: Mapping[int, Any]
-    masked: bool
-
-    @property
-    def placed(self) -> bool:
-        return bool(GEO_TAGS & self.tags.keys())
+    placed: bool = False
+    masked: bool = False
 
     @property
     def for_openslide(self) -> bool:
@@ -303,9 +306,11 @@ def read_header(source: Path | RemoteObject) -> Header:
         with _tiff_file(source) as file:
             page: Any = file.pages.first
             tags = {tag.code: tag.value for tag in page.tags}
+            if GEO_TAGS & tags.keys():
+                return Header(tags, placed=True)
             # OME-TIFF has no masks, and may have a page for each of thousands of planes.
-            return Header(tags, not file.is_ome and any(page.is_mask for page in file.pages))
+            return Header(tags, masked=not file.is_ome and any(page.is_mask for page in file.pages))
     except UnetppError:
         raise
     except (tifffile.TiffFileError, *DECODE_ERRORS):
-        return Header({}, masked=False)
+        return Header({})
