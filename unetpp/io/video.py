@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+from bisect import bisect_left
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,17 @@ class FrameRaster(ReaderBase):
             with _opened(self.file) as container:
                 stream = container.streams.video[0]
                 container.seek(start, stream=stream, backward=True)
-                whole = False
-                for frame in container.decode(stream):
-                    # Before a key frame is shown, frames may lack what they are predicted from.
-                    whole = whole or frame.key_frame
-                    if frame.pts == times[self.frame] and whole:
+                number: int | None = None
+                for frame in _whole_frames(container, stream):
+                    number = bisect_left(times, frame.pts) if number is None else number + 1
+                    if times[number : number + 1] != [frame.pts]:
+                        raise ImageFormatError(
+                            f"{self.uri}: the video shows its frames in another order than their time stamps say, as "
+                            "H.264 in AVI does; write it as MP4 anew, or its frames as PNG files"
+                        )
+                    if number == self.frame:
                         return np.asarray(frame.to_ndarray(format="rgb24"))
-                    if frame.pts > times[self.frame]:
+                    if number > self.frame:
                         break
         raise CorruptImageError(f"{self.uri}: the frame does not decode; copy the file again")
 
@@ -84,10 +90,23 @@ def frame_count(path: Path) -> int:
     return len(_times(path))
 
 
+def _whole_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield frames from the first key frame on, shown or not: those before it may lack what they are predicted from."""
+    key = None
+    for packet in container.demux(stream):
+        if key is None and packet.is_keyframe:
+            key = packet.pts
+        yield from (frame for frame in packet.decode() if key is not None and frame.pts >= key)
+
+
 def _times(path: Path) -> list[int]:
-    """Return the time stamps of all frames in the order they are shown."""
+    """Return the time stamps of all frames in the order they are shown.
+
+    What was cut off the beginning without encoding anew is still there, and not shown.
+    """
     with _opened(path) as container:
-        times = sorted(packet.pts for packet in container.demux(container.streams.video[0]) if packet.pts is not None)
+        packets = container.demux(container.streams.video[0])
+        times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
     if len(set(times)) != len(times):
         raise ImageFormatError(f"{path}: two of its frames have one time stamp; write the frames as PNG files")
     return times

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from unetpp.errors import CorruptImageError, ImageNotFoundError
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError
 from unetpp.io import open_raster
 from unetpp.io.base import fingerprint
 from unetpp.io.video import frame_count
@@ -51,6 +51,40 @@ def test_frames_between_key_frames_are_those_of_playing_it(frames: list[np.ndarr
     for number, truth in enumerate(played):
         with open_raster(f"{path}#{number}") as raster:
             np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, truth)
+
+
+def test_a_video_cut_without_encoding_anew_has_the_frames_that_it_shows(
+    frames: list[np.ndarray], tmp_path: Path
+) -> None:
+    """As phones cut: the frames before the cut stay in the file, where others are predicted from them."""
+    whole = _write(tmp_path / "whole.mp4", frames, "mpeg4", "yuv420p", gop_size=8, max_b_frames=2)
+    path = tmp_path / "cut.mp4"
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with av.open(str(whole)) as source, av.open(str(path), "w", container_options=options) as target:
+        given = source.streams.video[0]
+        stream = target.add_stream_from_template(given)
+        cut = round(3 / 15 / given.time_base)
+        for packet in source.demux(given):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - cut, packet.dts - cut, stream
+                target.mux(packet)
+    with av.open(str(path)) as container:
+        played = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert frame_count(path) == len(played) == 17
+    for number, truth in enumerate(played):
+        with open_raster(f"{path}#{number}") as raster:
+            np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, truth)
+
+
+def test_time_stamps_that_are_not_in_the_order_of_the_frames_are_refused(
+    frames: list[np.ndarray], tmp_path: Path
+) -> None:
+    path = _write(tmp_path / "clip.avi", frames, "libx264", "yuv420p", max_b_frames=2)
+    with (
+        pytest.raises(ImageFormatError, match=r"clip\.avi#3: the video shows its frames in another order than their"),
+        open_raster(f"{path}#3") as raster,
+    ):
+        raster.read(raster.levels[0].box)
 
 
 def test_missing_frames_damaged_files_and_fingerprints(frames: list[np.ndarray], tmp_path: Path) -> None:
