@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from unetpp.errors import ConfigError, DataError
@@ -69,6 +70,41 @@ def test_only_mapped_classes_are_scored_and_absent_ones_left_out(labelled: Calla
     assert score(*made, CLASSES, Truth(path, {"road": 3})) == {}
     with pytest.raises(ConfigError, match="did you mean 'water'"):
         score(*made, CLASSES, Truth(path, {"Water": 77}))
+
+
+@pytest.mark.parametrize("kind", ["palette", "bit", "tiff", "16 bit"])
+def test_values_are_those_that_are_stored(labelled: Callable[..., Made], tmp_path: Path, kind: str) -> None:
+    """Not the colours that a palette or a black-and-white picture shows."""
+    true = np.random.default_rng(0).choice([0, 1] if kind == "bit" else [0, 1, 4], (32, 48)).astype(np.uint8)
+    path, classes = tmp_path / ("truth.tif" if kind == "tiff" else "truth.png"), {"road": 1, "water": 4}
+    if kind == "tiff":
+        with rasterio.open(path, "w", "GTiff", 48, 32, 1, dtype="uint8", nodata=0) as file:
+            file.write(true, 1)
+            file.write_colormap(1, {1: (0, 0, 4), 4: (1, 1, 1)})
+    elif kind == "16 bit":
+        Image.fromarray(true.astype(np.uint16) * 300).save(path)
+        classes = {"road": 300, "water": 1200}
+    elif kind == "bit":
+        Image.fromarray(true.astype(bool)).save(path)
+    else:
+        picture = Image.fromarray(true, "P")
+        picture.putpalette([0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0])
+        picture.save(path)
+    labels = true.copy()
+    labels[:16, :24] = 1
+    found = score(*labelled(labels, 1.0), CLASSES, Truth(path, classes))
+    counts = true > 0 if kind == "tiff" else np.ones_like(true, bool)
+    for info in CLASSES[1:]:
+        mine, theirs = (labels == info.value) & counts, (true == info.value) & counts
+        either = (mine | theirs).sum()
+        assert found.get(info.name) == (pytest.approx((mine & theirs).sum() / either) if either else None)
+
+
+def test_a_truth_in_colours_is_refused(labelled: Callable[..., Made], tmp_path: Path) -> None:
+    colors = np.zeros((32, 32, 3))
+    colors[:8, :, 1] = 128
+    with pytest.raises(DataError, match=r"truth\.png: truth holds colours; give a raster with one value per class"):
+        score(*labelled(np.zeros((32, 32), np.uint8), 1.0), CLASSES, Truth(_png(tmp_path / "truth.png", colors)))
 
 
 def test_a_truth_of_another_size_is_refused(labelled: Callable[..., Made], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +18,13 @@ from unetpp.package import ClassInfo
 from unetpp.store import NO_DATA, LabelStore
 
 if TYPE_CHECKING:
-    from unetpp.io.base import Raster
     from unetpp.io.resample import OutputGrid
+    from unetpp_workflows.prepare.masks import RawMask
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A label raster of the image's own size; 255 is ignored.
+    """A label raster of the image's own size, its values as they are stored; 255 and its nodata are ignored.
 
     Attributes:
         classes: Class name of the model -> value in the raster. Only these classes are scored, and every other value
@@ -57,24 +58,23 @@ def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], tru
 
     Raises:
         ConfigError: `truth.classes` names a class that the model does not have.
-        DataError: the raster's size is not the image's.
+        DataError: the raster's size is not the image's, or it holds colours. Also what `open_labels` raises.
     """
-    from unetpp.io import open_raster
+    from unetpp_workflows.prepare.masks import open_labels
 
     pairs = _pairs(classes, truth.classes)
     common = dict.fromkeys(pairs, 0)
     either = dict.fromkeys(pairs, 0)
-    with open_raster(truth.path) as raster:
-        level = raster.levels[0]
+    with closing(open_labels(truth.path)) as raster:
         size = round(grid.height * grid.step_y), round(grid.width * grid.step_x)
-        if max(abs(level.height - size[0]) / grid.step_y, abs(level.width - size[1]) / grid.step_x) > 1:
+        if max(abs(raster.height - size[0]) / grid.step_y, abs(raster.width - size[1]) / grid.step_x) > 1:
             raise DataError(
-                f"{truth.path}: truth is {level.width} x {level.height} px, the image {size[1]} x {size[0]}; "
+                f"{truth.path}: truth is {raster.width} x {raster.height} px, the image {size[1]} x {size[0]}; "
                 "give a raster of the image's size"
             )
         for shard in store.plan.shards():
-            found, true = store.read(shard.box), _sample(raster, grid, shard.box)
-            both = (found != NO_DATA) & (true != NO_DATA)
+            found, true = store.read(shard.box), _sample(raster, truth.path, grid, shard.box)
+            both = (found != NO_DATA) & (true != NO_DATA) & (true != raster.nodata)
             if not truth.classes:
                 both &= np.isin(true, [true_value for _, true_value in pairs.values()])
             for name, (value, true_value) in pairs.items():
@@ -94,12 +94,13 @@ def _pairs(classes: Sequence[ClassInfo], mapping: Mapping[str, int]) -> dict[str
     return {name: (values[name], true) for name, true in (mapping or values).items()}
 
 
-def _sample(raster: Raster, grid: OutputGrid, box: Box) -> NDArray[np.generic]:
-    level = raster.levels[0]
-    rows = _centres(box.y0, box.y1, grid.step_y, level.height)
-    cols = _centres(box.x0, box.x1, grid.step_x, level.width)
-    window = raster.read(Box(int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1))
-    return window.pixels[..., 0][np.ix_(rows - rows[0], cols - cols[0])]
+def _sample(raster: RawMask, path: Path, grid: OutputGrid, box: Box) -> NDArray[np.generic]:
+    rows = _centres(box.y0, box.y1, grid.step_y, raster.height)
+    cols = _centres(box.x0, box.x1, grid.step_x, raster.width)
+    values = raster.read(Box(int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1))
+    if (values[..., 1:3] != values[..., :1]).any():
+        raise DataError(f"{path}: truth holds colours; give a raster with one value per class")
+    return values[..., 0][np.ix_(rows - rows[0], cols - cols[0])]
 
 
 def _centres(start: int, stop: int, step: float, size: int) -> NDArray[np.int64]:

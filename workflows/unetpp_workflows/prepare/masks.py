@@ -56,7 +56,7 @@ class MaskReader:
         self._path, self._legend, self._grid = path, legend, grid
         self._unlisted, self._tagged = Unlisted(), 0
         self._notes: list[Fault] = []
-        self._mask = _open(Path(path))
+        self._mask = open_labels(Path(path))
         self._warp: Any = None
         if raster.crs and raster.transform and self._mask.crs and self._mask.transform:
             self._warp = self._other_frame(raster)
@@ -218,11 +218,17 @@ def crs_label(crs: Any) -> str:
     return ":".join(CRS.from_user_input(crs.to_wkt()).to_authority() or (crs.name,))
 
 
-def _open(path: Path) -> RawMask:
+def open_labels(path: Path) -> RawMask:
+    """Open a label file; palette indices and 16-bit values are read as they are stored.
+
+    Raises:
+        DataError: its format changes values.
+        CorruptImageError: it does not open. Also what `open_raster` raises for Zarr.
+    """
     try:
         if path.is_dir():
             return _ZarrMask(path)
-        return _TiffMask(path) if path.suffix.lower() in (".tif", ".tiff") else _PhotoMask(path)
+        return _TiffMask(path) if path.suffix.lower() in (".tif", ".tiff", ".vrt") else _PhotoMask(path)
     except UnetppError:
         raise
     except Exception as error:
@@ -268,7 +274,7 @@ class _PhotoMask:
 
 
 class _TiffMask:
-    """A TIFF through GDAL, window by window; colour tables are kept as indices."""
+    """A TIFF or VRT through GDAL, window by window; colour tables are kept as indices."""
 
     def __init__(self, path: Path) -> None:
         import rasterio
