@@ -208,16 +208,24 @@ def _dense(ring: Ring, pieces: int = 16) -> Ring:
     return np.asarray(ring[:, None] + (following - ring)[:, None] * share).reshape(-1, 2)
 
 
+def shape_layers(path: Path) -> list[str]:
+    """Return the layers of a vector file; tables without shapes, such as the styles that QGIS saves, do not count.
+
+    Raises: what pyogrio raises for a file that GDAL does not read.
+    """
+    from pyogrio import list_layers
+
+    return [str(name) for name, kind in list_layers(path) if kind is not None]
+
+
 def _read_file(path: Path, *, scene: bool) -> tuple[list[list[Ring]], str]:
     """Return the polygons of a vector file, and their CRS: "" for pixels."""
     import shapely
-    from pyogrio import list_layers
     from pyogrio.errors import DataLayerError, DataSourceError
     from pyogrio.raw import read
 
     try:
-        # Tables without shapes, such as the styles that QGIS saves, do not count.
-        layers = [str(name) for name, kind in list_layers(path) if kind is not None]
+        layers = shape_layers(path)
         if len(layers) > 1:
             raise RegionError(f"region {path} holds the layers {', '.join(layers)}; save one of them as a file")
         facts, _, shapes, _ = read(path, layer=layers[0] if layers else None, columns=[])

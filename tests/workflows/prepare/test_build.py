@@ -131,6 +131,21 @@ def test_mask_ignore_and_votes(described: Callable[..., Dataset], photos: Any, t
     assert (labels == expected).all()
 
 
+def test_polygons_to_ignore_and_a_file_of_none(described: Callable[..., Dataset], photos: Any, tmp_path: Path) -> None:
+    drawn = photos({"a": (64, 64), "v": (64, 64)})
+    square = {"type": "Polygon", "coordinates": [[[8, 8], [40, 8], [40, 24], [8, 24], [8, 8]]]}
+    for name, shapes in (("a", [square]), ("v", [])):
+        features = [{"type": "Feature", "geometry": shape, "properties": {}} for shape in shapes]
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (tmp_path / f"{name}.geojson").write_text(text)
+    prepare(described(**GLOBS, ignore="{stem}.geojson"), tmp_path, tmp_path / "s.zarr")
+    store = PatchStore.open(tmp_path / "s.zarr")
+    expected = drawn["a"][1].copy()
+    expected[8:24, 8:40] = 255
+    assert (whole(store, "a")[1] == expected).all()
+    assert (whole(store, "v")[1] == drawn["v"][1]).all()
+
+
 def test_one_group_is_cut_with_a_band_between(described: Callable[..., Dataset], photos: Any, tmp_path: Path) -> None:
     drawn = photos({"a": (64, 300)})
     settings = {**GLOBS, "group_pattern": "(a)", "shares": {"train": 0.6, "val": 0.4}, "guard": 40, "validation": []}

@@ -9,6 +9,8 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pandas as pd
+import pyogrio
 import pytest
 import rasterio
 import shapely
@@ -77,6 +79,29 @@ def test_holes_parts_and_nested_polygons(slide: Path, described: Callable[..., D
     expected[inside(LAKE, 80, 100)] = 1
     expected[inside(HUT, 80, 100) | inside(ISLES, 80, 100)] = 2
     assert (labels == expected).all() and not faults
+
+
+def test_a_derived_class_of_qupath_has_the_name_that_qupath_shows(
+    slide: Path, described: Callable[..., Dataset]
+) -> None:
+    dead = {"objectType": "annotation", "classification": {"names": ["Tumor", "Necrosis"], "color": [1, 2, 3]}}
+    feature = {"type": "Feature", "geometry": shapely.geometry.mapping(LAKE), "properties": dead}
+    file = slide.with_name("a.geojson")
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    classes = [CLASSES[0], CLASSES[1], {**CLASSES[2], "labels": ["Tumor: Necrosis"]}]
+    labels, _, faults = draw(slide, file, described(classes, table="t"))
+    assert (labels == 2 * inside(LAKE, 80, 100)).all() and not faults
+
+
+def test_of_several_layers_none_is_chosen(slide: Path, described: Callable[..., Dataset]) -> None:
+    file = slide.with_name("a.gpkg")
+    geopandas.GeoDataFrame({"kind": ["tree"]}, geometry=[LAKE]).to_file(file, layer="trees")
+    pyogrio.write_dataframe(pd.DataFrame({"style": ["red"]}), file, layer="layer_styles")
+    labels, _, _ = draw(slide, file, described(table="t", property="kind"))
+    assert (labels == inside(LAKE, 80, 100)).all()
+    geopandas.GeoDataFrame({"kind": ["roof"]}, geometry=[HUT]).to_file(file, layer="roofs")
+    with pytest.raises(DataError, match="layers trees, roofs"):
+        draw(slide, file, described(table="t", property="kind"))
 
 
 def test_a_coarser_grid_scales_level_0_pixels(slide: Path, described: Callable[..., Dataset]) -> None:

@@ -94,6 +94,16 @@ def test_several_annotators_vote_or_stay_apart(described: Callable[..., Dataset]
     assert [(row.name, row.group) for row in apart] == [("a@ann", "g"), ("a@bob", "g"), ("b", "h")]
 
 
+def test_a_majority_has_one_mask(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    for name in ("mask", "ignore"):
+        rows = "a.png,1.png,g,train,ann,\na.png,2.png,g,train,bob,3.png\nb.png,3.png,h,val,ann,\n"
+        table(tmp_path, f"image,labels,group,split,annotator,{name}\n{rows}")
+        with pytest.raises(DataError, match="a has rows with different masks"):
+            list_rows(described(table="t.csv").data, tmp_path)
+        apart = list_rows(described(table="t.csv", annotators="separate").data, tmp_path)
+        assert [bool(getattr(row, name)) for row in apart] == [False, True, False]
+
+
 def test_two_rows_of_one_image_need_annotators(described: Callable[..., Dataset], tmp_path: Path) -> None:
     table(tmp_path, "image,labels,split\na.png,1.png,train\na.png,2.png,train\n")
     with pytest.raises(DataError, match="annotator"):

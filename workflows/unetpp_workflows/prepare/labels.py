@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unetpp_workflows.prepare.rows import Row
 
 Mask = NDArray[np.bool_]
+_MARKED = 0
 
 
 class LabelReader(Protocol):
@@ -124,20 +125,21 @@ class _Area:
     def __init__(self, path: str, dataset: Dataset, raster: Raster, grid: OutputGrid) -> None:
         self._polygons: PolygonReader | None = None
         if Path(path).suffix.lower() in SUFFIXES:
+            # A file without a polygon marks nothing: what is outside has a class as well.
             anything = Legend(
-                values={}, colors={}, names={}, only=0, background=None, instances=False, explicit_values=True
+                values={}, colors={}, names={}, only=_MARKED, background=1, instances=False, explicit_values=True
             )
-            data = dataset.data.model_copy(update={"outside": "ignore", "property": ""})
+            data = dataset.data.model_copy(update={"outside": "background", "property": ""})
             self._polygons = _AnyPolygon(path, anything, data, raster, grid)
         else:
             self._mask = load_mask(path, grid.height, grid.width)
 
     def read(self, box: Box) -> Mask:
-        return self._mask.crop(box) if self._polygons is None else self._polygons.read(box)[0] != NO_DATA
+        return self._mask.crop(box) if self._polygons is None else self._polygons.read(box)[0] == _MARKED
 
 
 class _AnyPolygon(PolygonReader):
     """Polygons whose names do not matter."""
 
     def _classes(self, names: list[str]) -> NDArray[np.int64]:
-        return np.zeros(len(names), np.int64)
+        return np.full(len(names), _MARKED, np.int64)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unetpp.errors import DataError
 from unetpp.geometry import Box
 from unetpp.io.reader import first_line
+from unetpp.region import shape_layers
 from unetpp.store import NO_DATA
 from unetpp_workflows.prepare.faults import Fault, warning
 from unetpp_workflows.prepare.legend import Indices, Legend
@@ -200,7 +201,8 @@ def _class_name(properties: dict[str, Any], name_property: str, any_name: bool, 
     if isinstance(found, str) and found.startswith("{"):
         found = json.loads(found)
     if isinstance(found, dict):
-        return str(found.get("name") or " ".join(map(str, found.get("names", ()))))
+        # A derived class, such as "Tumor: Positive", is written as the list of its parts.
+        return str(found.get("name") or ": ".join(map(str, found.get("names", ()))))
     if any_name or "objectType" in properties:
         return ""
     raise DataError(
@@ -227,7 +229,10 @@ def _read_layers(path: Path) -> tuple[NDArray[Any], list[dict[str, Any]], str | 
     import shapely
     from pyogrio.raw import read
 
-    meta, _, wkb, columns = read(path)
+    layers = shape_layers(path)
+    if len(layers) > 1:
+        raise DataError(f"{path} holds the layers {', '.join(layers)}; save the labels as one, with a class in each feature")
+    meta, _, wkb, columns = read(path, layer=layers[0] if layers else None)
     fields = [str(name) for name in meta["fields"]]
     return shapely.from_wkb(wkb), _records(fields, columns, len(wkb)), meta["crs"]
 

@@ -268,6 +268,11 @@ def _annotated(rows: Sequence[Row], data: DataSection) -> list[Row]:
                 raise DataError(
                     f"{name} has {len(same)} annotators, and objects have no majority; set annotators = 'separate'"
                 )
+            if len({(row.mask, row.ignore) for row in same}) > 1:
+                raise DataError(
+                    f"{name} has rows with different masks or ignored parts, and a majority is taken in one; give all "
+                    "rows the same, or set annotators = 'separate'"
+                )
             result.append(replace(same[0], labels=tuple(row.labels[0] for row in same), annotators=tuple(who)))
     return result
 
