@@ -93,6 +93,10 @@ class DataError(UnetppError, ValueError):
     """Training images and labels that do not fit together."""
 
 
+class TrainingError(UnetppError, ArithmeticError):
+    """A training that cannot go on: its loss or gradient is no number any more."""
+
+
 def one_line(error: BaseException) -> str:
     """Return the first line of an error's message, with its type where the error is not one of ours."""
     first = (str(error).strip().splitlines() or ["no message"])[0]

@@ -34,6 +34,8 @@ def test_sections_of_the_library_refuse_unknown_keys_and_bad_values() -> None:
         load_recipe("nuclei", ["train.loss.terms=[['dise', 1.0]]"])
     with pytest.raises(ConfigError, match="precision = 'fp64'"):
         load_recipe("nuclei", ["train.precision='fp64'"])
+    with pytest.raises(ConfigError, match=r"train.rate = nan: Input should be a finite number"):
+        load_recipe("nuclei", ["train.rate=nan"])
     with pytest.raises(ConfigError, match="name"):
         load_recipe("nuclei", ["name='no spaces'"])
     # In few words: not with all that the section holds.

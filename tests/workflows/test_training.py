@@ -107,6 +107,13 @@ def test_a_training_that_never_began_keeps_nobody_out(tmp_path: Path, store: Pat
         run(tmp_path, store)
 
 
+def test_a_folder_of_another_version_is_refused(tmp_path: Path, store: Path) -> None:
+    for text in ("{", '{"name": "smoke", "was": 1}'):
+        (tmp_path / "recipe.json").write_text(text)
+        with pytest.raises(DataError, match=r"recipe\.json is damaged or of another version"):
+            run(tmp_path, store)
+
+
 def test_a_level_that_the_network_has_not_is_refused_before_training(tmp_path: Path, store: Path) -> None:
     """... and corrected, the same output folder is taken."""
     for sets in (["result.level=5"], ["result.level=0"], ["network.kind='unet'", "result.level=1"]):
@@ -223,8 +230,12 @@ def test_a_bare_machine_does_the_steps(tmp_path: Path, store: Path) -> None:
 def test_a_store_of_other_classes_is_refused(tmp_path: Path, store: Path) -> None:
     sets = [*SMALL, "classes=[{value=0, name='a', color=[0,0,0]}, {value=1, name='b', color=[0,0,0]}, "
             "{value=2, name='c', color=[0,0,0]}]"]  # fmt: skip
-    with pytest.raises(DataError, match="has 2 classes, the recipe 3"):
+    with pytest.raises(DataError, match="has the classes background, nucleus, the recipe a, b, c"):
         run(tmp_path, store, sets)
+    # As many, but others: what is learnt would be called by the wrong names.
+    other = [*SMALL, "classes=[{name='background', color=[0,0,0], background=true}, {name='gland', color=[0,0,0]}]"]
+    with pytest.raises(DataError, match="has the classes background, nucleus, the recipe background, gland"):
+        run(tmp_path, store, other)
     with pytest.raises(StoreError, match="no training store"):
         run(tmp_path / "other", tmp_path / "nothing.zarr")
 

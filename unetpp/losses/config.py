@@ -51,5 +51,5 @@ class LossConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give at least {least}")
         if min(self.tversky) < 0 or not sum(self.tversky):
             raise ConfigError(f"tversky = {self.tversky}: give two weights that are not negative, one above 0")
-        if self.class_weights is not None and not all(weight >= 0 for weight in self.class_weights):
-            raise ConfigError(f"class_weights = {self.class_weights}: give weights that are not negative")
+        if self.class_weights is not None and (min(self.class_weights, default=0) < 0 or not sum(self.class_weights)):
+            raise ConfigError(f"class_weights = {self.class_weights}: give weights that are not negative, one above 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from unetpp.durable import output_errors, write_file
-from unetpp.errors import DataError
+from unetpp.errors import DataError, one_line
 from unetpp.train.config import TrainConfig
 
 
@@ -39,12 +40,15 @@ def load_checkpoint(path: Path, state: Stateful, config: TrainConfig, facts: Fac
     """Continue from a checkpoint; returns False where there is none.
 
     Raises:
-        DataError: it was made with other settings, from other images, or of another network (its steps would not be
-            the ones this run would make, and images that it trained on could be validated on).
+        DataError: it is damaged, or was made with other settings, from other images, or of another network (its steps
+            would not be the ones this run would make, and images that it trained on could be validated on).
     """
     if not path.is_file():
         return False
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path} does not read ({one_line(error)}); remove it to start anew") from error
     if saved["config"] != asdict(config):
         raise DataError(f"{path} was made with other settings; remove it to start anew, or give the same recipe")
     made = saved.get("facts", {})

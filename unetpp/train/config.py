@@ -49,6 +49,11 @@ class AugmentConfig:
             low, high = getattr(self, name)
             if not least <= low <= high:
                 raise ConfigError(f"{name} = [{low}, {high}]: give the smaller number first, and none below {least:g}")
+        for name in ("elastic", "stain", "gamma", "gain", "offset", "tint", "blur_sigma", "noise_sigma"):
+            _at_least(self, name, 0)
+        for name in ("rotate", "blur", "noise"):
+            _is_probability(self, name)
+        _at_least(self, "elastic_nodes", 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +103,26 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "patch", "accumulate", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: give at least 1")
+            _at_least(self, name, 1)
+        for name in ("warmup", "decay", "patience", "seed", "threads"):
+            _at_least(self, name, 0)
+        for name in ("rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
+        _is_probability(self, "class_aware")
         if self.batch % self.accumulate:
             raise ConfigError(f"batch = {self.batch} is not a multiple of accumulate = {self.accumulate}")
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f"precision = {self.precision!r}: choose bf16 or fp32")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema = {self.ema}: give a decay from 0 (off) to below 1")
+
+
+def _at_least(config: AugmentConfig | TrainConfig, name: str, least: int) -> None:
+    if not getattr(config, name) >= least:
+        raise ConfigError(f"{name} = {getattr(config, name)}: give at least {least}")
+
+
+def _is_probability(config: AugmentConfig | TrainConfig, name: str) -> None:
+    if not 0 <= getattr(config, name) <= 1:
+        raise ConfigError(f"{name} = {getattr(config, name)}: give a probability from 0 to 1")

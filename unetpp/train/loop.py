@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unetpp.allocation import keep_freed_memory
-from unetpp.errors import ConfigError, DataError
+from unetpp.errors import ConfigError, DataError, TrainingError
 from unetpp.losses import supervised_loss
 from unetpp.metrics import Confusion
 from unetpp.model import UNet, UNetPlusPlus
@@ -183,7 +183,13 @@ class _Trainer:
         loss = 0.0
         for number in range(config.accumulate):
             loss += self._part(self._next(), last=number == config.accumulate - 1)
-        nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
+        norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            # One such step leaves no weight that is a number, and every later one looks like a result.
+            raise TrainingError(
+                f"step {state.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}; give a smaller "
+                f"rate than {config.rate:g}, or precision fp32"
+            )
         state.optimizer.step()
         state.step += 1
         _average(state, config)
@@ -276,6 +282,7 @@ def fit(
             workers see different folders.
         ConfigError: a part of a batch has fewer patches than there are workers, or patches are too small or not what
             an augmentation is for.
+        TrainingError: the loss or its gradient is no number any more; the checkpoint is of before.
         OutputError: the checkpoint cannot be written.
     """
     ranks = ranks or Ranks()

@@ -52,7 +52,7 @@ class NetworkSection(_Section):
     level: int | None = None
 
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -175,7 +176,10 @@ def _claim(config: Recipe, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     file = output / RECIPE
     if file.is_file():
-        found = Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+        try:
+            found = Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+        except ValidationError:
+            raise DataError(f"{file} is damaged or of another version of unetpp; give a new --output") from None
         begun = any((output / name).exists() for name in (CHECKPOINT, PROGRESS, SPEC))
         # The copy of the model that it would have started from is there already.
         if found != config and (begun or found.network.start != config.network.start):
@@ -197,11 +201,11 @@ def _prepared(config: Recipe, data: Path | None, output: Path, console: Console)
 
 def _check(config: Recipe, data: TrainingData, store: Path, start: StartingPoint | None, console: Console) -> None:
     """Raise `DataError` where the store does not fit the recipe, or the model that training starts from."""
-    classes = data.training.blocks.counts.shape[1]
-    if classes != len(config.classes):
-        raise DataError(f"{store} has {classes} classes, the recipe {len(config.classes)}; prepare it with this recipe")
+    ours, theirs = [section.name for section in config.classes], list(data.classes)
+    if ours != theirs:
+        raise DataError(f"{store} has the classes {', '.join(theirs)}, the recipe {', '.join(ours)}; prepare it anew")
     seen = data.validation.blocks.counts.sum(0)
-    if classes == 2 and not seen[1]:
+    if len(ours) == 2 and not seen[1]:
         name = config.classes[1].name
         raise DataError(
             f"no pixel of the validation images is {name!r}, so that no weights could be told from others; "

@@ -24,10 +24,14 @@ STORE, DRAWN = "data.zarr", "drawn"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Sources and what the model package says about them; `within_group`: splits share groups, behind a guard band."""
+    """Sources and what the model package says about them; `within_group`: splits share groups, behind a guard band.
+
+    `classes` are names, in the order of label indices.
+    """
 
     training: Source
     validation: Source
+    classes: tuple[str, ...]
     bands: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -42,6 +46,7 @@ def open_data(store: Path) -> TrainingData:
     return TrainingData(
         found.source("train"),
         found.source("val"),
+        tuple(info.name for info in found.classes),
         found.bands,
         found.mean,
         found.std,

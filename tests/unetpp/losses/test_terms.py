@@ -242,6 +242,7 @@ class TestEveryTerm:
         ({"touching": -1.0}, "touching = -1"),
         ({"tversky": (0.0, 0.0)}, "tversky"),
         ({"class_weights": (-1.0, 1.0)}, "class_weights"),
+        ({"class_weights": (0.0, 0.0)}, "class_weights"),
     ],
 )
 def test_bad_configurations_are_refused(changes: dict[str, object], message: str) -> None:

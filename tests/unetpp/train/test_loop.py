@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from tests.unetpp.train.shapes import squares
-from unetpp.errors import ConfigError, DataError, OutputError
+from unetpp.errors import ConfigError, DataError, OutputError, TrainingError
 from unetpp.losses import LossConfig
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp.train import ArraySource, Ranks, TrainConfig, TrainResult, fit
+from unetpp.train import ArraySource, AugmentConfig, Ranks, TrainConfig, TrainResult, fit
 from unetpp.train.loop import schedule, score
 
 MEAN, STD = (128.0, 128.0, 128.0), (60.0, 60.0, 60.0)
@@ -72,6 +72,44 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(DataError, match="other settings"):
         run(tmp_path, replace(CONFIG, rate=1e-3))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"x" * 100):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=r"checkpoint\.pt does not read .*; remove it to start anew"):
+            run(tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_training_before_any_weight_is_lost(tmp_path: Path) -> None:
+    wild = replace(CONFIG, rate=1e12, warmup=0, validate_every=1)
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is .* give a smaller rate than 1e\+12"):
+        run(tmp_path, wild)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
+    assert all(value.isfinite().all() for value in saved["network"].values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rate": 0.0}, {"rate": -1.0}, {"clip": 0.0}, {"decay": -0.1}, {"warmup": -1}, {"seed": -1}, {"threads": -1},
+     {"patience": -1}, {"class_aware": 5.0}],
+)  # fmt: skip
+def test_numbers_that_no_training_can_have_are_refused(changes: dict[str, Any]) -> None:
+    (name,) = changes
+    with pytest.raises(ConfigError, match=f"^{name} = .*: give "):
+        replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"blur_sigma": -1.0}, {"elastic": -1.0}, {"elastic_nodes": 1}, {"noise": 2.0}, {"rotate": -0.5}]
+)
+def test_changes_that_no_patch_can_have_are_refused(changes: dict[str, Any]) -> None:
+    (name,) = changes
+    with pytest.raises(ConfigError, match=f"^{name} = .*: give "):
+        AugmentConfig(**changes)
 
 
 def test_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def _read_layers(path: Path) -> tuple[NDArray[Any], list[dict[str, Any]], str | 
 
     layers = shape_layers(path)
     if len(layers) > 1:
-        raise DataError(f"{path} holds the layers {', '.join(layers)}; save the labels as one, with a class in each feature")
+        raise DataError(f"{path} holds the layers {', '.join(layers)}; save the labels as one layer, with a class each")
     meta, _, wkb, columns = read(path, layer=layers[0] if layers else None)
     fields = [str(name) for name in meta["fields"]]
     return shapely.from_wkb(wkb), _records(fields, columns, len(wkb)), meta["crs"]
