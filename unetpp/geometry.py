@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from unetpp.errors import SpacingError
 
@@ -117,3 +119,10 @@ def window_transform(transform: Transform, box: Box, downsample_y: float = 1.0, 
         e * downsample_y,
         d * col + e * row + f,
     )
+
+
+def to_pixels(transform: Transform, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return (column, row) of places in a transform's CRS: its inverse."""
+    a, b, c, d, e, f = transform
+    determinant = a * e - b * d
+    return (e * (x - c) - b * (y - f)) / determinant, (a * (y - f) - d * (x - c)) / determinant

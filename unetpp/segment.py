@@ -232,7 +232,7 @@ def _validity(
 ) -> tuple[ValidityMask | None, str | None]:
     """Return where the image is to be segmented, and the tissue algorithm that said so (None when none did)."""
     if mask is not None:
-        return load_mask(mask, grid.height, grid.width), None
+        return load_mask(mask, grid), None
     if tissue == "none" or raster.kind != "slide":
         return None, None
     small = thumbnail(raster, _MASK_SIDE)

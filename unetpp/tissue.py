@@ -12,14 +12,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetpp.errors import MaskError, UnetppError
-from unetpp.geometry import Box
+from unetpp.geometry import Box, to_pixels
+
+if TYPE_CHECKING:
+    from unetpp.io.base import Raster
+    from unetpp.io.resample import OutputGrid
 
 ALGORITHM = "od-hysteresis-1"
 
@@ -210,11 +214,14 @@ class ValidityMask:
         Image.fromarray(self.mask).save(path, format="PNG")
 
 
-def load_mask(path: str | Path, height: int, width: int) -> ValidityMask:
-    """Return the mask in an image file for an output grid of height x width: every pixel that is not 0 is to be done.
+def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
+    """Return the mask in an image file for an output grid: every pixel that is not 0 is to be done.
 
-    The mask may be of any size with the grid's proportions: within 1%, or one and a half mask pixels. JPEG masks count
-    from half brightness. Raises `MaskError` where the file does not read as an image or has other proportions.
+    The mask may be of any size with the grid's proportions: within 1%, or one and a half mask pixels; where both have a
+    CRS, it covers the grid's ground as closely. JPEG masks count from half brightness.
+
+    Raises:
+        MaskError: the file does not read as an image, or covers something else.
     """
     from unetpp.io import open_raster
     from unetpp.io.reader import MAX_DECODED_PIXELS
@@ -224,16 +231,37 @@ def load_mask(path: str | Path, height: int, width: int) -> ValidityMask:
             box = raster.levels[0].box
             if box.area > MAX_DECODED_PIXELS:
                 raise MaskError(f"mask {path}: {box.width}x{box.height} pixels are too many; save it smaller")
+            off_place = _off_place(raster, grid)
             window = raster.read(box)
             least = 127 if raster.format == "jpeg" else 0
     except MaskError:
         raise
     except UnetppError as error:
         raise MaskError(f"mask {error}") from None
+    height, width = grid.height, grid.width
     off = abs(box.height * width - box.width * height)
     if off > max(_ASPECT_TOLERANCE * box.width * height, 1.5 * max(height, width)):
         raise MaskError(
             f"mask {path}: {box.width}x{box.height} has other proportions than the image's {width}x{height}; "
             "draw it on the whole image"
         )
+    # Not "<=": a place that cannot be projected is NaN.
+    if not off_place <= max(_ASPECT_TOLERANCE * max(height, width), 1.5 * max(height / box.height, width / box.width)):
+        raise MaskError(
+            f"mask {path} covers other ground than the image: a corner is {off_place:.0f} px away; warp it to the image"
+        )
     return ValidityMask(np.asarray((window.pixels > least).any(-1) & window.valid), height, width)
+
+
+def _off_place(raster: Raster, grid: OutputGrid) -> float:
+    """Return by how many grid pixels a corner of the raster misses the grid's; 0 where one of them has no place."""
+    if not (raster.crs and raster.transform and grid.crs and grid.transform):
+        return 0.0
+    import pyproj
+
+    move = pyproj.Transformer.from_crs(raster.crs, grid.crs, always_xy=True)
+    rows, cols = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    a, b, c, d, e, f = raster.transform
+    col, row = cols * raster.levels[0].width, rows * raster.levels[0].height
+    x, y = to_pixels(grid.transform, *move.transform(a * col + b * row + c, d * col + e * row + f))
+    return float(np.abs(np.concatenate([x - cols * grid.width, y - rows * grid.height])).max())

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.transform import from_bounds
+from rasterio.warp import transform_bounds
 
 from unetpp.errors import MaskError
 from unetpp.geometry import Box
 from unetpp.io import open_raster
 from unetpp.io.base import thumbnail
+from unetpp.io.resample import OutputGrid
 from unetpp.tissue import ValidityMask, _components, load_mask, tissue_mask
 
 Rgb = NDArray[np.uint8]
@@ -157,11 +161,15 @@ def test_crop_and_any_equal_nearest_upsampling(h: int, w: int, height: int, widt
         assert validity.any(box) == truth.any()
 
 
+def grid(height: int, width: int) -> OutputGrid:
+    return OutputGrid(height, width, 1, 1, 0, None, None, None)
+
+
 def test_saved_mask_reads_back_bit_for_bit(tmp_path: Path) -> None:
     small = np.random.default_rng(5).random((37, 53)) < 0.5
     path = tmp_path / "mask.png"
     ValidityMask(small, 370, 530).save(path)
-    again = load_mask(path, 370, 530)
+    again = load_mask(path, grid(370, 530))
     assert (again.height, again.width) == (370, 530)
     assert again.mask.dtype == bool
     assert np.array_equal(again.mask, small)
@@ -175,32 +183,51 @@ def test_every_value_but_zero_is_to_be_done(tmp_path: Path) -> None:
     color[values > 0, 2] = 1
     Image.fromarray(color).save(tmp_path / "color.png")
     for name in ("gray.png", "color.png"):
-        assert np.array_equal(load_mask(tmp_path / name, 20, 40).mask, values > 0)
+        assert np.array_equal(load_mask(tmp_path / name, grid(20, 40)).mask, values > 0)
 
 
 def test_jpeg_mask_counts_from_half_brightness(tmp_path: Path) -> None:
     drawn = np.zeros((64, 64), bool)
     drawn[16:48, 8:40] = True
     Image.fromarray(np.where(drawn, 255, 0).astype(np.uint8)).save(tmp_path / "mask.jpg", quality=40)
-    assert np.array_equal(load_mask(tmp_path / "mask.jpg", 64, 64).mask, drawn)
+    assert np.array_equal(load_mask(tmp_path / "mask.jpg", grid(64, 64)).mask, drawn)
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (400, 200), (1000, 2100)])
 def test_mask_of_other_proportions_is_refused(tmp_path: Path, height: int, width: int) -> None:
     ValidityMask(np.ones((200, 400), bool), 1, 1).save(tmp_path / "mask.png")
     with pytest.raises(MaskError, match=rf"mask\.png: 400x200 has other proportions than the image's {width}x{height}"):
-        load_mask(tmp_path / "mask.png", height, width)
+        load_mask(tmp_path / "mask.png", grid(height, width))
 
 
 @pytest.mark.parametrize(("height", "width"), [(200, 400), (2000, 4000), (1003, 1999), (20, 40)])
 def test_mask_of_the_same_proportions_is_taken(tmp_path: Path, height: int, width: int) -> None:
     ValidityMask(np.ones((200, 400), bool), 1, 1).save(tmp_path / "mask.png")
-    assert load_mask(tmp_path / "mask.png", height, width).crop(Box(0, 0, height, width)).all()
+    assert load_mask(tmp_path / "mask.png", grid(height, width)).crop(Box(0, 0, height, width)).all()
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32636", "EPSG:4326"])
+def test_a_mask_with_a_place_covers_the_image(tmp_path: Path, crs: str) -> None:
+    """A cloud mask of a whole tile is no mask of a cut of it, though both are square."""
+    north, wanted = 40000, OutputGrid(100, 100, 1, 1, 0, None, (10, 0, 500000, 0, -10, 40000), "EPSG:32636")
+    for name, west, metres in (("same", 500000, 1000), ("tile", 500000, 2000), ("beside", 500300, 1000)):
+        ground = transform_bounds("EPSG:32636", crs, west, north - metres, west + metres, north)
+        with rasterio.open(
+            tmp_path / f"{name}.tif", "w", driver="GTiff", height=50, width=50, count=1, dtype="uint8", crs=crs,
+            transform=from_bounds(*ground, 50, 50),
+        ) as file:  # fmt: skip
+            file.write(np.ones((50, 50), np.uint8), 1)
+    assert load_mask(tmp_path / "same.tif", wanted).mask.all()
+    for name, off in (("tile", 100), ("beside", 30)):
+        with pytest.raises(MaskError, match=rf"{name}\.tif covers other ground than the image: a corner is {off} px"):
+            load_mask(tmp_path / f"{name}.tif", wanted)
+    # Without a place of its own an image has only its size.
+    assert load_mask(tmp_path / "tile.tif", grid(100, 100)).mask.all()
 
 
 def test_what_is_no_mask_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     for name in ("text.png", "missing.png"):
         with pytest.raises(MaskError, match=rf"^mask .*{name}") as caught:
-            load_mask(tmp_path / name, 10, 10)
+            load_mask(tmp_path / name, grid(10, 10))
         assert "\n" not in str(caught.value)

@@ -132,7 +132,7 @@ class _Area:
             data = dataset.data.model_copy(update={"outside": "background", "property": ""})
             self._polygons = _AnyPolygon(path, anything, data, raster, grid)
         else:
-            self._mask = load_mask(path, grid.height, grid.width)
+            self._mask = load_mask(path, grid)
 
     def read(self, box: Box) -> Mask:
         return self._mask.crop(box) if self._polygons is None else self._polygons.read(box)[0] == _MARKED

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.errors import CorruptImageError, DataError, UnetppError
-from unetpp.geometry import Box, Transform
+from unetpp.geometry import Box, Transform, to_pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
 from unetpp.store import NO_DATA
 from unetpp_workflows.prepare.faults import Fault, warning
@@ -172,13 +172,6 @@ class MaskReader:
 
     def close(self) -> None:
         self._mask.close()
-
-
-def to_pixels(transform: Transform, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return (column, row) of places in a transform's CRS: its inverse."""
-    a, b, c, d, e, f = transform
-    determinant = a * e - b * d
-    return (e * (x - c) - b * (y - f)) / determinant, (a * (y - f) - d * (x - c)) / determinant
 
 
 def _centres(start: int, stop: int, step: float, size: int) -> NDArray[np.int64]:
