@@ -49,6 +49,10 @@ def test_marks_are_values_names_or_colours(tmp_path: Path) -> None:
         ({"images": "*.png"}, "belong together"),
         ({"images": "", "labels": "", "table": None}, "name the images"),
         ({"label_map": {3: 7}}, "indices 0..2"),
+        ({"table": None, "images": "*.png", "labels": "masks/{name}.png"}, r"data.labels = .*write \{stem\}"),
+        ({"table": None, "images": "*.png", "labels": "a.png", "ignore": "{stem"}, r"data.ignore = .*write \{stem\}"),
+        ({"table": None, "images": "/data/*.png", "labels": "{stem}.png"}, "data.images = .*below the data folder"),
+        ({"group_pattern": "(s"}, "data.group_pattern = .*no regular expression"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(described: Callable[..., Dataset], wrong: dict[str, Any], named: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pyogrio
 import pytest
 import rasterio
@@ -102,6 +103,22 @@ def test_of_several_layers_none_is_chosen(slide: Path, described: Callable[..., 
     geopandas.GeoDataFrame({"kind": ["roof"]}, geometry=[HUT]).to_file(file, layer="roofs")
     with pytest.raises(DataError, match="layers trees, roofs"):
         draw(slide, file, described(table="t", property="kind"))
+
+
+@pytest.mark.parametrize("content", [[1, 2], "x", {"features": [{"geometry": {"type": "Foo", "coordinates": []}}]}])
+def test_json_that_is_no_geojson(content: Any, slide: Path, described: Callable[..., Dataset]) -> None:
+    file = slide.with_name("a.geojson")
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"a\.geojson does not read as polygons"):
+        draw(slide, file, described(table="t"))
+
+
+def test_damaged_shapes_in_parquet(slide: Path, described: Callable[..., Dataset]) -> None:
+    about = {"version": "1.1.0", "primary_column": "shape", "columns": {"shape": {"encoding": "WKB", "crs": None}}}
+    rows = pyarrow.table({"shape": [LAKE.wkb[:50]]}).replace_schema_metadata({"geo": json.dumps(about)})
+    pyarrow.parquet.write_table(rows, slide.with_name("a.parquet"))
+    with pytest.raises(DataError, match=r"a\.parquet does not read as polygons"):
+        draw(slide, slide.with_name("a.parquet"), described(table="t"))
 
 
 def test_a_coarser_grid_scales_level_0_pixels(slide: Path, described: Callable[..., Dataset]) -> None:

@@ -5,6 +5,7 @@ Knows names and ranges; opens no image and no label.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -104,6 +105,31 @@ class DataSection(_Section):
             Spacing.parse(value) if value is not None else None
         except SpacingError as error:
             raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("images")
+    @classmethod
+    def _is_below(cls, value: str) -> str:
+        if Path(value).is_absolute():
+            raise ValueError("give a pattern below the data folder, which --data names")
+        return value
+
+    @field_validator("labels", "mask", "ignore")
+    @classmethod
+    def _is_template(cls, value: str) -> str:
+        try:
+            value.format(stem="")
+        except (LookupError, ValueError, AttributeError):
+            raise ValueError("write {stem} for the image's name, and no other braces") from None
+        return value
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _is_expression(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"no regular expression ({error})") from None
         return value
 
     @model_validator(mode="after")

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.errors import DataError
-from unetpp.geometry import Box
+from unetpp.geometry import Box, to_pixels
 from unetpp.io.reader import first_line
 from unetpp.region import shape_layers
 from unetpp.store import NO_DATA
 from unetpp_workflows.prepare.faults import Fault, warning
 from unetpp_workflows.prepare.legend import Indices, Legend
-from unetpp_workflows.prepare.masks import Objects, crs_label, to_pixels
+from unetpp_workflows.prepare.masks import Objects, crs_label
 
 if TYPE_CHECKING:
     from unetpp.io.base import Raster
@@ -169,6 +169,9 @@ def read_shapes(path: Path, name_property: str, *, any_name: bool, placed: bool)
     Raises:
         DataError: the file does not read, or a feature lacks the property.
     """
+    import shapely
+    from shapely.errors import ShapelyError
+
     try:
         if path.suffix.lower() in (".geojson", ".json"):
             geometry, properties, crs = _read_geojson(path, placed)
@@ -180,9 +183,8 @@ def read_shapes(path: Path, name_property: str, *, any_name: bool, placed: bool)
                 raise DataError(f"{path} states no CRS, but its image has one; write the CRS into it")
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ShapelyError) as error:
         raise DataError(f"{path} does not read as polygons ({first_line(error)}); export it again") from None
-    import shapely
 
     polygon = np.isin(shapely.get_type_id(geometry), (3, 6)) & ~shapely.is_empty(geometry)
     kept = np.flatnonzero(polygon)
