@@ -59,6 +59,18 @@ def test_help_imports_nothing_heavy() -> None:
 COMMANDS = ["demo", "segment", "plan", "status", "verify", "train", "report", "doctor"]
 
 
+def test_the_command_keeps_libraries_from_warning_of_images_without_a_place(tmp_path: Path) -> None:
+    """... in every thread: what a thread ignores for a block is warned of again when another one's block ends."""
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.tif")
+    code = (
+        "import sys\nfrom unetpp_workflows.cli import main\nsys.argv = ['unetpp', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"import rasterio\nrasterio.open({str(tmp_path / 'a.tif')!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert __version__ in done.stdout and not done.stderr
+
+
 def test_doctor_lists_the_formats_that_a_test_proves_and_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     code, text = call("doctor", "--formats")

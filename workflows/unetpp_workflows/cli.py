@@ -5,6 +5,7 @@ Only typer and rich are imported here; every command imports what it uses, so th
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +106,9 @@ def options(
 
 def main() -> None:
     """Run the command line."""
+    # rasterio warns of every image and mask without a place on earth. Here, once: what one thread sets for a block,
+    # another one's end of a block takes away.
+    warnings.filterwarnings("ignore", module=r"rasterio(\.|$)")
     app(prog_name="unetpp")
 
 

@@ -7,7 +7,6 @@ indices and 16-bit values are read as they are stored.
 from __future__ import annotations
 
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -271,11 +270,8 @@ class _TiffMask:
 
     def __init__(self, path: Path) -> None:
         import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            self._data = rasterio.open(path)
+        self._data = rasterio.open(path)
         self._lock = threading.Lock()
         self._path = path
         self.height, self.width = self._data.height, self._data.width
