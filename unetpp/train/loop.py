@@ -133,8 +133,9 @@ class _State:
         return epoch
 
     def stale(self) -> int:
-        """Return how many validations have passed since the best one."""
-        return 0 if self.best is None else len(self.history) - 1 - self.best[2]
+        """Return how many validations have passed since one was better than all before it."""
+        scores = [score(epoch.iou) for epoch in self.history]
+        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
 
 class _Heads(nn.Module):
@@ -307,10 +308,11 @@ def fit(
                 on_step(state.step, loss)
             late = math.isfinite(seconds) and trainer.any(time.monotonic() - start > seconds)
             validated = trainer.validate() if trainer.due else None
-            if validated is not None or late:
-                trainer.save(checkpoint, facts)
+            # Told before it is saved: killed between the two, a training tells of it again, else it never would.
             if validated is not None and on_epoch is not None and ranks.rank == 0:
                 on_epoch(*validated)
+            if validated is not None or late:
+                trainer.save(checkpoint, facts)
     finally:
         trainer.close()
     return _result(state, trainer.done, time.monotonic() - start)

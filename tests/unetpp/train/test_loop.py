@@ -18,6 +18,7 @@ import torch
 
 from tests.unetpp.train.shapes import squares
 from unetpp.errors import ConfigError, DataError, OutputError, TrainingError
+from unetpp.geometry import Box
 from unetpp.losses import LossConfig
 from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.train import ArraySource, AugmentConfig, Ranks, TrainConfig, TrainResult, fit
@@ -206,6 +207,38 @@ def test_parts_of_a_batch_give_nearly_its_gradient(tmp_path: Path) -> None:
 def counted_everywhere() -> ArraySource:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     return ArraySource([("a", "g", pixels, (pixels[..., 0] > 100).astype(np.uint8), None)], 2)
+
+
+def test_a_validation_that_was_not_told_of_is_told_of_again(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def go() -> TrainResult:
+        network = UNetPlusPlus(GridConfig(filters=(8, 12, 16)))
+        return fit(
+            network, squares(6, 0), squares(3, 1), CONFIG, mean=MEAN, std=STD, folder=tmp_path, on_epoch=tell
+        )  # fmt: skip
+
+    def tell(epoch: Any, _: Any) -> None:
+        if epoch.step == 6 and not told.count(0):
+            told.append(0)
+            raise KeyboardInterrupt
+        told.append(epoch.step)
+
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    assert [epoch.step for epoch in go().history] == [3, 6, 9, 12]
+    assert told == [3, 0, 6, 9, 12]
+
+
+def test_a_score_that_stands_still_is_no_better_one(tmp_path: Path) -> None:
+    """Where nothing is found, every validation has the score 0."""
+    pixels = squares(1, 1).read(0, Box(0, 0, 48, 40)).pixels
+    nothing = ArraySource([("a", "a", pixels, np.zeros((48, 40), np.uint8), None)], classes=2)
+    result = fit(
+        UNetPlusPlus(GridConfig(filters=(8, 12, 16))), squares(6, 0), nothing, replace(CONFIG, steps=60, patience=2),
+        mean=MEAN, std=STD, folder=tmp_path,
+    )  # fmt: skip
+    assert [epoch.step for epoch in result.history] == [3, 6, 9] and result.finished
 
 
 def test_patience_ends_training_and_stays_ended(tmp_path: Path) -> None:
