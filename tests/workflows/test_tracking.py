@@ -17,7 +17,7 @@ from unetpp.package import ClassInfo, ModelSpec, Package, save_package
 from unetpp_workflows.mlflow_store import init_store
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.registry import model_id, register_package
-from unetpp_workflows.tracking import SEGMENTATION, log_segmentation
+from unetpp_workflows.tracking import SEGMENTATION, flat, log, log_segmentation, numbers
 
 CLASSES = (
     ClassInfo(value=0, name="background", color=(0, 0, 0), background=True),
@@ -138,6 +138,17 @@ def test_resuming_a_job_updates_its_run(uri: str, package: Package, folder: Path
     assert len(run.inputs.dataset_inputs) == 1
     where = client.get_experiment_by_name(SEGMENTATION).experiment_id
     assert len(client.search_runs([where], "tags.`unetpp.key` = 'k2'")) == 1
+
+
+def test_groups_of_any_name_are_recorded(uri: str) -> None:
+    """A group is called by its image's URI where nothing else is known of it."""
+    client = init_store(uri)
+    run = client.create_run(client.create_experiment("names")).info.run_id
+    groups = ["s3://bucket/a/x.tif", "a/./b", "../c", "/d/", "e" * 300, "f: (g)"]
+    log(client, run, metrics=numbers(flat({f"val.iou.{group}": {"nucleus": 0.5} for group in groups})))
+    found = client.get_run(run).data.metrics
+    assert len(found) == len(groups) and set(found.values()) == {0.5}
+    assert "val.iou.s3_/bucket/a/x.tif.nucleus" in found and "val.iou.f_ _g_.nucleus" in found
 
 
 def test_a_model_from_a_folder_has_no_link_but_its_digest(uri: str, package: Package, folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import posixpath
 import re
 import time
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ SEGMENTATION = "unetpp-segmentation"
 KEY_TAG = "unetpp.key"
 FILES = ("report.html", "picture.jpg", "validity.png", "config.json")
 _STATUS = {"done": "FINISHED", "empty": "FINISHED", "partial": "FAILED", "failed": "FAILED"}
-_VALUE_CHARS, _DIGEST_CHARS, _BATCH = 5000, 36, 100
+_NAME_CHARS, _VALUE_CHARS, _DIGEST_CHARS, _BATCH = 250, 5000, 36, 100
 
 
 def log_segmentation(record: ImageRecord, folder: Path, *, tracking_uri: str | None = None) -> str:
@@ -192,8 +193,11 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _name(text: str) -> str:
-    """Return the text with every character that MLflow refuses in a name replaced."""
-    return re.sub(r"[^\w.\-/ ]", "_", text)
+    """Return the text as MLflow takes it for a name: other characters replaced, and a path of no detours.
+
+    Groups may be URIs, so that names have "//" in them. Of a long one the end is kept, which tells more apart.
+    """
+    return posixpath.normpath(re.sub(r"[^\w.\-/ ]", "_", text)[-_NAME_CHARS:]).lstrip("./")
 
 
 def _milliseconds(moment: str) -> int | None:
