@@ -1,6 +1,7 @@
 """What an image looks like, in a few numbers, and which of them are unusual; knows arrays, not files or models.
 
-Numbers of a window, over its valid pixels and in parts of full scale (255 for uint8):
+Numbers of a window, over its valid pixels and in parts of the span in which a model's training images lie (255 for
+uint8, six standard deviations for most others, see `unetpp.span`):
 
 mean_<band>, std_<band>   brightness and contrast
 focus                     log10 of the variance of the Laplacian over that of the grey picture: blur lowers it, noise
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.geometry import Box
+from unetpp.span import Span
 
 WINDOW, WINDOWS = 256, 16
 LEAST_VALID = 0.25
@@ -26,8 +28,7 @@ LEAST_VALID = 0.25
 LEAST_IMAGES = 20
 """Fewer images do not tell what is usual."""
 _MARGIN = 0.05
-"""Differences below this share of full scale (and of a factor 10 in focus) are never unusual."""
-FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
+"""Differences below this share of the span (and of a factor 10 in focus) are never unusual."""
 Profile = dict[str, float]
 Ranges = Mapping[str, Sequence[float]]
 
@@ -52,16 +53,20 @@ class Unusual:
         return asdict(self)
 
 
-def window_statistics(pixels: NDArray[Any], valid: NDArray[np.bool_], bands: Sequence[str]) -> Profile | None:
+def window_statistics(
+    pixels: NDArray[Any], valid: NDArray[np.bool_], bands: Sequence[str], span: Span
+) -> Profile | None:
     """Return a window's numbers; None where too little of it is valid, or it is smaller than 3 pixels.
 
     Args:
-        pixels: (h, w, C) of uint8, uint16 or floats whose full scale is 1.
+        pixels: (h, w, C).
         valid: (h, w).
+        span: of the training images' samples.
     """
     if valid.mean() < LEAST_VALID or min(valid.shape) < 3:
         return None
-    values = pixels.astype(np.float64) / FULL_SCALE.get(str(pixels.dtype), 1.0)
+    low, high = np.array(span.low), np.array(span.high)
+    values = (pixels.astype(np.float64) - low) / (high - low)
     inside = values[valid]
     found = {f"mean_{band}": float(mean) for band, mean in zip(bands, inside.mean(0), strict=True)}
     found |= {f"std_{band}": float(std) for band, std in zip(bands, inside.std(0), strict=True)}
@@ -74,7 +79,7 @@ def _focus(grey: NDArray[np.float64], valid: NDArray[np.bool_]) -> float:
     # A pixel beside an invalid one has no Laplacian.
     whole = valid[1:-1, 1:-1] & valid[:-2, 1:-1] & valid[2:, 1:-1] & valid[1:-1, :-2] & valid[1:-1, 2:]
     sharp = float(laplacian[whole].var()) if whole.any() else 0.0
-    # One grey level of 8 bits is the least contrast and the least detail that is told from none.
+    # A 255th of the span, one grey level of 8 bits, is the least contrast and the least detail that is told from none.
     least = 1 / 255**2
     return float(np.log10((sharp + least) / (float(grey[valid].var()) + least)))
 

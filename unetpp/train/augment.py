@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetpp.errors import ConfigError
+from unetpp.span import Span
 from unetpp.train.config import AugmentConfig
 from unetpp.train.sampling import Frames
-from unetpp.train.span import Span
 
 # Optical density of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001, table of section 2.
 _STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))

@@ -21,7 +21,7 @@ class AugmentConfig:
         stain: change of the amounts of haematoxylin, eosin and residual stain (RGB slides only): each is multiplied by
             1 +- stain and shifted by +- stain / 10 (optical density; Tellez et al. 2018, section 2.2).
         gamma, gain, offset: brightness curve, factor and shift, relative to full range: 255 for 8 bits, six standard
-            deviations of the training images for other types (see `unetpp.train.span`).
+            deviations of the training images for other types (see `unetpp.span`).
         tint: factor and shift per band: the radiometry of another scene, or another lamp.
         saturation: 0 is grey, 1 unchanged.
         blur, noise: probability of a Gaussian blur of at most `blur_sigma` pixels, and of Gaussian noise of at most

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unetpp.geometry import Box
+from unetpp.span import Span
 from unetpp.train.config import TrainConfig
 from unetpp.train.source import Source
-from unetpp.train.span import Span
 
 
 @dataclass(frozen=True)

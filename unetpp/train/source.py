@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unetpp.geometry import Box
 from unetpp.losses import IGNORE
-from unetpp.train.span import Span
+from unetpp.span import Span
 
 
 @dataclass(frozen=True)

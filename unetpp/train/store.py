@@ -32,8 +32,8 @@ from unetpp.errors import StoreError
 from unetpp.geometry import Box, Spacing
 from unetpp.losses import IGNORE
 from unetpp.package import ClassInfo
+from unetpp.span import Span
 from unetpp.train.source import Blocks, Crop, SourceImage
-from unetpp.train.span import Span
 
 FORMAT = 1
 ATTRIBUTES, DOCUMENT = "unetpp_training", "store.json"

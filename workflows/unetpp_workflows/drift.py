@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from unetpp.geometry import Box
 from unetpp.profile import WINDOW, WINDOWS, Profile, Unusual, profile_of, quantiles, spread, unusual, window_statistics
+from unetpp.span import Span
 
 if TYPE_CHECKING:
     from unetpp.job import SegmentJob
+    from unetpp.package import ModelSpec
     from unetpp.tissue import ValidityMask
 
 _CANDIDATES = 32
@@ -19,11 +21,8 @@ PROFILE = "profile_"
 """Columns of an archive's table start so."""
 
 
-def job_profile(job: SegmentJob, bands: Sequence[str]) -> Profile:
+def job_profile(job: SegmentJob, spec: ModelSpec) -> Profile:
     """Return the profile of a job's image, read at the spacing that the model saw; empty where nothing is valid.
-
-    Args:
-        bands: names of the model's bands, in its order.
 
     Raises: what reading an image raises.
     """
@@ -31,6 +30,7 @@ def job_profile(job: SegmentJob, bands: Sequence[str]) -> Profile:
     from unetpp.io.resample import GridReader
 
     mask = job.validity_mask()
+    span = Span.of(spec.dtype, spec.mean, spec.std)
     boxes = _windows(job.plan.height, job.plan.width, mask)
     with open_raster(job.uri) as raster:
         reader = GridReader(raster, job.grid)
@@ -38,7 +38,7 @@ def job_profile(job: SegmentJob, bands: Sequence[str]) -> Profile:
         def look(box: Box) -> Profile | None:
             found = reader.read(box)
             valid = found.valid if mask is None else found.valid & mask.crop(box)
-            return window_statistics(found.pixels, valid, bands)
+            return window_statistics(found.pixels, valid, spec.bands, span)
 
         return profile_of(look(boxes[number]) for number in spread(len(boxes)))
 

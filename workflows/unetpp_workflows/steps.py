@@ -311,7 +311,7 @@ def _looked_at(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
     """Return the record with what the image looks like, and what of it is unlike the model's training images."""
     spec = call.package.spec
     with call.timed(job.uri, "finalize"):
-        profile = job_profile(job, spec.bands)
+        profile = job_profile(job, spec)
     found = [item.to_json() for item in unlike_training(profile, spec.training)]
     return replace(record, profile=profile, unusual=found)
 

@@ -18,6 +18,7 @@ from unetpp.durable import write_file
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.package import ModelSpec, Package, save_package
 from unetpp.profile import quantiles
+from unetpp.span import Span
 from unetpp.train.appearance import source_profiles
 from unetpp.train.content import image_digests
 from unetpp.train.levels import LevelScore, score_levels, smallest_good
@@ -137,7 +138,7 @@ def _spec(
             "validation_fingerprint": data.validation.fingerprint,
             "training_content": seen_content(start, sorted(image_digests(data.training))),
             "validation_content": sorted(image_digests(data.validation)),
-            "profile": quantiles(source_profiles(data.training, data.bands)),
+            "profile": quantiles(source_profiles(data.training, data.bands, Span.of(data.dtype, data.mean, data.std))),
             "start": None if start is None else start.facts(),
             "command": command,
             "steps": recipe.train.steps,

@@ -20,6 +20,6 @@ def test_every_image_has_its_own_profile_from_where_it_is_labelled() -> None:
         [("a", "a", dark, labels, None), ("b", "b", bright, np.ones((40, 30), np.uint8), None),
          ("c", "c", bright, unlabelled, None)], 2
     )  # fmt: skip
-    first, second = source_profiles(source, ["grey"])
+    first, second = source_profiles(source, ["grey"], source.span)
     assert first["mean_grey"] == pytest.approx(0.2) and second["mean_grey"] == pytest.approx(0.8)
     assert first["std_grey"] == pytest.approx(0)

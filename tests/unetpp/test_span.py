@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from tests.unetpp.train.shapes import squares
 from unetpp.geometry import Box
+from unetpp.span import Span
 from unetpp.train import ArraySource, AugmentConfig, TrainConfig
 from unetpp.train.augment import patches
 from unetpp.train.sampling import Sampler
-from unetpp.train.span import Span
 
 AUGMENT = AugmentConfig(blur=0.5, noise=0.5, elastic=1.0)
 PHOTO = squares(4, 0)
