@@ -126,7 +126,11 @@ class Package:
     digest: str
 
     def load_model(self) -> UNetPlusPlus | UNet:
-        """Build the network on the CPU in eval mode; raises `ModelPackageError` when the weights do not fit."""
+        """Build the network on the CPU in eval mode.
+
+        Raises:
+            ModelPackageError: the weights do not fit, or are no numbers: that network would find one class everywhere.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -141,6 +145,9 @@ class Package:
         except (SafetensorError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ModelPackageError(f"{self.folder / WEIGHTS} does not fit {SPEC}: {first}") from error
+        lost = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+        if lost:
+            raise ModelPackageError(f"{self.folder / WEIGHTS}: {lost[0]} holds what is no number; train the model anew")
         return model.eval()
 
 

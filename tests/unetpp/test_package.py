@@ -115,6 +115,16 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
         load_package(folder).load_model()
 
 
+def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    package = load_package(folder)
+    network = package.load_model()
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = float("nan")
+    save_package(folder, network, package.spec, "")
+    with pytest.raises(ModelPackageError, match="holds what is no number"):
+        load_package(folder).load_model()
+
+
 def test_truncated_weights_are_refused(folder: Path) -> None:
     weights = (folder / "weights.safetensors").read_bytes()
     (folder / "weights.safetensors").write_bytes(weights[: len(weights) // 2])
