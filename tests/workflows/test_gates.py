@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from unetpp.errors import ConfigError
 from unetpp.package import load_package
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, evaluate
+from unetpp_workflows.evaluation_page import _groups
 from unetpp_workflows.gates import Candidate, GateResult, Gates, judge, load_gates, paired_difference
 from unetpp_workflows.registry import resolve
 
@@ -73,8 +75,6 @@ def test_pairs_cancel_what_is_hard_for_both(candidate: Callable[..., Candidate])
 
 
 def test_one_group_can_prove_nothing(candidate: Callable[..., Candidate]) -> None:
-    import dataclasses
-
     whole = candidate(112)
     one = dict(list(whole.evaluation.groups.items())[:1])
     lone = dataclasses.replace(whole, evaluation=dataclasses.replace(whole.evaluation, groups=one))
@@ -106,6 +106,25 @@ def test_floors_of_classes_and_groups(candidate: Callable[..., Candidate]) -> No
     assert of(found, "IoU of z").measured.startswith("not measured; there is a, b, c")
     worst = of(found, "worst group (f)")
     assert not worst.passed and worst.measured == "0.25" and worst.by == pytest.approx(-0.05)
+
+
+def test_images_without_the_class_in_which_none_is_found_are_no_failures(candidate: Callable[..., Candidate]) -> None:
+    """... of floors, and are neither the worst group nor the worst image."""
+    whole = candidate(112)
+    nothing = {"confusion": [[3072, 0], [0, 0]]}
+    images = [*whole.evaluation.images, {**whole.evaluation.images[0], "name": "none", "stratum": "none", **nothing}]
+    groups = {**whole.evaluation.groups, "none": {**whole.evaluation.groups["a"], **nothing}}
+    evaluation = dataclasses.replace(whole.evaluation, groups=groups, images=images)
+    clean = dataclasses.replace(whole, evaluation=evaluation)
+    gates = Gates.model_validate({"floors": {"group": 0.9, "strata": {"none": 0.1}}})
+    found = judge(gates, clean, None)
+    assert of(found, "worst group").passed and of(found, "worst group").measured == "1"
+    assert of(found, "IoU of none").measured.startswith("not measured")
+    assert "none" not in [row.name for row in _groups(evaluation.confusions())]
+    # Without any image that shows the class, nothing is proven.
+    blank = dataclasses.replace(clean, evaluation=dataclasses.replace(evaluation, groups={"x": nothing, "y": nothing}))
+    result = of(judge(Gates(), blank, blank), "non-inferiority")
+    assert not result.passed and "images that show the class" in result.limit
 
 
 def test_speed_memory_and_calibration(candidate: Callable[..., Candidate]) -> None:

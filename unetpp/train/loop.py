@@ -380,14 +380,23 @@ def _average(state: _State, config: TrainConfig) -> None:
 
 
 def score(iou: Sequence[float]) -> float:
-    """Return the figure that decides which weights are best.
+    """Return the figure that decides which weights are best; see `judged_iou`.
+
+    It is 0 where nothing can be judged, so that any weights that can be are better.
+    """
+    value = judged_iou(iou)
+    return 0.0 if math.isnan(value) else value
+
+
+def judged_iou(iou: Sequence[float]) -> float:
+    """Return the figure that networks are compared by.
 
     Args:
         iou: per class; NaN where neither truth nor prediction has it.
 
     Returns:
         The second class's IoU of two (the first is the background), the mean over those that occur of three and more;
-        0 where none does, so that any weights that can be judged are better.
+        NaN where none does.
     """
     judged = [value for value in (iou[1:] if len(iou) == 2 else iou) if not math.isnan(value)]
-    return float(np.mean(judged)) if judged else 0.0
+    return float(np.mean(judged)) if judged else math.nan

@@ -52,10 +52,11 @@ def outcome_text(result: GateResult) -> str:
 def _difference(decision: Decision, champion: Candidate, challenger: Candidate) -> str:
     confidence = float(decision.settings["non_inferiority"]["confidence"])
     gain, low, groups = paired_difference(champion.evaluation, challenger.evaluation, confidence)
-    by_group = sorted(groups.items(), key=lambda item: item[1])
+    by_group = sorted(((name, value) for name, value in groups.items() if value == value), key=lambda item: item[1])
     shown = by_group if len(by_group) <= _GROUPS else by_group[: _GROUPS // 2] + by_group[-_GROUPS // 2 :]
-    rows = [Row("all images", gain, low if low == low else None, gain), *(Row(name, value) for name, value in shown)]
-    reach = max([0.01, abs(gain), abs(low) if low == low else 0.0, *(abs(v) for _, v in shown if v == v)])
+    known = [value if value == value else None for value in (gain, low, gain)]
+    rows = [Row("all images", *known), *(Row(name, value) for name, value in shown)]
+    reach = max([0.01, *(abs(value) for value in (gain, low, *(v for _, v in shown)) if value == value)])
     return dot_rows(rows, x="IoU of the challenger minus the champion's", x_range=(-reach, reach), zero=0.0,
                     title="Difference in IoU by group of images")  # fmt: skip
 

@@ -224,10 +224,13 @@ def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None
 
 
 def mean_iou(confusion: NDArray[Any]) -> float:
-    """Return what models are compared by: the foreground's IoU of two classes, the mean over more."""
-    from unetpp.train.loop import score
+    """Return what models are compared by: the foreground's IoU of two classes, the mean over more.
 
-    return score(tuple(map(float, Confusion.from_state(confusion).iou)))
+    NaN where truth and prediction hold none of them, as of an image without foreground in which none was found.
+    """
+    from unetpp.train.loop import judged_iou
+
+    return judged_iou(tuple(map(float, Confusion.from_state(confusion).iou)))
 
 
 def _close(a: Spacing, b: Spacing) -> bool:

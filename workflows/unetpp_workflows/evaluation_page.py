@@ -33,7 +33,7 @@ def evaluation_page(evaluation: Evaluation, worst: Sequence[Case], best: Sequenc
         title=model_title(evaluation),
         lead=_lead(evaluation),
         score_name=score_name(evaluation),
-        score=f"{mean_iou(total):.3f}",
+        score=text(mean_iou(total)),
         warnings=_warnings(evaluation),
         classes=[_class_row(info, figures) for info in evaluation.classes],
         groups=len(confusions),

@@ -44,6 +44,7 @@ from unetpp_workflows.config import read_toml, validate
 from unetpp_workflows.evaluation import Evaluation, mean_iou
 from unetpp_workflows.model_card import missing_parts
 
+_UNKNOWN = "needs 2 groups, and images that show the class"
 _NOISE_MB = 32.0
 """By which two measurements of one model's memory may differ."""
 GateName = Literal["non_inferiority", "first", "floors", "calibration", "speed", "memory", "card", "leak", "shadow"]
@@ -197,9 +198,7 @@ def _non_inferiority(gate: NonInferiorityGate, challenger: Candidate, champion: 
     gain, low, groups = paired_difference(champion.evaluation, challenger.evaluation, gate.confidence)
     limit = f"above -{gate.margin:g} with {gate.confidence:.0%} confidence"
     if math.isnan(low):
-        return [
-            GateResult("non-inferiority", False, f"{gain:+.4f}, {len(groups)} group(s)", f"{limit}: needs 2 groups")
-        ]
+        return [GateResult("non-inferiority", False, f"{gain:+.4f}, {len(groups)} group(s)", f"{limit}: {_UNKNOWN}")]
     found = f"{gain:+.4f}, at least {low:+.4f}"
     return [GateResult("non-inferiority", low >= -gate.margin, found, limit, low + gate.margin)]
 
@@ -211,7 +210,7 @@ def _first(gate: NonInferiorityGate, challenger: Candidate) -> list[GateResult]:
     limit = f"above 0 with {gate.confidence:.0%} confidence"
     if math.isnan(float(low)):
         found = f"{gain:+.4f}, {len(states)} group(s)"
-        return [GateResult("first: IoU over the best constant answer", False, found, f"{limit}: needs 2 groups")]
+        return [GateResult("first: IoU over the best constant answer", False, found, f"{limit}: {_UNKNOWN}")]
     return [
         GateResult(
             "first: IoU over the best constant answer",
