@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 import zarr
 from rich.console import Console
 
-from unetpp.errors import ConfigError, DataError, PromotionError, StoreError
+from unetpp.errors import ConfigError, DataError, EngineError, PromotionError, StoreError
 from unetpp.package import load_package
 from unetpp_workflows.mlflow_store import init_store, store_uri
 from unetpp_workflows.recipe import load_recipe
@@ -105,6 +106,15 @@ def test_a_training_that_never_began_keeps_nobody_out(tmp_path: Path, store: Pat
     assert run(tmp_path, store, [*SMALL, "train.rate=0.5"], minutes=1e-6, register=False, record=False)[0] == TIME_UP
     with pytest.raises(DataError, match="holds another training"):
         run(tmp_path, store)
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="device 'tpu': choose auto, cpu or cuda"):
+        run(tmp_path, None, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match="device cuda: torch sees no GPU here"):
+            run(tmp_path, None, device="cuda")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, store: Path) -> None:

@@ -54,8 +54,8 @@ def _difference(decision: Decision, champion: Candidate, challenger: Candidate) 
     gain, low, groups = paired_difference(champion.evaluation, challenger.evaluation, confidence)
     by_group = sorted(((name, value) for name, value in groups.items() if value == value), key=lambda item: item[1])
     shown = by_group if len(by_group) <= _GROUPS else by_group[: _GROUPS // 2] + by_group[-_GROUPS // 2 :]
-    known = [value if value == value else None for value in (gain, low, gain)]
-    rows = [Row("all images", *known), *(Row(name, value) for name, value in shown)]
+    middle, least = (value if value == value else None for value in (gain, low))
+    rows = [Row("all images", middle, least, middle), *(Row(name, value) for name, value in shown)]
     reach = max([0.01, *(abs(value) for value in (gain, low, *(v for _, v in shown)) if value == value)])
     return dot_rows(rows, x="IoU of the challenger minus the champion's", x_range=(-reach, reach), zero=0.0,
                     title="Difference in IoU by group of images")  # fmt: skip

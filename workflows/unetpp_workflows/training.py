@@ -81,9 +81,11 @@ def run_training(
 
     Raises:
         ConfigError: the recipe or a setting is wrong. DataError: images and labels are missing or do not fit.
-        EngineError: workers failed too often.
+        EngineError: workers failed too often, or there is no such device.
     """
     options = options or TrainOptions()
+    if options.workers == 1 and options.address is None:
+        device(options.device)  # better known before the data is prepared
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=options.tracking_uri)
     _check_level(config)
     _claim(config, output)

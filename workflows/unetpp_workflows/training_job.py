@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetpp.durable import output_errors
+from unetpp.errors import ConfigError, EngineError
 from unetpp.train import Epoch, Ranks, TrainResult, fit
 from unetpp_workflows.overlays import draw_overlays
 from unetpp_workflows.recipe import Recipe
@@ -94,10 +95,19 @@ def work(
 
 
 def device(asked: str) -> str:
-    """Return "cuda" or "cpu"."""
+    """Return "cuda" or "cpu".
+
+    Raises:
+        ConfigError: another device was asked for. EngineError: torch sees no GPU on this machine.
+    """
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+    if asked not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {asked!r}: choose auto, cpu or cuda")
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise EngineError("device cuda: torch sees no GPU here; see unetpp doctor, or choose cpu")
+    return ("cuda" if there else "cpu") if asked == "auto" else asked
 
 
 class Journal:

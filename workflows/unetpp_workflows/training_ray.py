@@ -47,7 +47,8 @@ def train_on_ray(
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        gpu = device(job.device) == "cuda"
+        # The workers have the GPUs: this machine needs none.
+        gpu = job.device == "cuda" or device(job.device) == "cuda"
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"job": replace(job, device="cuda" if gpu else "cpu")},
