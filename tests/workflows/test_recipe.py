@@ -47,6 +47,13 @@ def test_sections_of_the_library_refuse_unknown_keys_and_bad_values() -> None:
         load_recipe("nuclei", ["classes=[{name='a'}, {name='b', color=[0, 0, 0]}]"])
 
 
+def test_a_loss_for_other_classes_is_refused_before_data_is_prepared() -> None:
+    with pytest.raises(ConfigError, match=r"class_weights has 3 numbers: give 2, one for each class"):
+        load_recipe("nuclei", ["train.loss.class_weights=[1, 2, 3]"])
+    with pytest.raises(ConfigError, match=r"cldice_classes = \[2\]: give indices of classes, 0 to 1"):
+        load_recipe("nuclei", ["train.loss.cldice_classes=[2]"])
+
+
 def test_a_resolved_recipe_reads_back_as_itself() -> None:
     for name in recipe_names():
         recipe = load_recipe(name, ["train.loss.touching=2.0", "train.augment.scale=[0.5, 1.5]"])

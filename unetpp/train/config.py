@@ -17,7 +17,7 @@ class AugmentConfig:
         turns: quarter turns; without them, and with rotate = 0, down stays down. Left and right are always exchanged
             half of the time.
         rotate: probability of any angle.
-        elastic: standard deviation, in patch pixels, of a smooth random displacement; `elastic_nodes` per side.
+        elastic: standard deviation, in pixels of the image, of a smooth random displacement; `elastic_nodes` per side.
         stain: change of the amounts of haematoxylin, eosin and residual stain (RGB slides only): each is multiplied by
             1 +- stain and shifted by +- stain / 10 (optical density; Tellez et al. 2018, section 2.2).
         gamma, gain, offset: brightness curve, factor and shift, relative to full range: 255 for 8 bits, six standard

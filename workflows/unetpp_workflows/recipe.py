@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unetpp.errors import ConfigError
 from unetpp.losses import LossConfig
@@ -102,6 +102,15 @@ class Recipe(Dataset):
     network: NetworkSection = NetworkSection()
     train: TrainSection = TrainSection()
     result: ResultSection = ResultSection()
+
+    @model_validator(mode="after")
+    def _loss_fits_classes(self) -> Recipe:
+        weights, thin, count = self.train.loss.class_weights, self.train.loss.cldice_classes, len(self.classes)
+        if weights is not None and len(weights) != count:
+            raise ValueError(f"train.loss.class_weights has {len(weights)} numbers: give {count}, one for each class")
+        if thin is not None and not all(0 <= index < count for index in thin):
+            raise ValueError(f"train.loss.cldice_classes = {list(thin)}: give indices of classes, 0 to {count - 1}")
+        return self
 
 
 def recipe_names() -> list[str]:
