@@ -66,6 +66,8 @@ def _local_path(uri: str | Path) -> Path:
     path = Path(uri)
     if not path.exists():
         raise ImageNotFoundError(f"{path}: no such file or folder; check the path")
+    if not (path.is_file() or path.is_dir()):  # a pipe would be waited for without end
+        raise ImageFormatError(f"{path}: a pipe, socket or device; give a file or folder")
     return path
 
 

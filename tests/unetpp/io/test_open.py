@@ -160,6 +160,12 @@ def test_folders_and_addresses_are_refused(tmp_path: Path) -> None:
         assert "pass@" not in str(caught.value) and "token" not in str(caught.value)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageFormatError, match=r"a\.png: a pipe, socket or device; give a file or folder"):
+        open_raster(tmp_path / "a.png")
+
+
 def test_empty_boxes_and_unknown_levels_are_refused(make: Any) -> None:
     with open_raster(make.geotiff(make.noise((9, 9, 1)))) as raster:
         with pytest.raises(PlanError, match="is empty"):
