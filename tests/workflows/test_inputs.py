@@ -192,6 +192,12 @@ def test_a_folder_stays_with_the_image_that_took_it(tmp_path: Path) -> None:
     assert assign_folders([second], out)[0].name == names[second]
 
 
+def test_no_image_takes_the_place_of_a_file_of_the_archive(tmp_path: Path) -> None:
+    names = ("summary.csv", "summary.parquet", "Report.html", "reviews.jsonl", "logs")
+    for source, name in zip(assign_folders([f"/x/{name}.png" for name in names], tmp_path), names, strict=True):
+        assert source.name.startswith(f"{name}-")
+
+
 def test_a_linked_folder_out_of_the_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/x").symlink_to(tmp_path / "elsewhere")

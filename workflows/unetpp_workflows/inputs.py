@@ -25,7 +25,7 @@ SUFFIXES = frozenset(
 )
 """Files that a folder contributes; a file named by itself is always tried, whatever its suffix."""
 LISTS = (".mosaic.toml", BAND_LIST)
-RESERVED = frozenset({"mlflow", "logs", "nightly"})
+RESERVED = frozenset({"mlflow", "logs", "nightly", "summary.csv", "summary.parquet", "report.html", "reviews.jsonl"})
 JOB = "job.json"
 _ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
 _OURS = frozenset({JOB, "mlflow.db"})
