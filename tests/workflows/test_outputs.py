@@ -18,8 +18,8 @@ from unetpp_workflows.pipeline import segment
 FAST = ("tracking.enabled=false", "engine.name=torch", "engine.precision=fp32", "tiling.core=32", "executor.workers=2")
 
 
-def run(*command: object) -> Any:
-    return CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
+def run(*command: object, columns: int = 200) -> Any:
+    return CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": str(columns)})
 
 
 def content(output: Path) -> dict[str, bytes]:
@@ -83,3 +83,12 @@ def test_an_image_that_never_was_one_can_be_forgotten(
     assert "forgotten" in run("verify", tmp_path / "out", "--repair").stdout
     assert run("verify", tmp_path / "out").exit_code == 0
     assert "mistyped" not in run("status", tmp_path / "out").stdout
+
+
+def test_a_narrow_terminal_cuts_off_neither_names_nor_paths(tmp_path: Path, ink_package: Path) -> None:
+    image = tmp_path / ("scanned_again_" * 3) / f"{'slide_' * 8}1.png"
+    segment([image], ink_package, tmp_path / "out", config=load_config(sets=FAST))
+    rows = run("status", tmp_path / "out", columns=60).stdout.splitlines()[1:-1]
+    note = rows[0].index("/")
+    assert "".join(row[:note].split()[0] for row in rows if row[0] != " ") == image.stem
+    assert str(image) in "".join(row[note:].strip() for row in rows)

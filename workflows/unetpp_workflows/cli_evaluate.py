@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unetpp_workflows.cli_options import PART_FAILED, Tracking, check_folder, reported, standard_output
+from unetpp_workflows.cli_options import PART_FAILED, Tracking, check_folder, plain_table, reported, standard_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,13 +92,11 @@ def evaluate(
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print one row per class and two lines."""
-    from rich.table import Table
-
     from unetpp_workflows.evaluation_page import interval, model_title, text
 
     figures = evaluation.figures
     names = {"iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "boundary_f1": "boundary F1"}
-    table = Table("class", *names.values(), "IoU, 95% interval", box=None, pad_edge=False, header_style="bold")
+    table = plain_table("class", *names.values(), "IoU, 95% interval")
     for info in evaluation.classes:
         name = info["name"]
         table.add_row(name, *(text(figures[key][name]) for key in names), interval(figures, name))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from unetpp_workflows.cli_exchange import models_export, models_import
-from unetpp_workflows.cli_options import Tracking, reported, standard_output
+from unetpp_workflows.cli_options import Tracking, plain_table, reported, standard_output
 
 models = typer.Typer(help="List, register and alias models in the MLflow registry.", no_args_is_help=True)
 
@@ -19,15 +19,11 @@ models.command("import")(models_import)
 @reported()
 def models_list(tracking_uri: Tracking = None) -> None:
     """List the bundled models and every registered version with its aliases."""
-    from rich.table import Table
-
     from unetpp.package import bundled_names, bundled_package, load_package
     from unetpp_workflows.mlflow_store import shown, store_uri
     from unetpp_workflows.registry import list_models
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "aliases", "classes", "trained at"):
-        table.add_column(column, overflow="fold")
+    table = plain_table("model", "aliases", "classes", "trained at")
     for name in bundled_names():
         spec = load_package(bundled_package(name)).spec
         table.add_row(name, "", ", ".join(c.name for c in spec.classes), str(spec.spacing or "none"))
@@ -110,12 +106,9 @@ def models_history(
     name: Annotated[str, typer.Argument(help="Registered name.")], tracking_uri: Tracking = None
 ) -> None:
     """List every promotion, refusal, rollback and deletion of a model, newest first."""
-    from rich.table import Table
-
     from unetpp_workflows.promotion import history
 
-    table = Table("when (UTC)", "version", "outcome", "before", "by", box=None, pad_edge=False, header_style="bold")
-    table.add_column("MLflow run", overflow="fold")
+    table = plain_table("when (UTC)", "version", "outcome", "before", "by", "MLflow run")
     rows = history(name, tracking_uri=tracking_uri)
     for row in rows:
         table.add_row(row.moment[:19], row.version, row.outcome, row.champion or "none", row.by.split(" (")[0], row.run)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, UnetppError
 
@@ -157,6 +158,14 @@ def standard_output() -> Console:
     """
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(file=sys.stdout, width=None if narrow else _NO_TERMINAL)
+
+
+def plain_table(*headers: str) -> Table:
+    """Return a table without lines whose cells are wrapped and never cut off: paths and names in them stay whole."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
 
 
 def _complain(message: str) -> None:

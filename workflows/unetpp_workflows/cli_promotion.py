@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unetpp_workflows.cli_evaluate import Data, Split
-from unetpp_workflows.cli_options import DONE, PART_FAILED, Tracking, check_folder, reported, standard_output
+from unetpp_workflows.cli_options import (
+    DONE,
+    PART_FAILED,
+    Tracking,
+    check_folder,
+    plain_table,
+    reported,
+    standard_output,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,12 +104,11 @@ def rollback(
 def print_decision(decision: Decision, console: Console) -> None:
     """Print the gates as a table, and what became of the aliases."""
     from rich.markup import escape
-    from rich.table import Table
 
     from unetpp_workflows.decision_page import outcome_text
 
     if decision.gates:
-        table = Table("gate", "measured", "limit", "", box=None, pad_edge=False, header_style="bold")
+        table = plain_table("gate", "measured", "limit", "")
         for gate in decision.gates:
             style = "green" if gate.passed else "bold red"
             cells = (escape(gate.gate), escape(gate.measured), escape(gate.limit))

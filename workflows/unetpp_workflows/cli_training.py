@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unetpp_workflows.cli_options import DONE, Sets, Tracking, check_folder, reported, standard_output
+from unetpp_workflows.cli_options import DONE, Sets, Tracking, check_folder, plain_table, reported, standard_output
 
 
 @reported()
@@ -96,11 +96,9 @@ def recipes() -> None:
 
         unetpp recipes
     """
-    from rich.table import Table
-
     from unetpp_workflows.recipe import load_recipe, recipe_names
 
-    table = Table("recipe", "trains", "data", box=None, pad_edge=False, header_style="bold")
+    table = plain_table("recipe", "trains", "data")
     for name in recipe_names():
         recipe = load_recipe(name)
         table.add_row(name, recipe.intended, f"{recipe.source} ({recipe.licence})")

@@ -13,9 +13,9 @@ from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from unetpp.errors import UnetppError
+from unetpp_workflows.cli_options import plain_table
 from unetpp_workflows.record import software
 
 _MIN_FREE_BYTES = 1 << 30
@@ -67,8 +67,8 @@ def examine(output: Path, tracking_uri: str | None = None) -> list[Finding]:
 
 
 def print_findings(findings: list[Finding], console: Console) -> None:
-    table = Table("topic", "state", box=None, pad_edge=False, show_header=False)
-    table.add_column("text", overflow="fold")
+    table = plain_table("", "", "")
+    table.show_header = False
     styles = {"ok": "green", "note": "yellow", "missing": "bold red"}
     topic = ""
     for finding in findings:
@@ -88,7 +88,7 @@ def print_bench(console: Console) -> None:
     names = bundled_names()
     package = load_package(bundled_package("nuclei" if "nuclei" in names or not names else names[0]))
     columns = ("engine", "workers", "tile px", "core px", "useful", "computed Mpx/s", "written Mpx/s", "peak MB")
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = plain_table(*columns)
     workers = worker_count(threads=1)
     with console.status(f"measuring {package.spec.name} with {workers} worker(s)"):
         rows = bench(package, workers=workers)
@@ -114,8 +114,7 @@ def print_formats(console: Console) -> None:
     """Print every image format: who reads it, how it is read from afar, and the test that proves its pixels."""
     from unetpp.io.formats import FORMATS
 
-    table = Table("format", "reader", "remote", box=None, pad_edge=False, header_style="bold")
-    table.add_column("proven by", overflow="fold")
+    table = plain_table("format", "reader", "remote", "proven by")
     for entry in FORMATS:
         proof = escape(entry.proof) if entry.proof else "[yellow]should work, no test[/]"
         table.add_row(entry.name, entry.reader, entry.remote, proof)

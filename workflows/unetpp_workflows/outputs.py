@@ -9,11 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from unetpp.errors import ConfigError, StoreError, UnetppError
 from unetpp.lock import FolderLock
-from unetpp_workflows.cli_options import DONE, PART_FAILED
+from unetpp_workflows.cli_options import DONE, PART_FAILED, plain_table
 from unetpp_workflows.inputs import JOB
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.record import RECORD, ImageRecord
@@ -70,9 +69,7 @@ def read_state(folder: Path) -> ImageState:
 def print_status(output: Path, console: Console) -> int:
     """Print one row per image; returns the exit code: 1 where an image failed or lacks a part."""
     states = [read_state(folder) for folder in image_folders(output)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("image", "status", "shards", "note"):
-        table.add_column(column, overflow="fold")
+    table = plain_table("image", "status", "shards", "note")
     for state in states:
         shards = f"{state.committed}/{state.shards}" if state.shards else "-"
         style = _STYLE.get(state.status, "bold red")

@@ -18,7 +18,7 @@ from unetpp.errors import UnetppError
 from unetpp.geometry import Box
 from unetpp.model import GridConfig
 from unetpp.region import Region
-from unetpp_workflows.cli_options import DONE, PART_FAILED
+from unetpp_workflows.cli_options import DONE, PART_FAILED, plain_table
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.estimates import Estimate, Measured, computed_pixels, estimate, load
 from unetpp_workflows.pipeline import find_sources, start_call
@@ -137,11 +137,10 @@ def _size(uri: str) -> int:
 
 def _table(plans: list[ImagePlan], *, wide: bool) -> Table:
     """Return one row per image; where it is narrow, names matter more than how tiles are cut."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("image", overflow="fold")
     tiles = ("tile", "useful") if wide else ()
-    for column in ("pixels", "at", "valid", "done/shards", *tiles, "time left"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = plain_table("image", "pixels", "at", "valid", "done/shards", *tiles, "time left")
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
     for plan in plans:
         tiling = plan.job.plan
         table.add_row(

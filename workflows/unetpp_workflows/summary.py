@@ -8,8 +8,8 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from unetpp_workflows.cli_options import plain_table
 from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord, Status
 from unetpp_workflows.report import area_text
@@ -104,9 +104,8 @@ class Summary:
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print one row per image, one line per problem, and the sentence."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("image", "status", "area", "objects", "worker s"):
-        table.add_column(column, overflow="fold", justify="right" if column == "worker s" else "left")
+    table = plain_table("image", "status", "area", "objects", "worker s")
+    table.columns[-1].justify = "right"
     for image in summary.images:
         table.add_row(
             escape(image.name),
