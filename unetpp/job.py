@@ -31,7 +31,8 @@ from unetpp.store import OUTPUT_FORMAT, LabelStore
 from unetpp.tiling import Shard, TilePlan
 from unetpp.tissue import ValidityMask
 
-JOB, VALIDITY, REGION = "job.json", "validity.png", "region.json"
+JOB, RECORD, VALIDITY, REGION = "job.json", "record.json", "validity.png", "region.json"
+"""Files of an image's folder; the record, of how its job ended, is written by the caller."""
 _SCHEDULE = 4
 """Raised where engines come to compute tiles in other parts, like strips, which may round differently."""
 

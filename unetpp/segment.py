@@ -24,7 +24,19 @@ from unetpp.geometry import Spacing
 from unetpp.io import open_raster
 from unetpp.io.base import Raster, fingerprint, thumbnail
 from unetpp.io.resample import OutputGrid, plan_grid
-from unetpp.job import JOB, REGION, VALIDITY, EngineChoice, Progress, SegmentJob, job_key, mask_hash, pending, progress
+from unetpp.job import (
+    JOB,
+    RECORD,
+    REGION,
+    VALIDITY,
+    EngineChoice,
+    Progress,
+    SegmentJob,
+    job_key,
+    mask_hash,
+    pending,
+    progress,
+)
 from unetpp.lock import FolderLock
 from unetpp.maps import MAPS, MapName, map_folder, ordered
 from unetpp.package import ModelSpec, Package, load_package
@@ -254,7 +266,7 @@ def _describe(raster: Raster) -> dict[str, Any]:
 
 
 def _discard(store: LabelStore, *, known: bool) -> None:
-    """Delete all that an earlier job left; its job.json goes first, so that half a deletion is never resumed."""
+    """Delete all that an earlier job left; record and job.json go first: half of it never counts as done or begun."""
     from unetpp.finalize import NAMES, discard_products
 
     for root in (store.root, *(store.folder / map_folder(kind) for kind in MAPS)):
@@ -268,9 +280,8 @@ def _discard(store: LabelStore, *, known: bool) -> None:
                 )
         return
     with output_errors(store.folder):
-        (store.folder / JOB).unlink(missing_ok=True)
-        (store.folder / VALIDITY).unlink(missing_ok=True)
-        (store.folder / REGION).unlink(missing_ok=True)
+        for name in (RECORD, JOB, VALIDITY, REGION):
+            (store.folder / name).unlink(missing_ok=True)
     discard_products(store.folder)
     discard_folder(commits)
     for kind in MAPS:

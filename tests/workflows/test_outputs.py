@@ -92,3 +92,21 @@ def test_a_narrow_terminal_cuts_off_neither_names_nor_paths(tmp_path: Path, ink_
     note = rows[0].index("/")
     assert "".join(row[:note].split()[0] for row in rows if row[0] != " ") == image.stem
     assert str(image) in "".join(row[note:].strip() for row in rows)
+
+
+def test_a_result_that_was_half_deleted_for_another_is_not_taken_for_done(
+    ink_package: Path, blots: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, image = tmp_path / "out", blots("a.png")
+    first = load_config(sets=(*FAST, "output.formats=[]"))
+    assert segment([image], ink_package, out, config=first).exit_code == 0
+    before = content(out / "a/labels.ome.zarr")
+    hindrance = out / "a/.commits.discarded"  # the deletion stops there
+    hindrance.touch()
+    other = segment([image], ink_package, out, config=load_config(sets=(*FAST, "tiling.core=64")))
+    assert other.exit_code == 1 and "cannot write" in str(other.images[0].message)
+    assert '"status": "failed"' in run("status", out, "--json").stdout
+    hindrance.unlink()
+    again = segment([image], ink_package, out, config=first)
+    assert again.exit_code == 0 and not again.images[0].reused
+    assert run("verify", out, "--audit").exit_code == 0 and content(out / "a/labels.ome.zarr") == before

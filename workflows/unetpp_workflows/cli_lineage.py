@@ -39,9 +39,9 @@ def lineage(
         unetpp lineage models:/nuclei/3 --json
     """
     from unetpp.errors import ModelNotFoundError, RegistryError
+    from unetpp.job import RECORD
     from unetpp_workflows.lineage import lineage as of_model
     from unetpp_workflows.lineage import mask_of
-    from unetpp_workflows.record import RECORD
 
     console = standard_output()
     path = Path(what)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.errors import ConfigError, StoreError
+from unetpp.job import RECORD
 from unetpp.package import load_package
 from unetpp_workflows.evaluation_tracking import EXPERIMENT as EVALUATION
 from unetpp_workflows.mlflow_store import import_mlflow, init_store, registry_errors, runs_of, store_uri
 from unetpp_workflows.promotion import history
-from unetpp_workflows.record import RECORD, ImageRecord
+from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.registry import ResolvedModel, resolve
 from unetpp_workflows.tracking import SEGMENTATION
 

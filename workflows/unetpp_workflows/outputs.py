@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from unetpp.errors import ConfigError, StoreError, UnetppError
+from unetpp.job import RECORD
 from unetpp.lock import FolderLock
 from unetpp_workflows.cli_options import DONE, PART_FAILED, plain_table
 from unetpp_workflows.inputs import JOB
 from unetpp_workflows.lease import Lease
-from unetpp_workflows.record import RECORD, ImageRecord
+from unetpp_workflows.record import ImageRecord
 
 _STYLE = {"done": "green", "empty": "yellow", "running or interrupted": "cyan", "partial": "yellow"}
 

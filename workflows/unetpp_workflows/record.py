@@ -16,9 +16,10 @@ import unetpp
 from unetpp.commit import STAGES
 from unetpp.durable import write_file
 from unetpp.errors import StoreError
+from unetpp.job import RECORD
 from unetpp.store import OUTPUT_FORMAT
 
-RECORD, CONFIG = "record.json", "config.json"
+CONFIG = "config.json"
 FORMAT = 1
 Status = Literal["done", "partial", "empty", "failed"]
 _PACKAGES = (

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from unetpp.commit import limiting_stage
 from unetpp.errors import UnetppError
 from unetpp.geometry import Spacing
+from unetpp.job import RECORD
 from unetpp.package import WEIGHTS
 from unetpp.store import OUTPUT_FORMAT
 from unetpp_workflows.attention import write_attention
@@ -27,7 +28,7 @@ from unetpp_workflows.config import RunConfig
 from unetpp_workflows.drift import job_profile, unlike_training
 from unetpp_workflows.inputs import Source, identity
 from unetpp_workflows.mlflow_store import shown, store_uri
-from unetpp_workflows.record import CONFIG, RECORD, ImageRecord, software, write_json
+from unetpp_workflows.record import CONFIG, ImageRecord, software, write_json
 from unetpp_workflows.report import PICTURE, REPORT, SIDE, write_picture, write_report
 from unetpp_workflows.stac import ITEM, write_item
 from unetpp_workflows.summary import ImageResult

@@ -11,11 +11,11 @@ from typing import Any
 
 from unetpp.errors import ConfigError, StoreError, UnetppError
 from unetpp.geometry import Spacing
-from unetpp.job import SegmentJob
+from unetpp.job import RECORD, SegmentJob
 from unetpp.maps import plane_names
 from unetpp_workflows.inputs import JOB
 from unetpp_workflows.outputs import image_folders
-from unetpp_workflows.record import RECORD, ImageRecord
+from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.report import crs_name
 from unetpp_workflows.viewer.cache import Cache
 from unetpp_workflows.viewer.tiles import SIDE, TileReader, zoom_count
