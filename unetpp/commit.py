@@ -147,12 +147,11 @@ def revoke(store: LabelStore, shard: Shard) -> None:
     path = record_path(store, shard)
     found = read(store, shard)
     with output_errors(path):
-        try:
+        if path.exists():
+            # Said first: killed between, a run would make the next commit look like a second one.
+            # A record that does not read belongs to nobody knows which job; whosever it was, it is gone.
+            _note(store, "revoked", shard.id, "" if found is None else found.key)
             path.unlink()
-        except FileNotFoundError:
-            return
-    # A record that does not read belongs to nobody knows which job; whosever it was, it is gone.
-    _note(store, "revoked", shard.id, "" if found is None else found.key)
 
 
 def is_committed(store: LabelStore, shard: Shard, key: str) -> bool:

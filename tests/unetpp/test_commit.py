@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,3 +154,24 @@ def test_an_audit_tells_lost_shards_and_such_written_twice_from_rewritten_ones(s
     assert commit.audit(store, KEY).twice == {}
     journal.unlink()
     assert commit.audit(store, KEY).unwitnessed == (first, second, last)
+
+
+def test_a_revocation_that_was_killed_does_not_make_the_next_commit_a_second_one(store: LabelStore) -> None:
+    shard = store.plan.shards()[0]
+    child = os.fork()
+    if child == 0:
+        files = [commit.record_path(store, shard).name, f"-{os.getpid()}.jsonl"]  # of both that it changes
+
+        def kill_at_the_last(event: str, args: tuple[Any, ...]) -> None:
+            if event == "os.remove" or (event == "open" and str(args[1]).startswith("a")):
+                files[:] = [name for name in files if not str(args[0]).endswith(name)]
+                if not files:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill_at_the_last)
+        commit.revoke(store, shard)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    commit.revoke(store, shard)
+    save(store, shard)
+    assert commit.audit(store, KEY).twice == {}
