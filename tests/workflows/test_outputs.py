@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,3 +113,27 @@ def test_a_result_that_was_half_deleted_for_another_is_not_taken_for_done(
     again = segment([image], ink_package, out, config=first)
     assert again.exit_code == 0 and not again.images[0].reused
     assert run("verify", out, "--audit").exit_code == 0 and content(out / "a/labels.ome.zarr") == before
+
+
+def test_a_repair_that_was_killed_is_not_taken_for_done(
+    ink_package: Path, blots: Callable[..., Path], output: Path
+) -> None:
+    whole = {str(path): path.read_bytes() for path in (output / "b/labels.ome.zarr").rglob("c/*/*") if path.is_file()}
+    for column in (0, 1):
+        (output / f"b/labels.ome.zarr/classes/0/c/0/{column}").write_bytes(b"torn")
+    killed = (
+        "import os, signal, sys; from unetpp_workflows.cli import app\n"
+        "left = ['b', 'b']\n"
+        "def at_the_second(event, args):\n"
+        "    if event == 'os.remove' and '/b/' in str(args[0]) and left.pop() and not left:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(at_the_second)\n"
+        "app(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", killed, "verify", str(output), "--repair"]
+    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == -signal.SIGKILL
+    assert not (output / "b/record.json").exists()
+    assert run("verify", output, "--repair").exit_code == 1
+    done = segment([blots("a.png"), blots("b.png")], ink_package, output, config=load_config(sets=FAST))
+    assert done.exit_code == 0 and run("verify", output, "--audit").exit_code == 0
+    assert all(Path(path).read_bytes() == content for path, content in whole.items())

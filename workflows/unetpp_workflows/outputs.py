@@ -188,15 +188,15 @@ def _faults(folder: Path, *, repair: bool) -> Iterator[str]:
         why = f"failed: {record.message}" if record is not None and record.message else "not segmented: no job.json"
         yield why + (", forgotten" if repair else "; mend that and run segment again, or forget it with --repair")
         return
-    for shard_id, fault in commit.verify(job.store, job.key).items():
-        if repair:
+    shards, products = commit.verify(job.store, job.key), verify_products(job)
+    if repair and (shards or products):
+        (folder / RECORD).unlink(missing_ok=True)  # first: what is forgotten in part must not count as done
+        for shard_id in shards:
             commit.revoke(job.store, job.plan.shard_by_id(shard_id))
-        yield f"shard {shard_id}: {fault}"
-    products = verify_products(job)
-    for path, fault in products.items():
-        yield f"{path}: {fault}"
-    if products and repair:
-        discard_products(folder)
+        if products:
+            discard_products(folder)
+    yield from (f"shard {shard_id}: {fault}" for shard_id, fault in shards.items())
+    yield from (f"{path}: {fault}" for path, fault in products.items())
 
 
 def _is_doomed(folder: Path) -> bool:
