@@ -324,3 +324,10 @@ def test_a_record_that_is_none_is_one_line(content: str, tmp_path: Path) -> None
     (tmp_path / "image/record.json").write_text(content)
     with pytest.raises(StoreError, match=r"record\.json (is damaged|was written by another version)"):
         ImageRecord.read(tmp_path / "image")
+
+
+def test_doctor_says_that_the_registry_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    (tmp_path / "file").touch()
+    code, text = call("doctor", "--tracking-uri", f"sqlite:///{tmp_path}/file/mlflow.db")
+    assert code == 1 and f"{tmp_path}/file cannot be written; set UNETPP_HOME or --tracking-uri" in text

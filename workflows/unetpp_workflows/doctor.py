@@ -193,9 +193,7 @@ def _models() -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
+    there = _existing(folder)
     free = shutil.disk_usage(there).free
     text = f"{free / 2**30:.1f} GiB free at {there}"
     if not os.access(there, os.W_OK):
@@ -206,6 +204,12 @@ def _disk(folder: Path) -> Iterator[Finding]:
         yield Finding("disk", "ok", text)
 
 
+def _existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(there for there in (path, *path.parents) if there.exists())
+
+
 def _store(tracking_uri: str | None) -> Iterator[Finding]:
     from unetpp_workflows.mlflow_store import shown, store_uri
     from unetpp_workflows.registry import list_models
@@ -213,7 +217,11 @@ def _store(tracking_uri: str | None) -> Iterator[Finding]:
     uri = store_uri(tracking_uri)
     path = uri.removeprefix("sqlite:///")
     if path != uri and not Path(path).exists():
-        yield Finding("mlflow", "note", f"{shown(uri)} does not exist yet; the first registration creates it")
+        if (there := _existing(Path(path))).is_dir() and os.access(there, os.W_OK):
+            yield Finding("mlflow", "note", f"{shown(uri)} does not exist yet; the first registration creates it")
+        else:
+            advice = "set UNETPP_HOME or --tracking-uri"
+            yield Finding("mlflow", "missing", f"{shown(uri)} cannot be made: {there} cannot be written; {advice}")
         return
     try:
         models = list_models(tracking_uri=uri)
