@@ -130,12 +130,12 @@ def doubts_address(doubts: Path, page_built: None) -> Iterator[str]:
 
 
 @contextmanager
-def served(outputs: list[Path]) -> Iterator[str]:
+def served(outputs: list[Path], port: int = 0) -> Iterator[str]:
     import uvicorn
 
     from unetpp_workflows.viewer.app import create_app
 
-    server = uvicorn.Server(uvicorn.Config(create_app(outputs), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(outputs), port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

@@ -18,7 +18,7 @@ from PIL import Image
 
 from unetpp.geometry import Box
 
-from .conftest import INK_AT, PAPER_AT, SMUDGE_AT, Archives
+from .conftest import INK_AT, PAPER_AT, SMUDGE_AT, Archives, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -286,6 +286,22 @@ def test_a_region_is_drawn_noted_and_stored(page: Page, archives: Archives) -> N
     row.get_by_title("Withdraw").click()
     row.wait_for(state="detached")
     (archives.first / review.LOG).unlink()
+
+
+def test_another_output_at_the_same_address_is_not_the_one_seen_before(
+    browser: BrowserContext, archives: Archives, page_built: None
+) -> None:
+    grey_block = (140, 430)  # ink to the first network, paper to the second
+    seen, port = [], 0
+    for output, is_ink in ((archives.first, True), (archives.second, False)):
+        with served([output], port) as address, opened(browser, address) as page:
+            port = int(address.rstrip("/").rpartition(":")[2])
+            page.locator("#images button[title=plain]").click()
+            page.locator("#outlines").uncheck()
+            slide(page, "Opacity of labels", 1.0)
+            expected = [200, 30, 60] if is_ink else [90] * 3
+            seen.append(is_near(expected)(colour(page, grey_block, is_near(expected))))
+    assert seen == [True, True]
 
 
 def test_a_hostile_name_is_only_text(page: Page) -> None:

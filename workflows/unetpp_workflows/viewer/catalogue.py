@@ -64,6 +64,7 @@ class Result:
         found = [c for c in classes if not c.get("background")]
         return {
             "id": self.id,
+            "version": self._version,
             "name": self.name,
             "model": self.model,
             "output": self.output.name,
@@ -75,6 +76,11 @@ class Result:
             "objects": sum(c.get("objects") or 0 for c in found) if found else None,
             "uncertainty": (figures.get("attention") or {}).get("mean"),
         }
+
+    @property
+    def _version(self) -> str:
+        """What the addresses of tiles hold beside the id, which results of another run or another folder may have."""
+        return hashlib.sha256(f"{self.job.key}\0{self.stamp}".encode()).hexdigest()[:16]
 
     def details(self) -> dict[str, Any]:
         """Return what the page needs to show the image."""

@@ -1,6 +1,6 @@
 // What the server answers, and how it is asked.
 export interface Entry {
-  id: string; name: string; model: string; output: string; status: string; zooms: number; fingerprint: string; area: number | null;
+  id: string; version: string; name: string; model: string; output: string; status: string; zooms: number; fingerprint: string; area: number | null;
   unit: string | null; objects: number | null; uncertainty: number | null; verdict?: string;
 }
 export interface ClassInfo { value: number; name: string; color: [number, number, number]; background: boolean }
@@ -36,5 +36,6 @@ export const review = (id: string, statement: object) =>
   get<Review>(`/api/images/${id}/reviews`, {
     method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(statement),
   });
-export const tileUrl = (id: string, layer: string, z: number, row: number, col: number, query = "") =>
-  `/api/images/${id}/tiles/${layer}/${z}/${row}/${col}${query}`;
+/** The version keeps a browser from showing what it has of another result that had this address. */
+export const tileUrl = (of: Entry, layer: string, z: number, row: number, col: number, query = "") =>
+  `/api/images/${of.id}/tiles/${layer}/${z}/${row}/${col}?version=${of.version}${query}`;

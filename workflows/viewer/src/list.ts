@@ -42,7 +42,7 @@ export class ImageList {
         entry.uncertainty !== null && `uncertainty ${number(entry.uncertainty)}`,
       ].filter(Boolean).join(" · ");
       const picture = (layer: string) =>
-        h("img", { src: tileUrl(entry.id, layer, entry.zooms - 1, 0, 0), alt: "", loading: "lazy" });
+        h("img", { src: tileUrl(entry, layer, entry.zooms - 1, 0, 0), alt: "", loading: "lazy" });
       return h("li", {}, h("button", { "data-id": entry.id, "aria-current": String(entry.id === this.current), title: entry.name,
         onclick: () => this.choose(entry.id) },
         h("span", { className: "thumb" }, picture("source"), picture("labels")),

@@ -173,7 +173,7 @@ export class Stage {
     const { width, height, side, zooms } = this.details;
     const source = new OpenSeadragon.TileSource({
       width, height, tileSize: side, tileOverlap: 0, minLevel: 0, maxLevel: zooms - 1,
-      getTileUrl: (level: number, x: number, y: number) => api.tileUrl(of.id, name, zooms - 1 - level, y, x, query),
+      getTileUrl: (level: number, x: number, y: number) => api.tileUrl(of, name, zooms - 1 - level, y, x, query),
     } as unknown as OpenSeadragon.TileSourceOptions);
     this.viewer.addTiledImage({
       tileSource: source as unknown as string, x: 0, y: 0, width: 1, opacity,
@@ -191,5 +191,5 @@ export class Stage {
 
 function labelQuery(of: { classes: api.ClassInfo[] }, hidden: number[]): string {
   const seen = of.classes.filter((c) => !c.background && !hidden.includes(c.value)).map((c) => c.value);
-  return `?show=${seen.join(".")}`;
+  return `&show=${seen.join(".")}`;
 }
