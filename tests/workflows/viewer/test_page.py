@@ -21,7 +21,7 @@ from unetpp.geometry import Box
 from .conftest import INK_AT, PAPER_AT, SMUDGE_AT, Archives, served
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, Page
+    from playwright.sync_api import BrowserContext, Page, Route
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -302,6 +302,52 @@ def test_another_output_at_the_same_address_is_not_the_one_seen_before(
             expected = [200, 30, 60] if is_ink else [90] * 3
             seen.append(is_near(expected)(colour(page, grey_block, is_near(expected))))
     assert seen == [True, True]
+
+
+def test_a_typed_note_outlives_drawing(page: Page) -> None:
+    page.fill("#image-note", "out of focus")
+    page.click("#draw")
+    page.keyboard.press("Escape")
+    assert page.input_value("#image-note") == "out of focus"
+
+
+def test_another_image_ends_drawing(page: Page) -> None:
+    page.keyboard.press("d")
+    page.locator("#images button", has_text="onerror").click()
+    wait_for(page, "document.getElementById('title').textContent.startsWith('<img')")
+    x, y, _ = place(page)
+    at = middle(page)
+    page.mouse.move(*at)
+    page.mouse.down()
+    page.mouse.move(at[0] - 90, at[1] - 40, steps=8)
+    page.mouse.up()
+    assert place(page)[0] > x + 5
+
+
+def test_a_review_is_of_the_image_that_is_seen(page: Page, archives: Archives) -> None:
+    from unetpp_workflows.viewer import review
+    from unetpp_workflows.viewer.catalogue import Catalogue
+
+    held: list[Route] = []
+    first = page.locator("#images [aria-current=true]").get_attribute("data-id")
+    page.route(f"**/{first}/reviews", lambda r: held.append(r) if r.request.method == "GET" else r.continue_())
+    page.fill("#image-note", "of the first")
+    with page.expect_request(lambda request: request.method == "GET" and request.url.endswith("/reviews")):
+        page.locator("[data-verdict=accepted]").click()
+    page.locator("#images button", has_text="onerror").click()
+    wait_for(page, "document.getElementById('title').textContent.startsWith('<img')")
+    page.locator("[data-verdict=rejected]").wait_for()
+    for route in held:
+        route.continue_()
+    page.wait_for_timeout(500)
+    assert page.input_value("#image-note") == ""
+    assert page.locator("#images [aria-current=true]").get_attribute("title") != "plain"
+    page.locator("[data-verdict=rejected]").click()
+    page.locator("#images .rejected").wait_for()
+    said = {r.name: [(s["verdict"], s["note"]) for s in review.current(r)] for r in Catalogue([archives.first]).results()}
+    assert said.pop("plain") == [("accepted", "of the first")]
+    assert list(said.values()) == [[("rejected", "")]]
+    (archives.first / review.LOG).unlink()
 
 
 def test_a_hostile_name_is_only_text(page: Page) -> None:

@@ -53,6 +53,7 @@ class App {
     let found: api.Details;
     try { found = await api.details(id); } catch (error) { this.tell(`Not opened: ${(error as Error).message}`); return; }
     if (turn !== this.opening) return;
+    this.reviewer?.close();
     this.stage?.close();
     this.second?.close();
     this.second = null;
@@ -65,7 +66,7 @@ class App {
     this.stage = new Stage(by("stage-a"), found, this.state.at);
     this.stage.onView = () => this.viewed();
     this.stage.onClick = (x, y) => void this.choose(x, y);
-    this.reviewer = new Reviewer(this.stage, () => void this.refresh().then(() => this.list.mark(id)), (text) => this.tell(text));
+    this.reviewer = new Reviewer(this.stage, () => void this.refresh(), (text) => this.tell(text));
     this.list.mark(id);
     await this.change({}, true);
   }

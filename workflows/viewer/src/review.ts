@@ -8,11 +8,18 @@ const ACTIONS: Record<string, string> = { accepted: "Accept", rejected: "Reject"
 
 export class Reviewer {
   private said: api.Review[] = [];
-  private draft: api.Ring | null = null;
+  /** Note on the image as typed and not stored yet. */
+  private note: string | null = null;
+  private draft: { ring: api.Ring; form: HTMLElement } | null = null;
   private drawing: AbortController | null = null;
+  private closed = false;
+  private readonly loaded: Promise<void>;
   constructor(private readonly stage: Stage, private readonly changed: () => void, private readonly tell: (text: string) => void) {
-    void this.load();
+    by("review").replaceChildren();
+    this.loaded = this.load();
   }
+  /** Leave the panel to the next image; what was sent is still stored. */
+  close(): void { this.closed = true; this.drawing?.abort(); }
   private get id(): string { return this.stage.details.id; }
 
   async load(): Promise<void> {
@@ -20,9 +27,11 @@ export class Reviewer {
     this.show();
   }
   async image(verdict: string): Promise<void> {
+    await this.loaded;
     const old = this.said.find((r) => r.id === "image");
-    const note = by<HTMLTextAreaElement>("image-note").value;
-    await this.send({ id: "image", verdict: old?.verdict === verdict && old.note === note ? "withdrawn" : verdict, note });
+    const note = this.note ?? old?.note ?? "";
+    const stored = await this.send({ id: "image", verdict: old?.verdict === verdict && old.note === note ? "withdrawn" : verdict, note });
+    if (stored) this.note = null;
   }
   async draw(): Promise<void> {
     if (this.drawing) { this.stop(); return; }
@@ -32,7 +41,7 @@ export class Reviewer {
     const ring = await this.stage.draw(this.drawing.signal);
     this.drawing = null;
     this.tell("");
-    this.draft = ring;
+    this.draft = ring && { ring, form: this.form(ring) };
     this.show();
     if (ring) by("draft-note").focus();
   }
@@ -51,12 +60,14 @@ export class Reviewer {
     return true;
   }
   private show(): void {
+    if (this.closed) return;
     const { stage } = this, image = this.said.find((r) => r.id === "image");
     stage.regions.replaceChildren();
     stage.marks.querySelectorAll(".draft").forEach((old) => old.remove());
     for (const said of this.said) if (said.region) stage.path(stage.regions, [said.region], `region ${verdictClass(said.verdict)}`);
-    if (this.draft) stage.path(stage.marks, [this.draft], "draft");
-    const note = h("textarea", { id: "image-note", placeholder: "Note on the image", "aria-label": "Note on the image", value: image?.note ?? "" });
+    if (this.draft) stage.path(stage.marks, [this.draft.ring], "draft");
+    const note = h("textarea", { id: "image-note", placeholder: "Note on the image", "aria-label": "Note on the image", value: this.note ?? image?.note ?? "",
+      oninput: () => { this.note = note.value; } });
     by("review").replaceChildren(h("div", { className: "stack" },
       h("div", { className: "buttons thirds", role: "group" }, ...VERDICTS.map((v) => h("button", {
         "aria-pressed": String(image?.verdict === v), "data-verdict": v, onclick: () => void this.image(v),
@@ -65,7 +76,7 @@ export class Reviewer {
       image && h("div", { className: "quiet", style: { whiteSpace: "normal" } }, `${image.reviewer}, ${new Date(image.when).toLocaleString()}`),
       h("input", { type: "text", placeholder: "Your name", "aria-label": "Your name", value: localStorage.getItem("reviewer") ?? "",
         onchange: (e: Event) => localStorage.setItem("reviewer", (e.target as HTMLInputElement).value.trim()) }),
-      this.draft ? this.form(this.draft) : h("button", { id: "draw", "aria-pressed": String(this.drawing !== null), onclick: () => void this.draw() }, "Draw a region (d)"),
+      this.draft ? this.draft.form : h("button", { id: "draw", "aria-pressed": String(this.drawing !== null), onclick: () => void this.draw() }, "Draw a region (d)"),
       ...this.said.filter((r) => r.region).map((r) => this.row(r)),
       this.said.some((r) => r.region) && h("a", { href: `/api/images/${this.id}/corrections.geojson`, download: "corrections.geojson" }, "Corrections as GeoJSON"),
     ));
