@@ -41,15 +41,15 @@ def view(
     console = standard_output()
     if corrections is not None:
         from unetpp_workflows.viewer.catalogue import Catalogue
-        from unetpp_workflows.viewer.corrections import export
+        from unetpp_workflows.viewer.corrections import export, left_out
 
-        dataset, images, polygons, left = export(Catalogue(outputs).results(), corrections)
+        results = Catalogue(outputs).results()
+        dataset, images, polygons = export(results, corrections)
         line = (
             f"{polygons} polygon(s) of {images} image(s); next: unetpp prepare {dataset} --data {corrections} -o S.zarr"
         )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if left:
-            line = f"{left} region(s) without an area left out; draw them anew in `unetpp view`"
+        for line in left_out(results):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(DONE)
     _serve(outputs, host, port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from unetpp.errors import ConfigError
 from unetpp.geometry import Box
 from unetpp_workflows.cli import app
+from unetpp_workflows.pipeline import segment
 from unetpp_workflows.prepare.build import discard_work, prepare
 from unetpp_workflows.prepare.dataset import load_dataset
 from unetpp_workflows.viewer import corrections, review
@@ -38,8 +40,8 @@ def test_corrected_and_accepted_regions_reach_the_training_store(archives: Archi
     review.add(result, review.Statement(verdict="accepted", region=accepted))
     review.add(result, review.Statement(verdict="rejected", region=wrong))
     try:
-        dataset, images, polygons, left = corrections.export([result], tmp_path / "fixes")
-        assert (images, polygons, left) == (1, 3, 0)
+        dataset, images, polygons = corrections.export([result], tmp_path / "fixes")
+        assert (images, polygons) == (1, 3) and not corrections.left_out([result])
         done = prepare(load_dataset(str(dataset), ()), tmp_path / "fixes", tmp_path / "fixes.zarr")
         assert not done.errors, done.errors
         discard_work(done.store)
@@ -78,6 +80,31 @@ def test_regions_without_an_area_are_left_out_and_said_to_be(copied: Path, tmp_p
     assert shape.equals(shapely.box(100, 400, 180, 460)) and found["note"].startswith("2 region(s) without an area")
     said = CliRunner().invoke(app, ["view", str(copied), "--corrections", str(tmp_path / "fixes")])
     assert said.exit_code == 0 and "2 region(s) without an area left out" in said.stdout
+
+
+def test_a_verdict_is_of_one_segmentation_and_a_right_class_of_the_image(
+    copied: Path, ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    blot = ((100.0, 400.0), (180.0, 400.0), (180.0, 460.0), (100.0, 460.0))
+    (first,) = Catalogue([copied]).results()
+    review.add(first, review.Statement(verdict="accepted"))
+    review.add(first, review.Statement(verdict="accepted", region=blot))
+    assert review.verdicts([first]) == {first.id: "accepted"}
+    brighter = ink_variant(tmp_path / "brighter", threshold=120, name="brighter")
+    assert segment([first.job.uri], model=str(brighter), output=copied).exit_code == 0
+    (second,) = Catalogue([copied]).results()
+    assert review.current(second) == [] and review.verdicts([second]) == {}
+    with pytest.raises(ConfigError, match=r"1 accepted region\(s\) of another segmentation"):
+        corrections.export([second], tmp_path / "none")
+    corner = ((0.0, 0.0), (50.0, 0.0), (50.0, 50.0), (0.0, 50.0))
+    fixed = review.add(second, review.Statement(verdict="to correct", label="ink", region=corner))
+    said = CliRunner().invoke(app, ["view", str(copied), "--corrections", str(tmp_path / "fixes")])
+    assert said.exit_code == 0 and said.stdout.startswith("1 polygon(s)"), said.stdout
+    assert "1 accepted region(s) of another segmentation of the image left out" in said.stdout
+    # Under the labels that were accepted both count again; what is withdrawn stays so under all labels.
+    assert [stored["verdict"] for stored in review.current(first)] == ["accepted", "accepted", "to correct"]
+    review.add(second, review.Statement(id=fixed["id"], verdict="withdrawn"))
+    assert [stored["verdict"] for stored in review.current(first)] == ["accepted", "accepted"]
 
 
 def test_the_table_names_a_remote_image_by_its_uri(copied: Path, tmp_path: Path) -> None:

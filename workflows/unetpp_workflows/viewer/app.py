@@ -105,8 +105,8 @@ class _Viewer:
 
     def _list(self) -> dict[str, Any]:
         results = self._catalogue.results()
-        said = {folder: review.verdicts(folder) for folder in {result.reviews for result in results}}
-        return {"images": [{**r.entry(), "verdict": said[r.reviews].get(r.name)} for r in results]}
+        said = review.verdicts(results)
+        return {"images": [{**result.entry(), "verdict": said.get(result.id)} for result in results]}
 
     async def image(self, request: Request) -> Response:
         result = await self._result(request)

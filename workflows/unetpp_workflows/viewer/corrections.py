@@ -1,8 +1,8 @@
 """Turns reviews into training data: QuPath GeoJSON per image and a data set that `unetpp prepare` takes.
 
 A region to be corrected becomes a polygon of the class the reviewer gave it. An accepted region becomes polygons of the
-classes the model found in it. All else stays unknown: it is not labelled, and training does not count it. A region
-without an area, such as a line drawn there and back, is left out and counted.
+classes the model found in it, as long as these are the labels that were accepted. All else stays unknown: it is not
+labelled, and training does not count it. What is left out is counted.
 """
 
 from __future__ import annotations
@@ -48,16 +48,28 @@ def features(result: Result) -> list[dict[str, Any]]:
 
 def collection(result: Result) -> dict[str, Any]:
     """Return `features` as GeoJSON; a member `note` says how many regions are left out, where some are."""
-    left = _left_out(result)
-    note = {"note": f"{left} region(s) without an area left out"} if left else {}
+    left = left_out([result])
+    note = {"note": "; ".join(left)} if left else {}
     return {"type": "FeatureCollection", "features": features(result), **note}
 
 
-def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int, int]:
+def left_out(results: Sequence[Result]) -> list[str]:
+    """Return a sentence for each reason why regions make no training data."""
+    empty = sum(area.is_empty for result in results for _, area in _regions(result))
+    earlier = sum(
+        stored["verdict"] == "accepted" and bool(stored.get("region"))
+        for result in results
+        for stored in review.outdated(result)
+    )
+    found = {"region(s) without an area": empty, "accepted region(s) of another segmentation of the image": earlier}
+    return [f"{count} {what} left out; draw them anew in `unetpp view`" for what, count in found.items() if count]
+
+
+def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
     """Write every reviewed image's GeoJSON, a table and a data set into `folder`.
 
     Returns:
-        the data set, the number of images, of polygons, and of regions that have no area and are left out.
+        the data set, the number of images and of polygons; `left_out` says what is not among them.
 
     Raises:
         ConfigError: no region is accepted, or to be corrected with a class; or the models differ in their classes.
@@ -67,6 +79,7 @@ def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int, int
     if not marked:
         raise ConfigError(
             "no region with an area is accepted or has a corrected class yet; draw some in `unetpp view` first"
+            + "".join(f" ({sentence})" for sentence in left_out(results))
         )
     classes = marked[0][0].job.classes
     others = [result.name for result, _ in marked if result.job.classes != classes]
@@ -86,8 +99,7 @@ def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int, int
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_file(folder / TABLE, text.getvalue().encode())
     write_file(folder / DATASET, _dataset(marked[0][0]).encode())
-    polygons, left = sum(len(found) for _, found in marked), sum(_left_out(result) for result in results)
-    return folder / DATASET, len(marked), polygons, left
+    return folder / DATASET, len(marked), sum(len(found) for _, found in marked)
 
 
 def _dataset(result: Result) -> str:
@@ -129,10 +141,6 @@ def _regions(result: Result) -> list[tuple[dict[str, Any], Any]]:
         if stored.get("region")
         and (stored["verdict"] == "accepted" or (stored["verdict"] == "to correct" and stored.get("label")))
     ]
-
-
-def _left_out(result: Result) -> int:
-    return sum(area.is_empty for _, area in _regions(result))
 
 
 def _area(ring: Sequence[Sequence[float]]) -> Any:

@@ -1,7 +1,8 @@
 """Keeps what reviewers said of images and regions in an append-only log, reviews.jsonl beside the image folders.
 
 One line is one statement, written and flushed as a whole under a lock; the newest statement of an id counts, and
-nothing is ever changed or removed. A line that a crash cut short is skipped.
+nothing is ever changed or removed. A line that a crash cut short is skipped. A verdict is about one segmentation; the
+class that a region should have is about the image, and outlives the segmentation.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import getpass
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +81,32 @@ def add(result: Result, statement: Statement) -> dict[str, Any]:
 
 
 def current(result: Result) -> list[dict[str, Any]]:
-    """Return the statements about a result that count, oldest first; those about other pixels than it holds do not."""
+    """Return the statements about a result that count, oldest first: those about its pixels and labels."""
+    return [stored for stored in _standing(result) if _is_of(stored, result)]
+
+
+def outdated(result: Result) -> list[dict[str, Any]]:
+    """Return the statements about other labels of the same pixels than the result's, oldest first."""
+    return [stored for stored in _standing(result) if not _is_of(stored, result)]
+
+
+def verdicts(results: Sequence[Result]) -> dict[str, str]:
+    """Return the verdict that counts on each whole image by the result's id."""
+    newest: dict[tuple[Path, Any, Any], dict[str, Any]] = {}
+    for folder in {result.reviews for result in results}:
+        for stored in _read(folder / LOG):
+            if stored.get("id") == "image":
+                newest[folder, stored.get("image"), stored.get("fingerprint")] = stored
+    found = {}
+    for result in results:
+        stored = newest.get((result.reviews, result.name, result.job.fingerprint), {})
+        if stored.get("verdict") != "withdrawn" and _is_of(stored, result):
+            found[result.id] = str(stored["verdict"])
+    return found
+
+
+def _standing(result: Result) -> list[dict[str, Any]]:
+    """Return what was said last under each id about the pixels of a result, unless it was withdrawn."""
     newest: dict[str, dict[str, Any]] = {}
     for stored in _read(result.reviews / LOG):
         if stored.get("image") == result.name and stored.get("fingerprint") == result.job.fingerprint:
@@ -88,13 +115,8 @@ def current(result: Result) -> list[dict[str, Any]]:
     return sorted(kept, key=lambda stored: str(stored.get("when")))
 
 
-def verdicts(folder: Path) -> dict[str, str]:
-    """Return the verdict on each whole image of a folder by its name."""
-    found = {}
-    for stored in _read(folder / LOG):
-        if stored.get("id") == "image":
-            found[str(stored.get("image"))] = str(stored.get("verdict"))
-    return {name: verdict for name, verdict in found.items() if verdict != "withdrawn"}
+def _is_of(stored: dict[str, Any], result: Result) -> bool:
+    return stored.get("label") is not None or stored.get("key") == result.job.key
 
 
 def _append(path: Path, line: bytes) -> None:
