@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ class ClassInfo:
     def __post_init__(self) -> None:
         if not 0 <= self.value <= 254:
             raise ModelPackageError(f"class {self.name!r} has value {self.value}; use 0..254, 255 means no data")
+        if len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color):
+            raise ModelPackageError(f"class {self.name!r} has the colour {self.color}; give red, green, blue of 0..255")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +85,17 @@ class ModelSpec:
                 f"model {self.name!r}: {len(self.bands)} band names, {len(self.mean)} means and {len(self.std)} "
                 f"deviations for {bands} input bands; give one of each per band"
             )
-        if min(self.std) <= 0:
-            raise ModelPackageError(f"model {self.name!r}: std {self.std} must be positive")
+        if not all(math.isfinite(number) for number in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ModelPackageError(
+                f"model {self.name!r}: mean {self.mean} and std {self.std} must be finite numbers, and std positive"
+            )
         logits = self.architecture.classes
         if len(self.classes) != (2 if logits == 1 else logits):
             raise ModelPackageError(f"model {self.name!r}: {len(self.classes)} classes described for {logits} logits")
         if len({c.value for c in self.classes}) != len(self.classes):
             raise ModelPackageError(f"model {self.name!r}: two classes share a value; give each its own")
+        if len({c.name for c in self.classes}) != len(self.classes):
+            raise ModelPackageError(f"model {self.name!r}: two classes share a name; give each its own")
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **dataclasses.asdict(self)}
@@ -126,11 +133,7 @@ class Package:
     digest: str
 
     def load_model(self) -> UNetPlusPlus | UNet:
-        """Build the network on the CPU in eval mode.
-
-        Raises:
-            ModelPackageError: the weights do not fit, or are no numbers: that network would find one class everywhere.
-        """
+        """Build the network on the CPU in eval mode; `ModelPackageError` for weights that do not fit or are not finite."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -145,9 +148,11 @@ class Package:
         except (SafetensorError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ModelPackageError(f"{self.folder / WEIGHTS} does not fit {SPEC}: {first}") from error
-        lost = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-        if lost:
-            raise ModelPackageError(f"{self.folder / WEIGHTS}: {lost[0]} holds what is no number; train the model anew")
+        for name, value in model.state_dict().items():
+            if not value.isfinite().all():
+                raise ModelPackageError(
+                    f"{self.folder / WEIGHTS}: {name} is not finite; its training diverged, train at a smaller rate"
+                )
         return model.eval()
 
 

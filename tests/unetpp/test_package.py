@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,11 @@ def _drop_mean(values: dict[str, object]) -> None:
         (lambda v: v["architecture"].update(conv="magic"), "magic"),
         (lambda v: v.update(mean=[1.0]), "means"),
         (lambda v: v.update(std=[0.0, 1.0, 1.0]), "positive"),
+        (lambda v: v.update(mean=[math.nan, 1.0, 1.0]), "finite"),
+        (lambda v: v.update(std=[1.0, math.nan, 1.0]), "finite"),
+        (lambda v: v["classes"][1].update(name=v["classes"][0]["name"]), "share a name"),
+        (lambda v: v["classes"][1].update(color=[300, 0, 0]), "colour"),
+        (lambda v: v["classes"][1].update(color=[30, 0]), "colour"),
         (lambda v: v["classes"].pop(), "classes described"),
         (_drop_mean, "mean"),
     ],
@@ -115,13 +121,13 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
         load_package(folder).load_model()
 
 
-def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
-    package = load_package(folder)
-    network = package.load_model()
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_weights_of_a_diverged_training_are_refused(folder: Path, number: float) -> None:
+    network = load_package(folder).load_model()
     with torch.no_grad():
-        next(network.parameters()).view(-1)[0] = float("nan")
-    save_package(folder, network, package.spec, "")
-    with pytest.raises(ModelPackageError, match="holds what is no number"):
+        next(network.parameters()).view(-1)[0] = number
+    save_package(folder, network, SPEC, "# x\n")
+    with pytest.raises(ModelPackageError, match="not finite"):
         load_package(folder).load_model()
 
 
