@@ -133,7 +133,7 @@ class Package:
     digest: str
 
     def load_model(self) -> UNetPlusPlus | UNet:
-        """Build the network on the CPU in eval mode; `ModelPackageError` for weights that do not fit or are not finite."""
+        """Build the network on the CPU in eval mode; raises `ModelPackageError` where weights do not fit or are NaN."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

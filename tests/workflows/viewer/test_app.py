@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,6 +206,28 @@ def test_what_is_no_review_of_this_page_is_refused(
     answer = client.post(f"/api/images/{plain}/reviews", content=json.dumps(body), headers=kinds)
     assert answer.status_code == status, answer.text
     assert not (archives.first / "reviews.jsonl").exists()
+
+
+@pytest.mark.parametrize("box", ["", "1,2,3", "nan,0,9,9", "-inf,0,inf,9", "a,b,c,d"])
+def test_objects_are_asked_for_by_a_box(client: TestClient, plain: str, box: str) -> None:
+    assert client.get(f"/api/images/{plain}/objects", params={"box": box}).status_code == 400
+
+
+def test_damage_is_told_without_naming_a_folder(
+    archives: Archives, tmp_path: Path, page_built: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(archives.second, tmp_path / "copy")) / "plain"
+    shutil.rmtree(copy / "labels.ome.zarr")
+    outlines = copy / "polygons.geojson"
+    outlines.write_bytes(outlines.read_bytes()[: outlines.stat().st_size // 2])
+    with TestClient(create_app([tmp_path / "copy"]), base_url="http://localhost") as client:
+        one = f"/api/images/{entry(client, 'plain', 'copy')['id']}"
+        for path in ("/tiles/labels/0/0/0", "/objects?box=0,0,1100,700"):
+            answer = client.get(one + path)
+            assert answer.status_code == 500 and "terminal" in answer.json()["error"]
+            assert str(tmp_path) not in answer.text
+    said = capfd.readouterr().out
+    assert "labels.ome.zarr" in said and "the outlines of plain" in said and "verify" in said
 
 
 def test_hostile_names_stay_names(client: TestClient) -> None:

@@ -8,10 +8,12 @@ import rasterio
 import shapely
 from rasterio.transform import Affine
 
+from unetpp.errors import StoreError
+from unetpp.finalize.rows import VECTOR_FILES
 from unetpp_workflows.config import load_config
 from unetpp_workflows.pipeline import segment
 from unetpp_workflows.viewer.catalogue import Catalogue, Result
-from unetpp_workflows.viewer.objects import open_objects
+from unetpp_workflows.viewer.objects import open_objects, readable
 
 PLACE = Affine(0.5, 0, 430_000, 0, -0.5, 5_500_000)
 BOXES = [(120, 50, 160, 80), (20, 100, 60, 140)]
@@ -54,6 +56,24 @@ def test_objects_come_in_level_0_pixels_from_every_format(
 
 def test_no_searchable_file_is_no_objects(ink_package: Path, tmp_path: Path) -> None:
     assert open_objects(segmented(ink_package, tmp_path, ["geoparquet"], scene=True)) is None
+
+
+def test_geojson_beyond_what_is_searched_is_no_objects(ink_package: Path, tmp_path: Path) -> None:
+    result = segmented(ink_package, tmp_path, ["geojson"], scene=True)
+    with (result.folder / "polygons.geojson").open("r+b") as file:
+        file.truncate(2**29 + 1)  # a hole: it takes no space
+    assert open_objects(result) is None
+
+
+@pytest.mark.parametrize("kind", ["gpkg", "flatgeobuf", "geojson", "geojson.gz"])
+def test_a_file_cut_short_is_one_error(ink_package: Path, tmp_path: Path, kind: str) -> None:
+    result = segmented(ink_package, tmp_path, [kind], scene=True)
+    path = result.folder / VECTOR_FILES[kind]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(StoreError, match="outlines of image"), readable(result):
+        objects = open_objects(result)
+        assert objects is not None
+        objects.within((0, 0, 300, 200))
 
 
 def test_a_scene_is_placed(ink_package: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ elsewhere every request needs the token, once in the address and then in a cooki
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from unetpp_workflows.viewer import corrections, review
 from unetpp_workflows.viewer import tiles as cutting
 from unetpp_workflows.viewer.cache import Cache
 from unetpp_workflows.viewer.catalogue import Catalogue, Result
-from unetpp_workflows.viewer.objects import ObjectFile, open_objects
+from unetpp_workflows.viewer.objects import ObjectFile, open_objects, readable
 
 T = TypeVar("T")
 STATIC = Path(__file__).parent / "static"
@@ -146,19 +147,21 @@ class _Viewer:
     async def objects(self, request: Request) -> Response:
         result = await self._result(request)
         try:
-            parts = [float(part) for part in request.query_params["box"].split(",")]
-            x0, y0, x1, y1 = parts
+            x0, y0, x1, y1 = (float(part) for part in request.query_params["box"].split(","))
         except (KeyError, ValueError):
-            raise HTTPException(400, "box is x0,y0,x1,y1 in level-0 pixels") from None
+            x0 = y0 = x1 = y1 = math.nan
+        if not all(map(math.isfinite, (x0, y0, x1, y1))):
+            raise HTTPException(400, "box is x0,y0,x1,y1 in level-0 pixels")
         found = await self._thread(lambda: self._find(result, (x0, y0, x1, y1)))
         return JSONResponse(found)
 
     def _find(self, result: Result, box: tuple[float, float, float, float]) -> dict[str, Any]:
-        objects = self._objects.get((result.id, result.stamp), lambda: open_objects(result))
-        if objects is None:
-            note = "no file of this result can be searched: segment with --formats flatgeobuf"
-            return {"type": "FeatureCollection", "features": [], "complete": True, "note": note}
-        found = objects.within(box)
+        with readable(result):
+            objects = self._objects.get((result.id, result.stamp), lambda: open_objects(result))
+            if objects is None:
+                note = "no file of this result can be searched: segment with --formats flatgeobuf"
+                return {"type": "FeatureCollection", "features": [], "complete": True, "note": note}
+            found = objects.within(box)
         return {"type": "FeatureCollection", "features": found.features, "complete": found.complete}
 
     async def reviews(self, request: Request) -> Response:
@@ -260,7 +263,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     # The message may name a file of this machine: it stays in the server's own output.
     print(f"{request.url.path}: {error}", flush=True)
-    return JSONResponse({"error": type(error).__name__.removesuffix("Error")}, status_code=500)
+    return JSONResponse({"error": "failed; the terminal of unetpp view says why"}, status_code=500)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -1,16 +1,20 @@
 """Finds the outlined objects of a result near a place; reads the vector files that `segment` wrote, draws nothing.
 
 GeoPackage and FlatGeobuf have an index of their own. GeoJSON has one feature per line: its first use notes each line's
-place and bounding box, 40 bytes per object; a gzipped one is unpacked into a temporary file for that. Coordinates are
-level-0 pixels, x right and y down.
+place and bounding box, 40 bytes per object; a gzipped one is unpacked into a temporary file for that. GeoJSON of more
+than 512 MiB is not searched. Coordinates are level-0 pixels, x right and y down.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import tempfile
 import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,11 +49,7 @@ class ObjectFile(Protocol):
 
 
 def open_objects(result: Result) -> ObjectFile | None:
-    """Return the objects of a result, None where no file of it can be searched.
-
-    Raises:
-        StoreError: its GeoJSON is too large to search.
-    """
+    """Return the objects of a result, None where no file of it can be searched."""
     for kind in _INDEXED:
         path = result.folder / VECTOR_FILES[kind]
         if path.is_file():
@@ -57,17 +57,26 @@ def open_objects(result: Result) -> ObjectFile | None:
     for kind in ("geojson", "geojson.gz"):
         path = result.folder / VECTOR_FILES[kind]
         if path.is_file():
-            return _Lines(path, result)
+            file = _text(path)
+            return _Lines(file, result) if file.seek(0, os.SEEK_END) <= MAX_GEOJSON_BYTES else None
     return None
+
+
+@contextmanager
+def readable(result: Result) -> Iterator[None]:
+    """Turn what readers raise for a file that is cut short or of another kind into `StoreError`."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, OSError, EOFError, RuntimeError, zlib.error) as error:
+        raise StoreError(f"the outlines of {result.name} do not read ({error}); run `unetpp verify`") from error
 
 
 class _Lines:
     """A GeoJSON file of one feature per line: in level-0 pixels for a slide, in degrees for a scene."""
 
-    def __init__(self, path: Path, result: Result) -> None:
-        self._unpacked = _unpacked(path, result.name) if path.suffix == ".gz" else None
-        self._path = path if self._unpacked is None else Path(self._unpacked.name)
-        _check_size(self._path.stat().st_size, path, result.name)
+    def __init__(self, file: IO[bytes], result: Result) -> None:
+        # Held, since a temporary file goes with its last holder.
+        self._file, self._path = file, Path(file.name)
         self._pixels = None if result.job.grid.crs is None else _Degrees(result)
 
     @cached_property
@@ -125,25 +134,16 @@ def _polygons(geometry: dict[str, Any]) -> list[list[NDArray[np.float64]]]:
     return [[np.asarray(ring, np.float64) for ring in rings] for rings in polygons]
 
 
-def _unpacked(path: Path, name: str) -> IO[bytes]:
-    """Return the plain text as a temporary file, which goes when its last holder does. Raises `StoreError`."""
+def _text(path: Path) -> IO[bytes]:
+    """Return a GeoJSON as plain text; a gzipped one as a temporary file, no longer than shows that it is too large."""
+    if path.suffix != ".gz":
+        return path.open("rb")
     target = tempfile.NamedTemporaryFile(prefix="unetpp-", suffix=".geojson")  # noqa: SIM115
-    size = 0
     with gzip.open(path) as source:
-        while part := source.read(2**20):
-            size += len(part)
-            _check_size(size, path, name)
+        while target.tell() <= MAX_GEOJSON_BYTES and (part := source.read(2**20)):
             target.write(part)
     target.flush()
     return target
-
-
-def _check_size(size: int, path: Path, name: str) -> None:
-    if size > MAX_GEOJSON_BYTES:
-        raise StoreError(
-            f"{path.name} of {name} has more than {MAX_GEOJSON_BYTES:,} bytes, too many to search; "
-            "segment with --formats flatgeobuf to see its objects"
-        )
 
 
 class _Layer:

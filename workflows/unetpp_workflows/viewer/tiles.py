@@ -157,7 +157,7 @@ class TileReader:
         part = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
         try:
             values = self._array(store, number)[part if plane is None else (plane, *part)]
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             raise StoreError(f"{store.folder / store.name} is damaged ({error}); run verify") from error
         found: NDArray[np.uint8] = np.asarray(values, np.uint8)[rows - rows[0]][:, cols - cols[0]]
         return found

@@ -65,6 +65,7 @@ class App {
     panel.selection(found, null);
     this.stage = new Stage(by("stage-a"), found, this.state.at);
     this.stage.onView = () => this.viewed();
+    this.stage.onFailure = () => this.tell("Parts of the picture were not loaded; the terminal of unetpp view says why");
     this.stage.onClick = (x, y) => void this.choose(x, y);
     this.reviewer = new Reviewer(this.stage, () => void this.refresh(), (text) => this.tell(text));
     this.list.mark(id);

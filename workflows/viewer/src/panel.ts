@@ -28,7 +28,7 @@ export function layers(of: Details, state: State, change: (part: Partial<State>)
   by("layers").replaceChildren(
     h("div", { className: "layer" }, h("div", { className: "row" }, h("span", {}, "Labels")),
       slider("Opacity of labels", state.labels, (labels) => change({ labels })), ...classes),
-    h("div", { className: "layer" }, h("label", { className: "row" }, h("input", { id: "outlines", type: "checkbox", checked: state.objects,
+    h("div", { className: "layer" }, h("label", { className: "row wrap" }, h("input", { id: "outlines", type: "checkbox", checked: state.objects,
       onchange: (e: Event) => change({ objects: (e.target as HTMLInputElement).checked }) }), h("span", {}, "Outlines"),
       h("span", { id: "outlines-note", className: "quiet" }))),
     maps.length ? h("div", { className: "layer" }, map, state.map ? slider("Opacity of the map", state.mapOpacity, (mapOpacity) => change({ mapOpacity })) : "") : "",
