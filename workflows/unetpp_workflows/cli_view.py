@@ -12,6 +12,7 @@ from unetpp.errors import ConfigError
 from unetpp_workflows.cli_options import DONE, reported, standard_output
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 (only compared with)
 
 
 @reported()
@@ -75,7 +76,7 @@ def _serve(outputs: list[Path], host: str, port: int) -> None:
         raise ConfigError(
             f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
         ) from None
-    name = f"[{host}]" if ":" in host else host
+    name = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
     standard_output().print(f"open {address} (Ctrl-C ends)", markup=False, highlight=False, soft_wrap=True)
     # No access log: addresses may hold the token.

@@ -3,6 +3,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,6 +153,27 @@ def test_another_host_name_is_refused_and_a_token_is_asked_for(archives: Archive
     entered = guarded.get("/", params={"token": word}, follow_redirects=False)
     assert entered.status_code == 303 and "token" not in entered.headers["location"]
     assert "HttpOnly" in entered.headers["set-cookie"] and "strict" in entered.headers["set-cookie"].lower()
+
+
+def test_two_viewers_on_one_host_know_their_own_tokens(archives: Archives, page_built: None) -> None:
+    apps = {word: create_app([archives.first], hosts=["*"], token=word) for word in ("one", "two")}
+    cookies = httpx.Cookies()  # as a browser's, which tells hosts apart, and not ports
+    for word, app in apps.items():
+        with TestClient(app, base_url="http://any.example", cookies=cookies) as client:
+            client.get("/", params={"token": word})
+            cookies = client.cookies
+    for app in apps.values():
+        with TestClient(app, base_url="http://any.example", cookies=cookies) as client:
+            assert client.get("/api/images").status_code == 200
+
+
+def test_the_printed_address_is_one_that_other_machines_can_open(archives: Archives, page_built: None) -> None:
+    command = [sys.executable, "-m", "unetpp_workflows", "view", str(archives.first), "--port", "0", "--host", "::"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as viewer:
+        assert viewer.stdout
+        said = viewer.stdout.readline()
+        viewer.terminate()
+    assert said.startswith(f"open http://{socket.gethostname()}:") and "?token=" in said, said
 
 
 def test_a_page_that_was_never_built_says_what_to_do(

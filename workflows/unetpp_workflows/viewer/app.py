@@ -7,6 +7,7 @@ elsewhere every request needs the token, once in the address and then in a cooki
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import secrets
@@ -36,7 +37,6 @@ from unetpp_workflows.viewer.objects import ObjectFile, open_objects, readable
 
 T = TypeVar("T")
 STATIC = Path(__file__).parent / "static"
-COOKIE = "unetpp_token"
 CACHE_BYTES = 2**27
 MAX_BODY_BYTES = 2**18
 _POLICY = (
@@ -206,6 +206,8 @@ class _Guard:
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app, self._token = app, token
+        # Browsers send a host's cookies to all of its ports: two viewers there need two names.
+        self._cookie = f"unetpp_{hashlib.sha256((token or '').encode()).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -223,13 +225,13 @@ class _Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         assert self._token is not None
-        if _same(request.cookies.get(COOKIE, ""), self._token):
+        if _same(request.cookies.get(self._cookie, ""), self._token):
             return None
         if not _same(request.query_params.get("token", ""), self._token):
             return Response("the address needs its token: open the one that unetpp view printed\n", 401)
         rest = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
         answer = RedirectResponse(request.url.path + (f"?{urlencode(rest)}" if rest else ""), 303)
-        answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+        answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
         return answer
 
 

@@ -22,9 +22,12 @@ export interface Review {
 
 async function get<T>(path: string, init?: RequestInit): Promise<T> {
   const answer = await fetch(path, init);
-  const body = (await answer.json()) as T & { error?: string };
-  if (!answer.ok) throw new Error(body.error ?? `${answer.status}`);
-  return body;
+  if (!answer.ok) throw new Error(refusal(await answer.text()));
+  return (await answer.json()) as T;
+}
+/** What went wrong, of a JSON object or, where the token is missing, plain text. */
+function refusal(text: string): string {
+  try { return (JSON.parse(text) as { error: string }).error; } catch { return text.trim(); }
 }
 
 export const images = () => get<{ images: Entry[] }>("/api/images").then((found) => found.images);
