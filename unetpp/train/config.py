@@ -104,11 +104,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "patch", "accumulate", "validate_every"):
             _at_least(self, name, 1)
-        for name in ("warmup", "decay", "patience", "seed", "threads"):
+        for name in ("rate", "warmup", "decay", "patience", "seed", "threads"):
             _at_least(self, name, 0)
-        for name in ("rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
+        if not self.clip > 0:
+            raise ConfigError(f"clip = {self.clip}: give a norm above 0, a large one to cut nothing off")
         _is_probability(self, "class_aware")
         if self.batch % self.accumulate:
             raise ConfigError(f"batch = {self.batch} is not a multiple of accumulate = {self.accumulate}")

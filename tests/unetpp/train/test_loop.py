@@ -95,7 +95,7 @@ def test_a_loss_that_is_no_number_ends_training_before_any_weight_is_lost(tmp_pa
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rate": 0.0}, {"rate": -1.0}, {"clip": 0.0}, {"decay": -0.1}, {"warmup": -1}, {"seed": -1}, {"threads": -1},
+    [{"rate": -1.0}, {"clip": 0.0}, {"decay": -0.1}, {"warmup": -1}, {"seed": -1}, {"threads": -1},
      {"patience": -1}, {"class_aware": 5.0}],
 )  # fmt: skip
 def test_numbers_that_no_training_can_have_are_refused(changes: dict[str, Any]) -> None:
