@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from unetpp.errors import DataError, ModelNotFoundError
-from unetpp.package import Package, load_package, save_package
+from unetpp.package import ClassInfo, Package, load_package, save_package
 from unetpp_workflows.cli import app
 from unetpp_workflows.evaluation import shared_images
 from unetpp_workflows.recipe import Recipe, load_recipe
@@ -63,6 +63,11 @@ def variant(package: Package, folder: Path, **facts: Any) -> Path:
     return save_package(folder, package.load_model(), replace(package.spec, **facts), "# card\n").folder
 
 
+def renamed(package: Package) -> tuple[ClassInfo, ...]:
+    """As many classes, by other names."""
+    return tuple(replace(info, name=f"other {info.name}") for info in package.spec.classes)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_package(folder).load_model().state_dict())
 
@@ -92,8 +97,8 @@ def test_the_first_loss_is_the_older_models(older: Package, store: Path, tmp_pat
 
 
 def test_other_classes_get_new_heads(older: Package, store: Path, tmp_path: Path) -> None:
-    classes = "classes=[{value=0, name='paper', color=[0,0,0]}, {value=1, name='ink', color=[1,1,1]}]"
-    text = train(tmp_path / "out", store, started(older.folder, "train.rate=0.0", classes))
+    model = variant(older, tmp_path / "model", classes=renamed(older))
+    text = train(tmp_path / "out", store, started(model, "train.rate=0.0"))
     assert "with new heads for other classes" in text
     found, expected = weights(tmp_path / "out"), weights(older.folder)
     for name in found:
@@ -105,7 +110,7 @@ def test_what_the_older_model_was_trained_on_counts_as_seen(older: Package, stor
     first = variant(older, tmp_path / "first", training={**seen, "training_content": ["0123456789abcdef"]})
     assert "not known" not in train(tmp_path / "told", store, started(first))
     content = load_package(tmp_path / "told").spec.training["training_content"]
-    assert set(content) == {"0123456789abcdef", *older.spec.training["training_content"]} and len(content) == 2
+    assert set(content) == {"0123456789abcdef", *older.spec.training["training_content"]} and len(content) == 3
 
     silent = variant(older, tmp_path / "silent", training={**seen, "training_content": None})
     assert "whether it was trained on validation images is not known" in train(tmp_path / "on", store, started(silent))
@@ -185,17 +190,16 @@ def test_a_start_that_was_refused_leaves_the_training_there_as_it_was(
 
 def test_a_bare_machine_starts_from_it_too(older: Package, store: Path, tmp_path: Path) -> None:
     """Other classes, so that heads are drawn: exported and trained there, the weights are those trained here."""
-    classes = "classes=[{value=0, name='paper', color=[0,0,0]}, {value=1, name='ink', color=[1,1,1]}]"
-    model = variant(older, tmp_path / "model", mean=(9.0, 9.0, 9.0), std=(70.0, 70.0, 70.0))
+    model = variant(older, tmp_path / "model", classes=renamed(older), mean=(9.0, 9.0, 9.0), std=(70.0, 70.0, 70.0))
     whole, out, bare = tmp_path / "whole", tmp_path / "out", tmp_path / "bare"
-    train(whole, store, started(model, classes))
-    export_training("smoke", data=None, output=out, sets=started(model, classes), store=store, folder=bare,
+    train(whole, store, started(model))
+    export_training("smoke", data=None, output=out, sets=started(model), store=store, folder=bare,
                     console=Console(quiet=True))  # fmt: skip
     script = "import sys; sys.modules['safetensors'] = None; from unetpp.train.__main__ import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", script, str(bare), "--device", "cpu"], env=environment, check=True)
     shutil.move(bare / "checkpoint.pt", out / "checkpoint.pt")
-    train(out, store, started(model, classes))
+    train(out, store, started(model))
     assert (out / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -25,3 +26,23 @@ def image_digests(source: Source) -> tuple[str, ...]:
         hashes[int(index)].update(str((pixels.shape, pixels.dtype.str, row.tolist())).encode())
         hashes[int(index)].update(np.ascontiguousarray(pixels).tobytes())
     return tuple(found.hexdigest()[:_CHARS] for found in hashes)
+
+
+def source_content(source: Source) -> list[str]:
+    """Return all that a source's images can be known again by, sorted: their digests and the hashes of their pictures.
+
+    A digest also knows a part of an image, and images of stores that hold no pictures; a picture knows an image that
+    was cut into other blocks, labelled elsewhere or resampled.
+    """
+    return sorted(set().union(*_marks(source)))
+
+
+def known_images(source: Source, content: Iterable[str]) -> int:
+    """Return how many of a source's images are among those that `source_content` told of."""
+    told = set(content)
+    return sum(not told.isdisjoint(marks) for marks in _marks(source))
+
+
+def _marks(source: Source) -> list[set[str]]:
+    digests = image_digests(source)
+    return [{digest, image.picture[:_CHARS]} - {""} for digest, image in zip(digests, source.images, strict=True)]

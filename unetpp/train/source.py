@@ -24,6 +24,7 @@ class SourceImage:
         group: what must not be split: slide, scene, patient. Figures vary from group to group, not from pixel to pixel.
         stratum: what figures are given by and batches are balanced over: the kind of image; or the group.
         height, width: pixels on the grid it is trained on.
+        picture: hash of the whole image, however it was cut and labelled; "" where it is not known.
     """
 
     name: str
@@ -31,6 +32,7 @@ class SourceImage:
     stratum: str
     height: int
     width: int
+    picture: str = ""
 
 
 @dataclass(frozen=True)

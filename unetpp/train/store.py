@@ -50,7 +50,10 @@ class _Array(Protocol):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One image of a store: `group` is what was not split, `stratum` what figures are given by."""
+    """One image of a store: `group` is what was not split, `stratum` what figures are given by.
+
+    `picture` is the SHA-256 (hex) of the thumbnail of the whole image; "" where it does not tell images apart.
+    """
 
     name: str
     group: str
@@ -58,6 +61,7 @@ class StoredImage:
     split: str
     height: int
     width: int
+    picture: str = ""
 
 
 class PatchStore:
@@ -231,7 +235,7 @@ class PatchSource:
         numbers = [number for number, image in enumerate(store.images) if image.split == split]
         chosen = [store.images[number] for number in numbers]
         self.images: Sequence[SourceImage] = tuple(
-            SourceImage(i.name, i.group, i.stratum, i.height, i.width) for i in chosen
+            SourceImage(i.name, i.group, i.stratum, i.height, i.width, i.picture) for i in chosen
         )
         self.span = Span.of(store.dtype, store.mean, store.std)
         self.fingerprint = str(store.facts["splits"][split]["fingerprint"])

@@ -22,7 +22,7 @@ from unetpp.errors import DataError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.metrics import Confusion
 from unetpp.package import ClassInfo, ModelSpec, Package
-from unetpp.train.content import image_digests
+from unetpp.train.content import known_images
 from unetpp.train.measure import Counts, Measurement, measure
 from unetpp.train.normalise import Normalise
 from unetpp.train.store import PatchSource, PatchStore
@@ -208,14 +208,13 @@ def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None
     Images are compared by their pixels. None where the package tells nothing to compare; packages of older versions
     tell only whether a whole split is the same.
     """
-    digests = image_digests(data.source)
     shared: dict[str, int | None] = {}
     for role in ("training", "validation"):
         content, fingerprint = spec.training.get(f"{role}_content"), spec.training.get(f"{role}_fingerprint")
         if fingerprint is not None and fingerprint == data.source.fingerprint:
-            shared[role] = len(digests)
+            shared[role] = len(data.source.images)
         elif content is not None:
-            shared[role] = len(set(digests) & set(content))
+            shared[role] = known_images(data.source, content)
         else:
             # Weights that started from a model which does not tell have seen more than this fingerprint says.
             told = fingerprint is not None and not spec.training.get("start")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unetpp.durable import write_file
 from unetpp.errors import DataError
 from unetpp.package import CARD, SPEC, WEIGHTS, Package, load_package
-from unetpp.train.content import image_digests
+from unetpp.train.content import known_images
 from unetpp_workflows.recipe import NetworkSection, Recipe, network
 from unetpp_workflows.registry import resolve
 from unetpp_workflows.training_data import TrainingData, open_data
@@ -105,7 +105,7 @@ def check_unseen(start: StartingPoint, data: TrainingData) -> bool:
     seen = start.package.spec.training.get("training_content")
     if seen is None:
         return False
-    shared = len(set(seen) & set(image_digests(data.validation)))
+    shared = known_images(data.validation, seen)
     if shared:
         raise DataError(
             f"{shared} of {len(data.validation.images)} validation images were trained on by {start.uri}, so figures "

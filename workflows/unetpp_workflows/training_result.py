@@ -20,7 +20,7 @@ from unetpp.package import ModelSpec, Package, save_package
 from unetpp.profile import quantiles
 from unetpp.span import Span
 from unetpp.train.appearance import source_profiles
-from unetpp.train.content import image_digests
+from unetpp.train.content import source_content
 from unetpp.train.levels import LevelScore, score_levels, smallest_good
 from unetpp.train.measure import measure
 from unetpp.train.normalise import Normalise
@@ -136,8 +136,8 @@ def _spec(
             "within_group": data.within_group,
             "training_fingerprint": data.training.fingerprint,
             "validation_fingerprint": data.validation.fingerprint,
-            "training_content": seen_content(start, sorted(image_digests(data.training))),
-            "validation_content": sorted(image_digests(data.validation)),
+            "training_content": seen_content(start, source_content(data.training)),
+            "validation_content": source_content(data.validation),
             "profile": quantiles(source_profiles(data.training, data.bands, Span.of(data.dtype, data.mean, data.std))),
             "start": None if start is None else start.facts(),
             "command": command,

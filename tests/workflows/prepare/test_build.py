@@ -23,6 +23,7 @@ from PIL import Image
 
 from unetpp.errors import StoreError
 from unetpp.geometry import Box
+from unetpp.train.content import known_images, source_content
 from unetpp.train.store import PatchStore
 from unetpp_workflows.prepare.build import Prepared, Run, discard_work, prepare, work_folder
 from unetpp_workflows.prepare.dataset import Dataset, load_dataset
@@ -144,6 +145,20 @@ def test_polygons_to_ignore_and_a_file_of_none(described: Callable[..., Dataset]
     expected[8:24, 8:40] = 255
     assert (whole(store, "a")[1] == expected).all()
     assert (whole(store, "v")[1] == drawn["v"][1]).all()
+
+
+def test_images_are_known_again_however_they_are_cut_and_labelled(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos({"a": (70, 100), "b": (70, 100), "v": (70, 100)})
+    prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    told = source_content(PatchStore.open(tmp_path / "s.zarr").source("train"))
+    Image.fromarray(np.full((70, 100), 255, np.uint8) * (np.arange(100) > 40)).save(tmp_path / "masks/a.png")
+    Image.fromarray(np.zeros((70, 100, 3), np.uint8)).save(tmp_path / "images/b.png")
+    for name, more in (("t", {"side": 64}), ("u", {"spacing": "2um", "image_spacing": "1um"})):
+        prepare(described(**{**GLOBS, **more, "validation": ["a", "b"]}), tmp_path, tmp_path / f"{name}.zarr")
+        store = PatchStore.open(tmp_path / f"{name}.zarr")
+        assert known_images(store.source("val"), told) == 1 and known_images(store.source("train"), told) == 0
 
 
 def test_one_group_is_cut_with_a_band_between(described: Callable[..., Dataset], photos: Any, tmp_path: Path) -> None:
