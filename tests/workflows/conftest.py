@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from unetpp.geometry import Spacing
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
 
 INK, PAPER, SMUDGE = 20, 220, 100
 
@@ -184,3 +187,24 @@ def ready_home(own_home: Path, empty_store: Path) -> Path:
     own_home.mkdir()
     shutil.copyfile(empty_store, own_home / "mlflow.db")
     return own_home
+
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    """A real Chromium that asks nothing of the network by itself."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium here: install the system's package")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("chromium"), executable_path=chromium, args=FLAGS, has_touch=True,
+            viewport={"width": 1200, "height": 760},
+        )  # fmt: skip
+        yield context
+        context.close()

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from unetpp_workflows.archive_page import Sizes, object_sizes, read_runs
 from unetpp_workflows.cli import app
 from unetpp_workflows.events import LOGS
 from unetpp_workflows.outputs import image_folders
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
 
 
 def run(*command: object) -> tuple[int, str]:
@@ -51,6 +55,19 @@ def test_the_page_shows_all_images_and_what_failed(output: Path) -> None:
     assert "Throughput of the last run" in page and "a part failed" in page
     # Four classes of plots: shares, object sizes, throughput, stages.
     assert page.count("<svg") == 4 and "nan" not in re.sub(r"base64,[^\"]+", "", page)
+
+
+def test_pages_fit_a_phone_and_keep_words_whole_beside_long_names(output: Path, browser: BrowserContext) -> None:
+    shutil.move(output / "torn", output / ("0b0d577159f0d6c266f360f7b8dfde46" * 2))
+    run("report", output)
+    page = browser.new_page()
+    page.set_viewport_size({"width": 390, "height": 780})
+    for path in (output / "report.html", output / "a" / "report.html"):
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, path
+        cells = page.evaluate("[...document.querySelectorAll('td.v')].map(cell => cell.clientWidth)")
+        assert cells and min(cells) > 100, path
+    page.close()
 
 
 def test_a_page_of_one_image_is_not_overwritten(output: Path) -> None:

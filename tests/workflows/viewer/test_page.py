@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,26 +22,7 @@ from .conftest import INK_AT, PAPER_AT, SMUDGE_AT, Archives, served
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page, Route
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
 WAIT_MS = 20_000
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium here: install the system's package")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("chromium"), executable_path=chromium, args=FLAGS, has_touch=True,
-            viewport={"width": 1200, "height": 760},
-        )  # fmt: skip
-        context.set_default_timeout(WAIT_MS)
-        yield context
-        context.close()
 
 
 @pytest.fixture
@@ -68,6 +48,7 @@ def doubtful(browser: BrowserContext, doubts_address: str) -> Iterator[Page]:
 def opened(browser: BrowserContext, address: str) -> Iterator[Page]:
     """A page that must not fail or ask anything of another address."""
     page = browser.new_page()
+    page.set_default_timeout(WAIT_MS)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on(
