@@ -81,15 +81,18 @@ def test_tiles_looked_at_during_a_run_are_drawn_anew_as_it_goes_on(
     (image / "record.json").unlink()
     (image / "commits/0.1.json").unlink()
     (image / "labels.ome.zarr/classes/0/c/0/1").unlink()
+    (image / "polygons.geojson").unlink()
     client = TestClient(create_app([tmp_path / "out"]), base_url="http://localhost")
     (found,) = client.get("/api/images").json()["images"]
     early, control = look()
+    assert "before" in client.get(f"/api/images/{found['id']}/objects?box=0,0,9,9").json()["note"]
     assert found["status"] == "running or interrupted" and control == "private, max-age=5"
     assert (early[:32, 32:64] == 255).all() and np.array_equal(early[32:], stored[32:])
     run()
     late, control = look()
     assert np.array_equal(late, stored) and control == "private, max-age=3600"
     assert client.get(f"/api/images/{found['id']}").json()["status"] == "done"
+    assert "note" not in client.get(f"/api/images/{found['id']}/objects?box=0,0,9,9").json()
 
 
 @pytest.mark.parametrize("z", [0, 1])

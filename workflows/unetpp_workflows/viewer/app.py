@@ -160,6 +160,7 @@ class _Viewer:
             objects = self._objects.get((result.id, result.stamp), lambda: open_objects(result))
             if objects is None:
                 note = "no file of this result can be searched: segment with --formats flatgeobuf"
+                note = note if result.finished else "none before the image is finished"
                 return {"type": "FeatureCollection", "features": [], "complete": True, "note": note}
             found = objects.within(box)
         return {"type": "FeatureCollection", "features": found.features, "complete": found.complete}
