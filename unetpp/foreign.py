@@ -44,7 +44,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except pickle.UnpicklingError:
+        # torch's own words advise to load it without this protection.
+        reason = "damaged, or with more than tensors in it, which could run code"
+        raise ModelPackageError(f"{path} is no plain state dict: {reason}; save model.state_dict() alone") from None
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelPackageError(f"{path} is no plain state dict: {first}; save model.state_dict() alone") from None
     for key in ("state_dict", "model"):
