@@ -1,8 +1,8 @@
 """Write a label map as a GeoTIFF; knows rasterio and class colours, not where labels come from.
 
 The file is a Cloud Optimized GeoTIFF: tiles of 512, DEFLATE, nearest-neighbour overviews inside, nodata 255, a colour
-table, and class names as tags CLASS_<value> of the band. Without a CRS it is the same as an ordinary pyramidal TIFF,
-with its resolution where the size of a pixel is known. Equal labels give equal bytes.
+table, and class names as tags CLASS_<value> of the band. It lies where the image's transform says, also without a CRS;
+without one it has its resolution where the size of a pixel is known. Equal labels give equal bytes.
 """
 
 from __future__ import annotations
@@ -114,8 +114,10 @@ def _write_tiles(
     from rasterio.windows import Window
 
     place: dict[str, Any] = {}
-    if grid.crs is not None and grid.transform is not None:
-        place = {"crs": rasterio.crs.CRS.from_wkt(grid.crs), "transform": rasterio.Affine(*grid.transform)}
+    if grid.transform is not None:
+        place["transform"] = rasterio.Affine(*grid.transform)
+        if grid.crs is not None:
+            place["crs"] = rasterio.crs.CRS.from_wkt(grid.crs)
     with rasterio.open(
         path,
         "w",
@@ -135,7 +137,7 @@ def _write_tiles(
     ) as file:
         file.write_colormap(1, {**{info.value: info.color for info in classes}, NO_DATA: (0, 0, 0)})
         file.update_tags(1, **{f"CLASS_{info.value}": info.name for info in classes})
-        if not place and grid.spacing is not None and grid.spacing.unit != "deg":
+        if grid.crs is None and grid.spacing is not None and grid.spacing.unit != "deg":
             y, x = grid.spacing.metres()
             file.update_tags(TIFFTAG_XRESOLUTION=0.01 / x, TIFFTAG_YRESOLUTION=0.01 / y, TIFFTAG_RESOLUTIONUNIT=3)
         for count, box in enumerate(boxes):

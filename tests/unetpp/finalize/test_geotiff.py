@@ -50,6 +50,13 @@ def test_rasterio_reads_labels_crs_transform_and_classes(
         assert np.array_equal(coarse, labels[::2, ::2])
 
 
+def test_a_transform_without_a_crs_survives(make_job: Callable[..., SegmentJob], tmp_path: Path) -> None:
+    """As that of a world file, which says nothing of a CRS."""
+    job = make_job(np.ones((60, 80), np.uint8), crs=None, transform=ROTATED)
+    with rasterio.open(write(job, tmp_path / "work")) as file:
+        assert file.crs is None and tuple(file.transform)[:6] == pytest.approx(ROTATED)
+
+
 def test_reruns_are_byte_identical_and_leave_nothing_else(make_job: Callable[..., SegmentJob], tmp_path: Path) -> None:
     labels = np.random.default_rng(1).choice(np.array([0, 1, 255], np.uint8), size=(300, 600))
     job = make_job(labels, crs=CRS.from_epsg(32636).to_wkt(), transform=UTM, shard=64)
