@@ -242,19 +242,25 @@ def test_status_names_what_failed(ink_package: Path, blots: Draw, tmp_path: Path
     assert "1 done, 1 failed" in " ".join(text.split()) or "1 failed, 1 done" in " ".join(text.split())
 
 
-def test_ctrl_c_exits_130_and_the_same_command_continues(ink_package: Path, blots: Draw, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "executor"), [(signal.SIGINT, "local"), (signal.SIGTERM, "local"), (signal.SIGTERM, "ray")]
+)
+def test_an_interruption_exits_130_and_the_same_command_continues(
+    sent: signal.Signals, executor: str, ink_package: Path, blots: Draw, tmp_path: Path
+) -> None:
     path, out = blots("big.png", height=1024, width=1024), tmp_path / "out"
-    args = ("segment", path, "-m", ink_package, "-o", out, *FAST, "--set", "tiling.core=64", "--workers", 1)
+    options = ("--set", "tiling.core=64", "--workers", 1, "--executor", executor)
+    args = ("segment", path, "-m", ink_package, "-o", out, *FAST, *options)
     command = [sys.executable, "-m", "unetpp_workflows", *map(str, args)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     commits = out / "big/commits"
     deadline = time.monotonic() + 60
     while not list(commits.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, sent)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "run the same command again to continue" in errors
+    assert "run the same command again to continue" in errors and not list(out.glob(".lease*"))
     kept = {file: file.read_bytes() for file in commits.glob("*.json")}
     assert 0 < len(kept) < 16 * 16
     code, text = call(*args)

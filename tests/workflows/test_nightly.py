@@ -374,15 +374,18 @@ def test_an_alert_has_counts_and_the_first_problems(quiet: Path, alerts: list[di
     assert len(nights(tmp_path / "out")[0]["problems"]) == 30
 
 
-def test_an_interrupted_night_is_told(quiet: Path, alerts: list[dict[str, Any]], tmp_path: Path) -> None:
-    """The ledger is a pipe into which nobody writes, so that the night waits for its Ctrl-C."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_night_is_told(
+    sent: signal.Signals, quiet: Path, alerts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The ledger is a pipe into which nobody writes, so that the night waits for its Ctrl-C or SIGTERM."""
     for file in (tmp_path / "out/nightly").glob("*.json"):
         file.unlink()
     os.mkfifo(tmp_path / "out/nightly/ledger.json")
     command = [sys.executable, "-m", "unetpp_workflows", "nightly", str(quiet)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         writer = os.open(tmp_path / "out/nightly/ledger.json", os.O_WRONLY)  # waits until the night reads the ledger
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, errors = process.communicate(timeout=60)
         os.close(writer)
     assert process.returncode == 130 and "run the same command again" in errors

@@ -5,6 +5,7 @@ Only typer and rich are imported here; every command imports what it uses, so th
 
 from __future__ import annotations
 
+import signal
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -66,7 +67,7 @@ app = typer.Typer(
         unetpp view out                             look at it in a browser
 
     Every command can be run again: finished work is kept, the rest is done.
-    Exit codes: 0 done, 1 a part failed (its name is printed), 2 wrong usage.
+    Exit codes: 0 done, 1 a part failed (its name is printed), 2 wrong usage, 130 interrupted.
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -105,7 +106,8 @@ def options(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; a scheduler's SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # rasterio warns of every image and mask without a place on earth. Here, once: what one thread sets for a block,
     # another one's end of a block takes away.
     warnings.filterwarnings("ignore", module=r"rasterio(\.|$)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -41,11 +42,14 @@ def ray_session(address: str | None, *, cpus: int) -> Iterator[None]:
 
     with ExitStack() as stack:
         if not ray.is_initialized():
+            at_sigterm = signal.getsignal(signal.SIGTERM)
             if address is not None:
                 _join(address)
             else:
                 _start_here(stack, cpus)
             stack.callback(ray.shutdown)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, at_sigterm)  # Ray's own ends the program with exit code 15
         yield
 
 
