@@ -61,6 +61,20 @@ def test_force_segments_anew(ink_package: Path, blots: Callable[..., Path], tmp_
     assert before.keys() == after.keys() and all(after[name] > time for name, time in before.items())
 
 
+def test_force_deletes_no_result_of_an_image_that_is_not_there(
+    ink_package: Path, blots: Callable[..., Path], tmp_path: Path
+) -> None:
+    images, away = [blots("a.png"), blots("b.png")], tmp_path / "away.png"
+    assert run(ink_package, tmp_path).exit_code == 0
+    polygons = (tmp_path / "out/a/polygons.geojson").read_bytes()
+    images[0].rename(away)
+    again = segment(images, ink_package, tmp_path / "out", config=CONFIG, selection=Selection(force=True))
+    assert [image.status for image in again.images] == ["failed", "done"]
+    assert (tmp_path / "out/a/polygons.geojson").read_bytes() == polygons
+    away.rename(images[0])
+    assert [image.reused for image in run(ink_package, tmp_path).images] == [True, True]
+
+
 def test_two_runs_do_not_write_one_folder(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
     blots("a.png")
     (tmp_path / "out").mkdir()

@@ -19,7 +19,7 @@ from unetpp.errors import EngineError
 from unetpp_workflows.inputs import Source, owner
 from unetpp_workflows.machine import cpu_count
 from unetpp_workflows.record import ImageRecord
-from unetpp_workflows.steps import Call, failed, prepare, reuse
+from unetpp_workflows.steps import Call, failed, job_options, prepare, reuse
 from unetpp_workflows.summary import ImageResult
 
 if TYPE_CHECKING:
@@ -100,10 +100,13 @@ def _prepared_there(
 
 def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | ImageResult:
     """Return an image's job, ready to be computed, or its result where nothing is to do or it cannot be prepared."""
+    from unetpp.segment import plan_job
     from unetpp_workflows.executors.base import pending_places
 
     try:
         if force and owner(source.folder) is not None:
+            # An image that cannot be segmented now, as its share is not mounted, keeps what was made of it.
+            plan_job(source.uri, source.folder, call.package, **job_options(call, source))
             discard_folder(source.folder)
         if (found := reuse(call, source)) is not None:
             return found
