@@ -374,6 +374,18 @@ def test_an_alert_has_counts_and_the_first_problems(quiet: Path, alerts: list[di
     assert len(nights(tmp_path / "out")[0]["problems"]) == 30
 
 
+def test_an_archive_that_is_not_mounted_was_not_removed(quiet: Path, archive: Path, tmp_path: Path) -> None:
+    assert run(quiet).exit_code == 0
+    archive.rename(tmp_path / "away")
+    night = run(quiet)
+    assert night.exit_code == 1 and f"{archive}: no such file or folder; mount it" in night.stdout
+    assert {name: entry["gone"] for name, entry in ledger(tmp_path / "out").items()} == {"a.png": None, "b.png": None}
+    assert not (tmp_path / "out/archive").exists()
+    (tmp_path / "away").rename(archive)
+    assert run(quiet).exit_code == 0
+    assert nights(tmp_path / "out")[-1]["archive"]["unchanged"] == 2
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_night_is_told(
     sent: signal.Signals, quiet: Path, alerts: list[dict[str, Any]], tmp_path: Path

@@ -6,6 +6,7 @@ step that fails does not keep the others from running. The ledger of the archive
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -22,6 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from unetpp.errors import ConfigError, StoreError, UnetppError
+from unetpp.io.bands import split_item
+from unetpp.io.remote import is_remote, local_name
+from unetpp.io.video import split_frame
 from unetpp_workflows.alert import send_alert
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.config import RunConfig, apply_setting, read_toml, validate
@@ -188,13 +192,24 @@ def _tell(config: NightlyConfig, night: Night) -> str | None:
 
 
 def _sync(config: NightlyConfig, ledger: Ledger, night: Night, console: Console) -> Sync:
-    sources, unnamed = find_sources(config.archive, config.output)
+    there = [item for item in config.archive if _is_there(item)]
+    sources, unnamed = find_sources(there, config.output)
+    missing = [item for item in config.archive if item not in there]
+    night.problems += [f"{item}: no such file or folder; mount it, or correct archive" for item in missing]
     night.problems += [str(result.message) for result in unnamed.values()]
     # A part of the archive that cannot be listed is not a part that was removed.
-    found = sync(ledger, sources, complete=not unnamed)
+    found = sync(ledger, sources, complete=not (unnamed or missing))
     night.archive = found.to_json()
     _say(console, found.sentence())
     return found
+
+
+def _is_there(item: str) -> bool:
+    """Say whether a part of the archive can be looked at; of patterns and remote ones, listing them says it."""
+    held = split_item(item) or split_frame(item)
+    if is_remote(item) or glob.has_magic(item):
+        return True
+    return (held[0] if held else Path(local_name(item)).expanduser()).exists()
 
 
 def _report(config: NightlyConfig, ledger: Ledger, night: Night, console: Console) -> None:
