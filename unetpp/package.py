@@ -13,6 +13,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,7 +106,7 @@ class ModelSpec:
         """Build from `model.json`'s content; raises `ModelPackageError` for keys or versions it does not know."""
         from unetpp.model import GridConfig
 
-        values = dict(values)
+        values = dict(values) if isinstance(values, dict) else {}
         if values.pop("format", None) != FORMAT:
             raise ModelPackageError(f"{SPEC} is not of format {FORMAT}; it was written by another version of unetpp")
         try:
@@ -139,6 +140,10 @@ class Package:
 
         from unetpp.model import UNet, UNetPlusPlus
 
+        # Before the network is built: a width of millions would take all memory for its first values.
+        widths = self.spec.architecture.filters
+        if sum(a * b for a, b in pairwise(widths)) > (self.folder / WEIGHTS).stat().st_size:
+            raise ModelPackageError(f"{self.folder / WEIGHTS} is too small for the widths {widths} of {SPEC}")
         model = (UNetPlusPlus if self.spec.network == "unetplusplus" else UNet)(self.spec.architecture)
         try:
             weights = load_file(self.folder / WEIGHTS)

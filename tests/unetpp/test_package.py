@@ -121,6 +121,21 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
         load_package(folder).load_model()
 
 
+def test_widths_that_the_weights_cannot_hold_are_refused_before_memory_is_taken(folder: Path) -> None:
+    values = json.loads((folder / "model.json").read_text())
+    values["architecture"]["filters"] = [10**6] * len(values["architecture"]["filters"])
+    (folder / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ModelPackageError, match="too small for the widths"):
+        load_package(folder).load_model()
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3"])
+def test_a_description_that_is_no_object_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.json").write_text(text)
+    with pytest.raises(ModelPackageError, match="not of format"):
+        load_package(folder)
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_weights_of_a_diverged_training_are_refused(folder: Path, number: float) -> None:
     network = load_package(folder).load_model()
