@@ -69,8 +69,9 @@ def test_a_restarted_program_has_its_large_blocks_in_huge_pages() -> None:
     assert first == second, "another process"
     state, kilobytes, *arguments = found.split()
     assert (state, arguments) == ("set", ["two", "words", "-c"])
-    assert int(kilobytes) >= 60_000
-    assert int(began("stay")[-1].split()[1]) < 10_000, "the C library does it by itself: the restart can go"
+    # Of 32 pages of 2 MB the kernel gives those that it finds at once: on a busy machine only some.
+    assert int(kilobytes) >= 10_000
+    assert int(began("stay")[-1].split()[1]) == 0, "the C library does it by itself: the restart can go"
 
 
 @offered

@@ -124,7 +124,7 @@ def print_formats(console: Console) -> None:
 
 
 def _versions() -> Iterator[Finding]:
-    versions = software()
+    versions = dict(software())  # a copy: records say the same
     yield Finding("python", "ok", f"{versions.pop('python')} on {versions.pop('platform')}")
     yield Finding("packages", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
