@@ -162,7 +162,7 @@ def main() -> None:
             slide = Path(folder) / "slide.tif"
             make_slide(source, slide, *size)
             row = facts_of(*run(slide, Path(folder) / "out", workers))
-            result["memory"] = {**facts, "command": f"{facts['command']} --memory", "rows": {name: row}}
+            result["memory"] = {**facts, "rows": {name: row}}
         else:
             rows: dict[str, Any] = {}
             for name in arguments.sizes:

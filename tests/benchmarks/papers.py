@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from typed import typed
 
 from unetpp.model import GridConfig, UNet, UNetPlusPlus
 from unetpp.train import ArraySource, AugmentConfig, TrainConfig, fit
@@ -234,15 +234,6 @@ def interval(counts: NDArray[Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _command() -> str:
-    """Return what was called, without the folders of this machine."""
-    words = sys.argv[1:]
-    for option in ("--work", "--output"):
-        while option in words:
-            del words[words.index(option) : words.index(option) + 2]
-    return shlex.join(["python", "tests/benchmarks/papers.py", *words]) if words else "make papers"
-
-
 def provenance() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, cwd=HERE
@@ -250,8 +241,9 @@ def provenance() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"{cpu}, {os.cpu_count()} cores"
+    command = typed("tests/benchmarks/papers.py") if sys.argv[1:] else "make papers"
     return {
-        "date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(), "command": _command(),
+        "date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(), "command": command,
         "torch": str(torch.__version__), "device": device, "targets": TARGETS,
     }  # fmt: skip
 

@@ -13,7 +13,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from typed import typed
 
 from unetpp.engine.bench import BenchRow, bench
 from unetpp.package import Package, bundled_package, load_package
@@ -106,7 +107,7 @@ def provenance(
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULT.parent
         ).stdout.strip(),
-        "command": "python " + " ".join([script, *sys.argv[1:]]),
+        "command": typed(script),
         "cpu": cpu,
         "cores": os.cpu_count(),
         "features": [name for name in ("avx512_bf16", "amx_bf16") if name in flags],
