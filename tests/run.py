@@ -1,4 +1,4 @@
-"""Runs the whole suite for `make test` in two lanes, for two cores: kernels and `unetpp` beside all others.
+"""Runs the whole suite for `make test` in two lanes, for two cores, about as long: those of `BESIDE` beside all others.
 
 Triton's interpreter acts on all kernels of a process from its start, so its tests have a process of their own.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / ".beside.log"
-BESIDE = ("tests/kernels", "tests/unetpp")
+BESIDE = ("tests/kernels", "tests/unetpp", "tests/cluster", "tests/workflows/viewer")
 PYTEST = [sys.executable, "-m", "pytest", "-m", "not slow", "--durations=12"]
 
 
