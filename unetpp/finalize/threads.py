@@ -1,4 +1,4 @@
-"""Runs independent parts of a finishing step on a few threads; knows nothing of what they do."""
+"""Runs parts of a finishing step on a few threads, beside or ahead of each other; knows nothing of what they do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `unetpp`: reads options, calls the library, prints, and exits 0 done, 1 a part failed, 2 wrong usage.
+"""The command `unetpp`: reads options, calls the library, prints, and exits with a code that says how it ended.
 
 Only typer and rich are imported here; every command imports what it uses, so that `--help` answers at once.
 """

@@ -1,1 +1,1 @@
-"""Runs the unfinished shards of many images, in this process or on Ray; importing this package starts nothing."""
+"""Runs shards and other work, in this process, in others or on Ray; importing this package starts nothing."""
