@@ -8,7 +8,7 @@ TIA := .venv-tiatoolbox/bin/python
 TIA_STAMP := .venv-tiatoolbox/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup viewer viewer-check demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills papers folds gpu-bench wheel-test clean
+.PHONY: help setup viewer viewer-check demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills handover-bench papers folds gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -25,6 +25,7 @@ help:
 	@echo "make rivals      segment a slide beside MONAI, TIAToolbox and a plain loop, update the README (quiet machine, UNETPP_DATA, 15 minutes)"
 	@echo "make rivals-memory  the same for peak memory on 1 gigapixel (an hour and a half; ONLY=unetpp for one of them)"
 	@echo "make kills       kill 20 workers and 5 drivers of a segmentation of 1 gigapixel, compare, update the README (UNETPP_DATA; FOLDER=, resumable, half an hour)"
+	@echo "make handover-bench  measure our actors beside Ray Data, update workflows/README.md (quiet machine, UNETPP_DATA, 10 minutes)"
 	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
 	@echo "make folds       judge the land cover recipe on every scene by a model that never saw it (UNETPP_DATA; FOLDS=, resumable, 2 hours)"
@@ -112,6 +113,10 @@ FOLDER ?= runs/kills
 
 kills: $(STAMP)
 	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/kills.py $(FOLDER)
+	@$(PY) tests/readme.py
+
+handover-bench: $(STAMP)
+	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/handover.py
 	@$(PY) tests/readme.py
 
 read-bench: $(STAMP)

@@ -1,7 +1,7 @@
-"""Fills the generated parts of README.md from the bundled models and the committed measurements.
+"""Fills the generated parts of the READMEs from the bundled models and the committed measurements.
 
-python tests/readme.py          rewrite README.md
-python tests/readme.py --check  exit 1 when it would change
+python tests/readme.py          rewrite them
+python tests/readme.py --check  exit 1 when one would change
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any
 from benchmarks import tables
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = "speed cpu train scaling gpu read papers folds archive kills rivals view"
-"""Each is a file of results, a function of `tables`, and a mark in the README."""
+PARTS = {
+    "README.md": "models tree speed cpu train scaling gpu read papers folds archive kills rivals view",
+    "workflows/README.md": "handover",
+}
+"""What stands in each file between marks. All but models and tree are files of results and functions of `tables`."""
 
 
 def models() -> str:
@@ -66,26 +69,32 @@ def measured(name: str) -> str:
     return draw(json.loads(path.read_text(encoding="utf-8")))
 
 
-def render(text: str) -> str:
-    parts = {"models": models(), "tree": tree(), **{name: measured(name) for name in BENCHMARKS.split()}}
-    for name, content in parts.items():
-        block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+def part(name: str) -> str:
+    own: dict[str, Callable[[], str]] = {"models": models, "tree": tree}
+    return own[name]() if name in own else measured(name)
+
+
+def render(file: str, text: str) -> str:
+    for name in PARTS[file].split():
+        block = f"<!-- {name} -->\n{part(name)}\n<!-- /{name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
         if count != 1:
-            raise SystemExit(f"README.md needs one pair of <!-- {name} --> and <!-- /{name} -->")
+            raise SystemExit(f"{file} needs one pair of <!-- {name} --> and <!-- /{name} -->")
     return text
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = render(before)
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            print("README.md is out of date: run python tests/readme.py")
-        return int(before != after)
-    path.write_text(after, encoding="utf-8")
-    return 0
+    changed = False
+    for file in PARTS:
+        path = ROOT / file
+        before = path.read_text(encoding="utf-8")
+        after = render(file, before)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(after, encoding="utf-8")
+        elif before != after:
+            changed = True
+            print(f"{file} is out of date: run python tests/readme.py")
+    return int(changed)
 
 
 if __name__ == "__main__":

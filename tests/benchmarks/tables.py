@@ -247,6 +247,34 @@ def kills(facts: dict[str, Any]) -> str:
     )
 
 
+def handover(facts: dict[str, Any]) -> str:
+    lines = [
+        "| network | pixels reach it by | Mpx/s | peak PSS MB, all processes | with a shard that kills its worker |",
+        "|---|---|--:|--:|---|",
+        *(_handover_row(facts, row) for row in facts["rows"]),
+        "",
+        f"{facts['height']} x {facts['width']} px in shards of {facts['shard']}, {facts['workers']} actors, without "
+        f"Ray's start; labels equal to the byte; medians of {facts['rounds']} rounds; {facts['cpu']}, {facts['cores']} "
+        f"cores; ray {facts['versions']['ray']}, openvino {facts['versions']['openvino']}; commit {facts['commit']}, "
+        f"{facts['date']}; `{facts['command']}`; [handover.json](../tests/benchmarks/handover.json). "
+        f"GPU: {facts['gpu']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _handover_row(facts: dict[str, Any], row: dict[str, Any]) -> str:
+    way = {"actors": "actors", "raydata": "Ray Data"}[row["way"]]
+    poisoned = facts["poisoned"][row["way"]] if row["network"] == "small" else None
+    end = "" if poisoned is None else _poisoned(poisoned)
+    return f"| {row['network']} | {way} | {row['mpx_s']:.2f} | {row['peak_pss_mb']} | {end} |"
+
+
+def _poisoned(run: dict[str, Any]) -> str:
+    if run["ended"] != "done":
+        return f"{run['ended']}: {run['done']} shards done, none named"
+    return f"ended in {run['run_seconds']:.0f} s: {run['done']} shards done, {len(run['failed'])} named"
+
+
 def rivals(facts: dict[str, Any]) -> str:
     speed = _rivals_speed(facts["speed"]) if "speed" in facts else ["Speed and seams: not measured."]
     memory = _rivals_memory(facts["memory"]) if "memory" in facts else ["Memory on a gigapixel: not measured."]
