@@ -43,7 +43,7 @@ from unetpp.package import ModelSpec, Package, load_package
 from unetpp.region import Coverage, load_region
 from unetpp.shard_worker import ShardWorker, engine_choice, shared_engine
 from unetpp.store import LabelStore, refuse_foreign
-from unetpp.tiling import DEFAULT_CORE, TilePlan, make_plan
+from unetpp.tiling import TilePlan, make_plan
 from unetpp.tissue import ALGORITHM, ValidityMask, load_mask, tissue_mask
 
 __all__ = ["Progress", "SegmentJob", "ShardWorker", "job_key", "pending", "plan_job", "prepare_job", "progress"]
@@ -74,7 +74,7 @@ class JobOptions(TypedDict, total=False):
     precision: str
     threads: int
     choice: EngineChoice | None
-    core: int
+    core: int | Literal["auto"]
     shard: int | Literal["auto"]
     maps: Iterable[MapName]
     model_ref: dict[str, Any] | None
@@ -234,7 +234,7 @@ def _plan(grid: OutputGrid, spec: ModelSpec, options: JobOptions) -> TilePlan:
         grid.width,
         halo=halo(spec.architecture),
         multiple=spec.architecture.multiple,
-        core=options.get("core", DEFAULT_CORE),
+        core=options.get("core", "auto"),
         shard=options.get("shard", "auto"),
     )
 

@@ -254,12 +254,16 @@ def handover(facts: dict[str, Any]) -> str:
         *(_handover_row(facts, row) for row in facts["rows"]),
         "",
         f"{facts['height']} x {facts['width']} px in shards of {facts['shard']}, {facts['workers']} actors, without "
-        f"Ray's start; labels equal to the byte; medians of {facts['rounds']} rounds; {facts['cpu']}, {facts['cores']} "
+        f"Ray's start; labels equal to the byte; {_rounds(facts['rounds'])}; {facts['cpu']}, {facts['cores']} "
         f"cores; ray {facts['versions']['ray']}, openvino {facts['versions']['openvino']}; commit {facts['commit']}, "
         f"{facts['date']}; `{facts['command']}`; [handover.json](../tests/benchmarks/handover.json). "
         f"GPU: {facts['gpu']}.",
     ]
     return "\n".join(lines)
+
+
+def _rounds(number: int) -> str:
+    return "one round" if number == 1 else f"medians of {number} rounds"
 
 
 def _handover_row(facts: dict[str, Any], row: dict[str, Any]) -> str:

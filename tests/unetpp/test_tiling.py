@@ -113,6 +113,40 @@ def test_known_plan() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "halo", "core", "tile", "tiles"),
+    [
+        ((900, 700), 64, 1024, (912, 704), 1),
+        ((1100, 1090), 64, 1104, (1104, 1104), 1),  # four tiles of its own size with a core of 1024
+        ((1100, 5000), 64, 1104, (1104, 1232), 5),
+        ((1500, 1500), 64, 768, (832, 832), 4),  # each has one neighbour on a side, and so one halo
+        ((2220, 2967), 64, 768, (896, 896), 12),
+        ((2000, 2000), 64, 1024, (1088, 1088), 4),
+        ((1250, 1280), 128, 1280, (1264, 1280), 1),
+        ((31232, 32768), 64, 1024, (1152, 1152), 992),
+    ],
+)
+def test_the_core_follows_the_size_of_the_image(
+    size: tuple[int, int], halo: int, core: int, tile: tuple[int, int], tiles: int
+) -> None:
+    plan = make_plan(*size, halo=halo, multiple=16)
+    assert (plan.core, plan.tile_shape, plan.tile_count) == (core, tile, tiles)
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.sampled_from([0, 32, 64, 128]))
+def test_the_chosen_core_computes_no_more_than_the_default(height: int, width: int, halo: int) -> None:
+    chosen = make_plan(height, width, halo=halo, multiple=16)
+    assert chosen.useful_share >= make_plan(height, width, halo=halo, multiple=16, core=1024).useful_share
+    assert max(chosen.tile_shape) <= 1024 + 4 * halo and min(chosen.tile_shape) <= 1024 + 2 * halo
+
+
+def test_the_core_divides_a_given_shard() -> None:
+    assert make_plan(1500, 1500, halo=64, multiple=16, shard=2304).core == 768
+    assert make_plan(1500, 1500, halo=64, multiple=16, shard=2048).core == 1024
+    with pytest.raises(PlanError, match="shard 600 is not a multiple of the tile core 1024"):
+        make_plan(1500, 1500, halo=64, multiple=16, shard=600)
+
+
+@pytest.mark.parametrize(
     ("sizes", "hint"),
     [
         ((0, 5, 4, 4, 8, 8), "height 0"),

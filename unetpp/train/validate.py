@@ -18,9 +18,6 @@ from unetpp.train.normalise import Normalise
 from unetpp.train.ranks import Ranks
 from unetpp.train.source import Crop, Source
 
-_CORE = 1024
-"""Side of a tile's written part, in pixels; images up to this size plus the halo are predicted in one piece."""
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -70,7 +67,7 @@ def predict(
             continue
         image = source.images[index]
         labelled = [Box(*map(int, box)) for box in source.blocks.box[source.blocks.image == index]]
-        plan = make_plan(image.height, image.width, halo=network.halo, multiple=network.multiple, core=_CORE)
+        plan = make_plan(image.height, image.width, halo=network.halo, multiple=network.multiple)
         for tile in (tile for shard in plan.shards() for tile in plan.tiles(shard)):
             if not any(tile.write_box.intersect(box).area for box in labelled):
                 continue

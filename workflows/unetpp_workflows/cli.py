@@ -197,7 +197,7 @@ def segment(
 
         model = "models:/nuclei@champion"
         input = { spacing = "0.25um", tissue = "auto" }
-        tiling = { core = 1024 }
+        tiling = { core = 1024, shard = 4096 }
         engine = { precision = "fp32", threads = 1 }
         executor = { kind = "ray", workers = 8, attempts = 3 }
         output = { formats = ["geojson.gz", "ome-tiff"] }

@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -69,9 +69,12 @@ class InputConfig(_Section):
 
 
 class TilingConfig(_Section):
-    """Sides in pixels: `core` is what one network call writes, `shard` what one task writes (a multiple of core)."""
+    """Sides in pixels: `core` is what one network call writes, `shard` what one task writes (a multiple of core).
 
-    core: int = Field(default=1024, ge=16)
+    "auto" takes what an image's size is computed fastest with, see `unetpp.tiling`.
+    """
+
+    core: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"
     shard: int | Literal["auto"] = "auto"
 
 

@@ -120,7 +120,10 @@ def test_openvino_gives_the_same_bits_for_any_threads_and_callers(package: Packa
             np.testing.assert_array_equal(logits, expected)
 
 
-def test_openvino_compiles_once_per_shape_and_concurrent_call(package: Package) -> None:
+def test_openvino_compiles_once_per_shape_and_concurrent_call(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unetpp.engine.openvino, "_COMPILED_SHAPES", 4)
     engine = unetpp.engine.openvino.OpenVinoEngine(package)
     compiled: list[tuple[int, int]] = []
     compile_one = engine._compile

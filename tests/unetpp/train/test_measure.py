@@ -38,7 +38,7 @@ def test_counts_are_those_of_whole_images(network: UNetPlusPlus, monkeypatch: py
         assert truth.objects is not None
         split = split_objects(labels == 1, logits.softmax(0)[1].numpy())
         objects.update(truth.objects, split, truth.labels != 255)
-    monkeypatch.setattr("unetpp.train.validate._CORE", 16)  # now in many tiles
+    monkeypatch.setattr("unetpp.tiling.best_core", lambda *_, **__: 16)  # now in many tiles
     found = measure(network, source, NORM, precision="fp32")
     total = found.total()
     np.testing.assert_array_equal(total.confusion.matrix, confusion.matrix)

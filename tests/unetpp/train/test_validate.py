@@ -45,7 +45,7 @@ def whole(network: UNetPlusPlus, source: ArraySource, index: int) -> torch.Tenso
 
 
 def test_tiles_give_the_whole_images_logits(network: UNetPlusPlus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unetpp.train.validate._CORE", 32)
+    monkeypatch.setattr("unetpp.tiling.best_core", lambda *_, **__: 32)
     data = source()
     seen = [np.zeros((i.height, i.width), int) for i in data.images]
     for found in predict(network, data, Normalise(MEAN, STD, "cpu"), precision="fp32"):
@@ -58,7 +58,7 @@ def test_tiles_give_the_whole_images_logits(network: UNetPlusPlus, monkeypatch: 
 
 
 def test_only_tiles_with_labels_are_predicted(network: UNetPlusPlus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unetpp.train.validate._CORE", 32)
+    monkeypatch.setattr("unetpp.tiling.best_core", lambda *_, **__: 32)
     data = source()
     data.blocks = Blocks(np.array([0]), np.array([[40, 70, 50, 90]]), np.array([[1, 1, 1]]))
     boxes = [found.box for found in predict(network, data, Normalise(MEAN, STD, "cpu"), precision="fp32")]
