@@ -10,6 +10,7 @@ padding that it would meet on the whole image. Both cases give the whole-image r
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
@@ -23,9 +24,9 @@ from unetpp.geometry import Box
 T = TypeVar("T", bound=np.generic)
 DEFAULT_CORE = 1024
 _CORES = (DEFAULT_CORE, 896, 768)
-"""What "auto" chooses from. Few, because an engine prepares itself for every shape of a tile: a second on a CPU."""
-_WORTH = 0.95
-"""Share of the default's pixels that another core must stay below to be taken."""
+"""What "auto" chooses from. Few: an engine prepares itself for every shape of a tile, for half a second on a CPU."""
+_WORTH, _LARGEST = 0.95, 1.2
+"""Another core must compute less than this share of the default's pixels, in tiles so much larger at most."""
 LEAST_SPARED = 3072
 """Tiles alike x halo in px. An engine takes one to three seconds to prepare itself for a kind of margins, and what it
 saves in a tile grows with the halo: on a CPU in bf16 a quarter of a second of 128 px, a twentieth of 64 px. Twelve
@@ -241,25 +242,25 @@ def best_core(height: int, width: int, *, halo: int, multiple: int, shard: int |
     """Return the core (px) with which an image of this size is computed in fewest pixels.
 
     Tiles of 1024 are best for large images. Of an image of 1500 px they leave a second row and column that write half
-    and compute all; tiles of 768 compute 40% fewer pixels. And an image that is a little larger than the core, in
-    one direction or both, is one tile there: two would each be as large as the image.
+    and compute all; tiles of 768 compute 40% fewer pixels. Where there is no third row, tiles spare one halo, and two
+    rows reach a halo further in tiles of the same size. And an image that is a little larger than the core, in one
+    direction or both, is one tile there: two would each be as large as the image.
 
     Args:
         shard: where it is given, only cores that divide it.
     """
     default = DEFAULT_CORE + 2 * halo
-    sides = [_round_up(size, multiple) for size in (height, width)]
-    cores = [core for core in (*_CORES, *(side for side in sides if side <= default)) if core % multiple == 0]
+    whole = (side for side in (_round_up(size, multiple) for size in (height, width)) if side <= default)
+    cores = [core for core in (*_CORES, DEFAULT_CORE + halo, *whole) if core % multiple == 0]
     if shard != "auto":
-        cores = [core for core in cores if shard % core == 0] or [DEFAULT_CORE]
-
-    def computed(core: int) -> int:
-        plan = TilePlan(height, width, multiple, halo, core, core)
-        rows, columns = plan.tile_shape
-        return plan.tile_count * rows * columns
-
-    best = min(cores, key=computed)
-    return best if cores[0] != DEFAULT_CORE or computed(best) < _WORTH * computed(DEFAULT_CORE) else DEFAULT_CORE
+        cores = [core for core in cores if shard % core == 0]
+    plans = {core: TilePlan(height, width, multiple, halo, core, core) for core in cores}
+    largest = _LARGEST * default**2
+    shares = {core: plan.useful_share for core, plan in plans.items() if math.prod(plan.tile_shape) <= largest}
+    if not shares:
+        return DEFAULT_CORE
+    best = max(shares, key=lambda core: shares[core])
+    return best if shares.get(DEFAULT_CORE, 0.0) < _WORTH * shares[best] else DEFAULT_CORE
 
 
 def cut(window: NDArray[T], origin: Box, box: Box, height: int, width: int) -> NDArray[T]:

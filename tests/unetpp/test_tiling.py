@@ -121,6 +121,9 @@ def test_known_plan() -> None:
         ((1500, 1500), 64, 768, (832, 832), 4),  # each has one neighbour on a side, and so one halo
         ((2220, 2967), 64, 768, (896, 896), 12),
         ((2000, 2000), 64, 1024, (1088, 1088), 4),
+        ((2300, 2200), 128, 1152, (1280, 1280), 4),  # as large as the default's tiles, each with one halo on a side
+        ((1250, 6000), 128, 1264, (1264, 1520), 5),
+        ((3400, 3400), 128, 896, (1152, 1152), 16),  # nine tiles would be larger by more than a fifth
         ((1250, 1280), 128, 1280, (1264, 1280), 1),
         ((31232, 32768), 64, 1024, (1152, 1152), 992),
     ],
@@ -136,7 +139,7 @@ def test_the_core_follows_the_size_of_the_image(
 def test_the_chosen_core_computes_no_more_than_the_default(height: int, width: int, halo: int) -> None:
     chosen = make_plan(height, width, halo=halo, multiple=16)
     assert chosen.useful_share >= make_plan(height, width, halo=halo, multiple=16, core=1024).useful_share
-    assert max(chosen.tile_shape) <= 1024 + 4 * halo and min(chosen.tile_shape) <= 1024 + 2 * halo
+    assert np.prod(chosen.tile_shape) <= 1.2 * (1024 + 2 * halo) ** 2
 
 
 def test_the_core_divides_a_given_shard() -> None:
