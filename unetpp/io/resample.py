@@ -46,6 +46,10 @@ class OutputGrid:
     transform: Transform | None
     crs: str | None
 
+    def ground(self) -> Spacing | None:
+        """Return the spacing of one output pixel on the ground at the grid's centre, as `ground_spacing` does."""
+        return _on_ground(self.spacing, self.crs, self.transform, (self.height, self.width), "the grid")
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -94,18 +98,25 @@ def ground_spacing(raster: Raster) -> Spacing | None:
     Geographic CRS: degrees along the meridian and the parallel of the WGS 84 ellipsoid (M and N cos(lat), Snyder, "Map
     Projections", 1987, eq. 4-18 and 4-20). Mercator: nominal metres by its scale there, in Web Mercator 1 / cos(lat).
     """
-    spacing = raster.spacing
-    if spacing is None or raster.crs is None or raster.transform is None:
+    top = raster.levels[0]
+    return _on_ground(raster.spacing, raster.crs, raster.transform, (top.height, top.width), raster.uri)
+
+
+def _on_ground(
+    spacing: Spacing | None, crs: str | None, transform: Transform | None, shape: tuple[int, int], name: str
+) -> Spacing | None:
+    """Return what a nominal spacing is on the ground at the centre of so many pixels; `name` is for errors."""
+    if spacing is None or crs is None or transform is None:
         return spacing
     if spacing.unit == "deg":
-        latitude = _centre_latitude(raster)
+        latitude = _centre_latitude(crs, transform, shape, name)
         shrink = 1 - _ECCENTRICITY_2 * math.sin(latitude) ** 2
         meridian = _SEMI_MAJOR_M * (1 - _ECCENTRICITY_2) / shrink**1.5
         parallel = _SEMI_MAJOR_M / math.sqrt(shrink) * math.cos(latitude)
         return Spacing(math.radians(spacing.y) * meridian, math.radians(spacing.x) * parallel, "m")
-    mercator = find_mercator(horizontal(raster.crs))
+    mercator = find_mercator(horizontal(crs))
     if mercator is not None:
-        factor = 1 / mercator.scale_at(_centre_latitude(raster))
+        factor = 1 / mercator.scale_at(_centre_latitude(crs, transform, shape, name))
         return spacing.scaled(factor, factor)
     return spacing
 
@@ -156,17 +167,15 @@ def find_mercator(crs: Any) -> Mercator | None:
     )
 
 
-def _centre_latitude(raster: Raster) -> float:
-    """Return the latitude of the image's centre in radians."""
+def _centre_latitude(crs: str, transform: Transform, shape: tuple[int, int], name: str) -> float:
+    """Return the latitude of the centre of (height, width) pixels in radians."""
     import pyproj
 
-    assert raster.transform is not None and raster.crs is not None
-    top = raster.levels[0]
-    _, _, x, _, _, y = window_transform(raster.transform, Box(0, 0, 1, 1).shift(top.height, top.width), 0.5, 0.5)
-    to_degrees = pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(raster.crs), "EPSG:4326", always_xy=True)
+    _, _, x, _, _, y = window_transform(transform, Box(0, 0, 1, 1).shift(*shape), 0.5, 0.5)
+    to_degrees = pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(crs), "EPSG:4326", always_xy=True)
     latitude = float(to_degrees.transform(x, y)[1])
     if not abs(latitude) < 90:
-        raise SpacingError(f"{raster.uri}: its centre lies at latitude {latitude}; correct its georeference")
+        raise SpacingError(f"{name}: its centre lies at latitude {latitude}; correct its georeference")
     return math.radians(latitude)
 
 

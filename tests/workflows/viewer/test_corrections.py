@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import zarr
+from rasterio.transform import from_origin
 from typer.testing import CliRunner
 
 from unetpp.errors import ConfigError
-from unetpp.geometry import Box
+from unetpp.geometry import Box, Spacing
 from unetpp_workflows.cli import app
 from unetpp_workflows.pipeline import segment
 from unetpp_workflows.prepare.build import discard_work, prepare
@@ -117,3 +119,26 @@ def test_the_table_names_a_remote_image_by_its_uri(copied: Path, tmp_path: Path)
     corrections.export([result], tmp_path / "fixes")
     with (tmp_path / "fixes" / corrections.TABLE).open(newline="") as file:
         assert [row["image"] for row in csv.DictReader(file)] == [uri]
+
+
+def test_corrections_of_a_scene_are_prepared_on_the_grid_that_the_model_saw(
+    ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = ink_variant(tmp_path / "model", spacing=Spacing(1, 1, "m"))
+    # In Web Mercator at 60 degrees 3 nominal metres are 1.5 on the ground; a degree is twice as high as it is wide.
+    places = {"EPSG:3857": from_origin(1e6, 8399737, 3, 3), "EPSG:4326": from_origin(10, 60, 1e-5, 1e-5)}
+    for number, (crs, transform) in enumerate(places.items()):
+        scene, out, fixes = tmp_path / f"{number}.tif", tmp_path / f"out{number}", tmp_path / f"fixes{number}"
+        with rasterio.open(scene, "w", driver="GTiff", height=120, width=150, count=3, dtype="uint8", crs=crs,
+                           transform=transform, photometric="rgb") as file:  # fmt: skip
+            file.write(np.full((3, 120, 150), 220, np.uint8))
+        assert segment([str(scene)], model=str(model), output=out).exit_code == 0
+        (result,) = Catalogue([out]).results()
+        region = ((10.0, 10.0), (60.0, 10.0), (60.0, 60.0), (10.0, 60.0))
+        review.add(result, review.Statement(verdict="to correct", label="ink", region=region))
+        dataset, _, _ = corrections.export([result], fixes)
+        done = prepare(load_dataset(str(dataset), ()), fixes, tmp_path / f"fixes{number}.zarr")
+        assert done.facts is not None, done.errors
+        seen, (image,) = result.job.grid, done.facts["images"]
+        assert (image["height"], image["width"]) == (seen.height, seen.width) and seen.height != 120, crs
+        assert abs(done.facts["spacing"]["x"] - 1) < 1e-6 and done.facts["spacing"]["unit"] == "m"

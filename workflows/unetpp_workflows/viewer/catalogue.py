@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unetpp.errors import ConfigError, StoreError, UnetppError
+from unetpp.errors import ConfigError, SpacingError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.job import RECORD, SegmentJob
 from unetpp.maps import plane_names
@@ -51,6 +51,17 @@ class Result:
     def model(self) -> str:
         version = self.job.model_ref.get("version")
         return f"{self.job.model_ref.get('name', 'model')}{f' v{version}' if version else ''}"
+
+    @property
+    def ground(self) -> Spacing | None:
+        """Size of a pixel of the labels, of a scene on the ground at its centre: the one that the model asks for."""
+        grid = self.job.grid
+        if self.job.spacing_override is not None:
+            return grid.spacing  # what a user says of a pixel is its size on the ground already
+        try:
+            return grid.ground()
+        except SpacingError:
+            return grid.spacing  # a georeference that lies nowhere on Earth
 
     @property
     def reviews(self) -> Path:
@@ -109,13 +120,10 @@ class Result:
 
     @cached_property
     def _spacing(self) -> dict[str, Any] | None:
-        """Return the size of a level-0 pixel: of the ground at the image's centre for a scene that can be opened."""
-        grid = self.job.grid
-        spacing = self.job.spacing_override
-        if spacing is None and grid.spacing is not None:
-            spacing = grid.spacing.scaled(1 / grid.step_y, 1 / grid.step_x)
-        if spacing is not None and grid.crs is not None:
-            spacing = _ground(self.job) or spacing
+        """Return the size of a level-0 pixel, of a scene on the ground at its centre."""
+        grid, spacing = self.job.grid, self.ground
+        if spacing is not None:
+            spacing = spacing.scaled(1 / grid.step_y, 1 / grid.step_x)
         return None if spacing is None else {"x": spacing.x, "y": spacing.y, "unit": spacing.unit}
 
     @property
@@ -196,15 +204,3 @@ def _written(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_mtime_ns, found.st_size
-
-
-def _ground(job: SegmentJob) -> Spacing | None:
-    from unetpp.io import open_raster
-    from unetpp.io.resample import ground_spacing
-
-    try:
-        with open_raster(job.uri) as raster:
-            return ground_spacing(raster)
-    except UnetppError:
-        # The source moved: the nominal spacing is still known.
-        return None

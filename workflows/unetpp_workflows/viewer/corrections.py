@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from unetpp.durable import output_errors, write_file
 from unetpp.errors import ConfigError
 from unetpp.geometry import Box
+from unetpp.io.resample import SPACING_TOLERANCE
 from unetpp.store import NO_DATA
 from unetpp_workflows.inputs import identity
 from unetpp_workflows.viewer import review
@@ -72,7 +74,8 @@ def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
         the data set, the number of images and of polygons; `left_out` says what is not among them.
 
     Raises:
-        ConfigError: no region is accepted, or to be corrected with a class; or the models differ in their classes.
+        ConfigError: no region is accepted, or to be corrected with a class; or images differ in their models' classes
+            or in the pixel size that was given for them.
         OutputError: the folder cannot be written.
     """
     marked = [(result, found) for result in results if (found := features(result))]
@@ -85,6 +88,8 @@ def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
     others = [result.name for result, _ in marked if result.job.classes != classes]
     if others:
         raise ConfigError(f"{', '.join(others)}: other classes than {marked[0][0].name}; export one model's output")
+    if len({result.job.spacing_override for result, _ in marked}) > 1:
+        raise ConfigError("--spacing was not the same for all images; export them by their own folders of the output")
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     rows = [("image", "labels", "group", "split")]
@@ -103,8 +108,10 @@ def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
 
 
 def _dataset(result: Result) -> str:
-    spacing = result.job.grid.spacing
-    at = f'spacing = "{spacing.x:.12g}{spacing.unit}"\n' if spacing is not None else ""
+    spacing = result.ground
+    # Only a network that takes level 0 as it is has seen pixels that are not square.
+    square = spacing is not None and math.isclose(spacing.y, spacing.x, rel_tol=SPACING_TOLERANCE)
+    at = f'spacing = "{spacing.x:.12g}{spacing.unit}"\n' if spacing is not None and square else ""
     own = result.job.spacing_override
     at += f'image_spacing = "{own.x:.12g}{own.unit}"\n' if own is not None else ""
     parts = [f'name = "corrections"\n\n[data]\ntable = "{TABLE}"\noutside = "ignore"\n{at}']
