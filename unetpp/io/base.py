@@ -230,9 +230,18 @@ def _facts(raster: Raster) -> dict[str, Any]:
     }
 
 
+def other_files(path: Path) -> list[Path]:
+    """Return the files of an image or of labels that are not `path` itself: of a folder what `fingerprint` looks at."""
+    if path.is_dir():
+        return [*_zarr_documents(path), *islice(_objects(path), FINGERPRINT_OBJECTS)]
+    return _companions(path)
+
+
 def _companions(path: Path) -> list[Path]:
     """Return the other files of a slide: MIRAX keeps a folder, DICOM and VMS keep their parts beside the first."""
     suffix = path.suffix.lower()
+    if suffix == ".shp":
+        return sorted(file for end in (".dbf", ".shx", ".prj", ".cpg") if (file := path.with_suffix(end)).is_file())
     if suffix == ".mrxs":
         return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
     if suffix in (".dcm", ".vms", ".vmu"):

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import psutil
 import pytest
 import rasterio
+import shapely
 import tifffile
 import zarr
 from PIL import Image
@@ -257,6 +259,33 @@ def test_a_finished_store_is_kept_and_never_overwritten(
     (tmp_path / "mine.zarr").mkdir()
     with pytest.raises(StoreError, match="no training store"):
         prepare(described(**GLOBS), tmp_path, tmp_path / "mine.zarr")
+
+
+def test_a_store_of_labels_that_changed_is_not_taken_for_finished(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos({"a1": (64, 64), "v1": (64, 64)})
+    labels = zarr.create_array(tmp_path / "a1.zarr", shape=(64, 64), chunks=(32, 32), dtype="uint8")
+    labels[...] = np.ones((64, 64), np.uint8)
+    frame = geopandas.GeoDataFrame({"kind": ["tree"]}, geometry=[shapely.box(0, 0, 40, 40)])
+    frame.to_file(tmp_path / "v1.shp")
+    parts = tmp_path / "b1.mosaic.toml"
+    parts.write_text('rule = "first"\nparts = [{ uri = "images/a1.png", x = 0, y = 0 }]')
+    Image.fromarray(np.ones((64, 64), np.uint8)).save(tmp_path / "masks/b1.png")
+    rows = ["images/a1.png,a1.zarr,train", "b1.mosaic.toml,masks/b1.png,train", "images/v1.png,v1.shp,val"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,labels,split", *rows]))
+    dataset = described(table="t.csv", property="kind")
+    first = prepare(dataset, tmp_path, tmp_path / "s.zarr")
+    assert not first.errors, first.errors
+    (tmp_path / "images/v1.png.aux.xml").write_text("<PAMDataset/>")  # a GIS that has shown the image
+    assert not prepare(dataset, tmp_path, tmp_path / "s.zarr").fresh
+    for changed in ("a1.zarr/c/1/1", "v1.dbf", "images/a1.png"):
+        stat = (tmp_path / changed).stat()
+        os.utime(tmp_path / changed, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        with pytest.raises(StoreError, match="other data"):
+            prepare(dataset, tmp_path, tmp_path / "s.zarr")
+        os.utime(tmp_path / changed, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert not prepare(dataset, tmp_path, tmp_path / "s.zarr").fresh
 
 
 SCRIPT = """

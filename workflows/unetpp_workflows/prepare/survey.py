@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from unetpp.durable import write_file
 from unetpp.errors import UnetppError
 from unetpp.geometry import Box, Spacing
-from unetpp.io.base import fingerprint, thumbnail
+from unetpp.io.base import fingerprint, other_files, thumbnail
 from unetpp.io.remote import is_remote
 from unetpp.io.resample import OutputGrid, ground_spacing, plan_grid
 from unetpp.store import NO_DATA
@@ -106,17 +106,16 @@ def survey_key(row: Row, settings: str, root: Path) -> str:
     """Return a hash of the row, the settings and the size and time of its files; cheap.
 
     Paths below the data folder `root` count from there: neither how it is written nor where it lies changes the key.
-    Of a remote image it is the fingerprint; of one that does not open nothing, which `survey` then says.
+    Of a remote image, and of a list of others, it is the fingerprint; of one that does not open nothing, which `survey`
+    then says.
     """
     digest = hashlib.sha256(f"{settings}\0{json.dumps(row.below(root).to_json())}".encode())
-    for name in row.files():
-        path = Path(name)
-        stat = path.stat()
-        digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        if path.is_dir():
-            for file in sorted(path.rglob("*.json")):
-                digest.update(f"{file.stat().st_mtime_ns}\n".encode())
-    if is_remote(row.image):
+    for path in map(Path, row.files()):
+        # Statistics that a GIS saves beside an image which is looked at make it no other one.
+        for file in (path, *(file for file in other_files(path) if not file.name.endswith(".aux.xml"))):
+            stat = file.stat()
+            digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    if is_remote(row.image) or Path(row.files()[0]).suffix == ".toml":
         with suppress(UnetppError):
             digest.update(fingerprint(row.image).encode())
     return digest.hexdigest()
