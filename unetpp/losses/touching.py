@@ -14,15 +14,15 @@ def touching_weights(objects: Tensor, extra: float, radius: int) -> Tensor:
     largest and the smallest object number of the square are found by max pooling on the tensor's own device.
 
     Args:
-        objects: (N, H, W) integers, 0 where there is no object. Numbers up to 2^24 are told apart exactly, because
-            they are pooled as float32.
+        objects: (N, H, W) integers, 0 where there is no object.
         extra: what the pixels between objects weigh more.
         radius: in pixels.
 
     Returns:
         (N, H, W) float32.
     """
-    number = objects[:, None].float()
+    # Pooling takes no integers, and float32 would join large numbers, such as those of buildings in a map.
+    number = objects[:, None].double()
     present = number > 0
     largest = _largest_around(number, radius)
     smallest = -_largest_around(torch.where(present, -number, -torch.inf), radius)

@@ -58,9 +58,9 @@ def _recoloured(pixels: Tensor, span: Span, config: AugmentConfig, randoms: list
 
 
 def _nearest(values: Tensor, grid: Tensor) -> Tensor:
-    """Sample whole numbers (n, R, R); exact below 2^24."""
+    """Sample whole numbers (n, R, R), as float64: numbers of objects may be any of int32."""
     sampled = F.grid_sample(
-        values[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False
+        values[:, None].double(), grid.double(), mode="nearest", padding_mode="reflection", align_corners=False
     )
     return sampled[:, 0]
 

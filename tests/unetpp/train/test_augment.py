@@ -88,6 +88,16 @@ def test_elastic_bends_labels_with_pixels_and_keeps_them_whole() -> None:
     assert ((objects > 0) == (labels == 1))[counted].all()
 
 
+def test_objects_of_large_numbers_stay_apart() -> None:
+    numbers = np.kron(np.arange(2**31 - 37, 2**31 - 1).reshape(6, 6), np.ones((8, 8))).astype(np.int32)
+    labels, pixels = np.ones(numbers.shape, np.uint8), np.zeros((*numbers.shape, 1), np.uint8)
+    source = ArraySource([("a", "a", pixels, labels, numbers)], classes=2)
+    augment = replace(STILL, scale=(1.0, 1.0), rotate=0.0)
+    frames = Sampler(source, TrainConfig(batch=1, patch=48, augment=augment)).frames(0, [0])
+    _, _, objects = patches(frames, 48, augment, "cpu")
+    assert objects is not None and objects.unique().tolist() == np.unique(numbers).tolist()
+
+
 def test_the_brightness_curve_leaves_what_lies_outside_its_range_alone() -> None:
     x = torch.tensor([-0.5, 0.0, 0.25, 1.0, 1.5]).view(1, 1, 1, 5)
     found = recolour(x, replace(STILL, gamma=0.5), generators(1)).flatten()
