@@ -198,6 +198,18 @@ def test_a_coarser_grid_takes_the_value_at_each_centre(image: Path, described: C
     assert (labels == raw[np.ix_(rows, cols)]).all()
 
 
+def test_labels_of_a_pyramids_level_lie_where_its_pixels_do(tmp_path: Path, described: Callable[..., Dataset]) -> None:
+    with rasterio.open(tmp_path / "i.tif", "w", driver="GTiff", height=1001, width=1003, count=1, dtype="uint8",
+                       crs="EPSG:32636", transform=from_origin(0, 0, 1, 1)) as file:  # fmt: skip
+        file.write(np.zeros((1001, 1003), np.uint8), 1)
+        file.build_overviews([16])
+    raw = np.random.default_rng(8).integers(0, 3, (63, 63)).astype(np.uint8)
+    Image.fromarray(raw).save(tmp_path / "m.png")
+    labels, _, _ = read(tmp_path / "i.tif", tmp_path / "m.png", described(table="t"))
+    # The last pixel of the level stands for 9 or 11 pixels, all others for 16.
+    assert (labels == np.kron(raw, np.ones((16, 16), np.uint8))[:1001, :1003]).all()
+
+
 def test_our_own_ome_zarr_labels_are_labels(image: Path, described: Callable[..., Dataset], tmp_path: Path) -> None:
     import zarr
 

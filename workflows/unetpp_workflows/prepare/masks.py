@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unetpp.errors import CorruptImageError, DataError, UnetppError
 from unetpp.geometry import Box, Transform, to_pixels
-from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
+from unetpp.io.reader import MAX_DECODED_PIXELS, first_line, level_scale
 from unetpp.store import NO_DATA
 from unetpp_workflows.prepare.faults import Fault, warning
 from unetpp_workflows.prepare.legend import Indices, Legend, Unlisted, index_colors, index_instances, index_values
@@ -60,17 +60,23 @@ class MaskReader:
         if raster.crs and raster.transform and self._mask.crs and self._mask.transform:
             self._warp = self._other_frame(raster)
         if self._warp is None:
-            allowed = {(level.height, level.width) for level in raster.levels} | {(grid.height, grid.width)}
-            if (self._mask.height, self._mask.width) not in allowed:
-                top = raster.levels[0]
-                raise DataError(
-                    f"labels {path} are {self._mask.width} x {self._mask.height} px, the image {top.width} x "
-                    f"{top.height}; give labels of the image's size"
-                )
-            self._steps = (
-                grid.step_y * self._mask.height / raster.levels[0].height,
-                grid.step_x * self._mask.width / raster.levels[0].width,
-            )
+            self._steps = self._own_steps(raster)
+
+    def _own_steps(self, raster: Raster) -> tuple[float, float]:
+        """Return the mask's pixels per pixel of the training grid along y and x, of a mask without a place."""
+        grid, size = self._grid, (self._mask.height, self._mask.width)
+        for number, level in enumerate(raster.levels):
+            if size == (level.height, level.width):
+                # Not the quotient of the sizes: a pyramid drops a last row that does not divide.
+                scale_y, scale_x = level_scale(raster.levels, number)
+                return grid.step_y / scale_y, grid.step_x / scale_x
+        if size == (grid.height, grid.width):
+            return 1.0, 1.0
+        top = raster.levels[0]
+        raise DataError(
+            f"labels {self._path} are {size[1]} x {size[0]} px, the image {top.width} x {top.height}; give labels of "
+            "the image's size"
+        )
 
     def _other_frame(self, raster: Raster) -> Any:
         """Return the transformer into the mask's CRS; None where the mask lies on the image's own pixels."""
