@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from unetpp.io import open_raster
 from unetpp.io.resample import plan_grid
 from unetpp_workflows.prepare.dataset import Dataset
 from unetpp_workflows.prepare.legend import Legend
-from unetpp_workflows.prepare.polygons import PolygonReader
+from unetpp_workflows.prepare.polygons import PolygonReader, holds_polygons
 
 from .conftest import CLASSES
 
@@ -211,6 +212,45 @@ def test_any_crs_falls_where_geopandas_and_gdal_put_it(
     expected = rasterio.features.rasterize(zip(ground, (1, 2), strict=True), out_shape=(120, 160), transform=place)
     assert (labels == expected).all()
     assert any("the image in EPSG:32636: reprojected" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+def test_a_column_of_numbers_with_gaps_names_classes_by_whole_numbers(
+    suffix: str, slide: Path, described: Callable[..., Dataset]
+) -> None:
+    frame = geopandas.GeoDataFrame(
+        {"kind": pd.array([1, 2, None], dtype="Int64")}, geometry=[LAKE, ISLES, shapely.box(0, 70, 9, 79)]
+    )
+    frame.to_file(slide.with_name(f"s{suffix}"))
+    classes = [CLASSES[0], {**CLASSES[1], "labels": ["1"]}, {**CLASSES[2], "labels": ["2"]}]
+    labels, _, faults = draw(slide, slide.with_name(f"s{suffix}"), described(classes, table="t", property="kind"))
+    expected = np.where(inside(LAKE, 80, 100), 1, np.where(inside(ISLES, 80, 100), 2, 0))
+    expected[70:79, :9] = 255
+    assert (labels == expected).all()
+    assert len(faults) == 1 and "'without a class' (1)" in faults[0]
+
+
+def test_gzipped_geojson_is_geojson(slide: Path, described: Callable[..., Dataset]) -> None:
+    plain = qupath(slide.with_name("a.geojson"), [(HUT, "roof"), (LAKE, "tree")])
+    packed = slide.with_name("a.geojson.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert (draw(slide, packed, described(table="t"))[0] == draw(slide, plain, described(table="t"))[0]).all()
+    assert holds_polygons(str(packed)) and not holds_polygons("mask.png.gz")
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(DataError, match="does not read as polygons"):
+        draw(slide, packed, described(table="t"))
+
+
+def test_geoparquet_of_an_unknown_crs_is_no_pixels_of_a_scene(
+    tmp_path: Path, described: Callable[..., Dataset]
+) -> None:
+    with rasterio.open(tmp_path / "i.tif", "w", driver="GTiff", height=20, width=20, count=1, dtype="uint8",
+                       crs="EPSG:32636", transform=from_origin(0, 20, 1, 1)) as file:  # fmt: skip
+        file.write(np.zeros((20, 20), np.uint8), 1)
+    frame = geopandas.GeoDataFrame({"kind": ["tree"]}, geometry=[shapely.box(2, 2, 9, 9)])
+    frame.to_parquet(tmp_path / "s.parquet")
+    with pytest.raises(DataError, match="states no CRS"):
+        draw(tmp_path / "i.tif", tmp_path / "s.parquet", described(table="t", property="kind"))
 
 
 def test_several_classes_need_a_property(tmp_path: Path, slide: Path, described: Callable[..., Dataset]) -> None:

@@ -37,7 +37,8 @@ class DataSection(_Section):
     Attributes:
         images: glob below the data folder.
         labels: path below the data folder, with {stem} for the image's file name without its ending: a mask (PNG,
-            TIFF, GeoTIFF, Zarr, OME-Zarr) or polygons (GeoJSON, GeoPackage, GeoParquet, QuPath GeoJSON).
+            TIFF, GeoTIFF, Zarr, OME-Zarr) or polygons (GeoJSON and QuPath's, also gzipped,
+            GeoPackage, GeoParquet).
         mask, ignore: likewise, pixels that count or do not: an image (not 0) or polygons. Only with `images`.
         table: CSV or Parquet below the data folder, one row per image (and annotator). Its images may also be URIs (s3,
             gs, http); labels and masks are files.

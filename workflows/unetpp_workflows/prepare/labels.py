@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
@@ -16,7 +15,7 @@ from unetpp.tissue import ValidityMask, load_mask
 from unetpp_workflows.prepare.faults import Fault
 from unetpp_workflows.prepare.legend import Indices, Legend
 from unetpp_workflows.prepare.masks import MaskReader, Objects
-from unetpp_workflows.prepare.polygons import SUFFIXES, PolygonReader
+from unetpp_workflows.prepare.polygons import PolygonReader, holds_polygons
 
 if TYPE_CHECKING:
     from unetpp.io.base import Raster
@@ -58,7 +57,7 @@ class ImageLabels:
             for path in row.labels:
                 reader: LabelReader = (
                     PolygonReader(path, legend, dataset.data, raster, grid)
-                    if Path(path).suffix.lower() in SUFFIXES
+                    if holds_polygons(path)
                     else MaskReader(path, legend, raster, grid)
                 )
                 stack.callback(reader.close)
@@ -124,7 +123,7 @@ class _Area:
 
     def __init__(self, path: str, dataset: Dataset, raster: Raster, grid: OutputGrid) -> None:
         self._polygons: PolygonReader | None = None
-        if Path(path).suffix.lower() in SUFFIXES:
+        if holds_polygons(path):
             # A file without a polygon marks nothing: what is outside has a class as well.
             anything = Legend(
                 values={}, colors={}, names={}, only=_MARKED, background=1, instances=False, explicit_values=True

@@ -1,4 +1,4 @@
-"""Draws polygons on an image's training grid; knows QuPath GeoJSON, GeoJSON, GeoPackage and GeoParquet.
+"""Draws polygons on an image's training grid; knows GeoJSON and QuPath's, plain or gzipped, GeoPackage and GeoParquet.
 
 A pixel belongs to a polygon that its centre lies in. Larger polygons are drawn first, so that what lies inside another
 stays visible; polygons that do not count are drawn last.
@@ -6,7 +6,9 @@ stays visible; polygons that do not count are drawn last.
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
     from unetpp_workflows.prepare.dataset import DataSection
 
-SUFFIXES = (".geojson", ".json", ".gpkg", ".parquet", ".geoparquet", ".fgb", ".shp")
+_GEOJSON = (".geojson", ".json", ".geojson.gz", ".json.gz")
+_GEOPARQUET = (".parquet", ".geoparquet")
 _LONLAT = "OGC:CRS84"
 
 
@@ -50,6 +53,11 @@ class Shapes:
     crs: str | None
     skipped: int
     features: int
+
+
+def holds_polygons(path: str) -> bool:
+    """Say whether labels of this name are polygons, and no raster."""
+    return path.lower().endswith((*_GEOJSON, *_GEOPARQUET, ".gpkg", ".fgb", ".shp"))
 
 
 class PolygonReader:
@@ -173,17 +181,17 @@ def read_shapes(path: Path, name_property: str, *, any_name: bool, placed: bool)
     from shapely.errors import ShapelyError
 
     try:
-        if path.suffix.lower() in (".geojson", ".json"):
+        if path.name.lower().endswith(_GEOJSON):
             geometry, properties, crs = _read_geojson(path, placed)
-        elif path.suffix.lower() in (".parquet", ".geoparquet"):
-            geometry, properties, crs = _read_geoparquet(path)
         else:
-            geometry, properties, crs = _read_layers(path)
+            read = _read_geoparquet if path.suffix.lower() in _GEOPARQUET else _read_layers
+            geometry, properties, crs = read(path)
             if crs is None and placed:
                 raise DataError(f"{path} states no CRS, but its image has one; write the CRS into it")
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ShapelyError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+            ShapelyError) as error:  # fmt: skip
         raise DataError(f"{path} does not read as polygons ({first_line(error)}); export it again") from None
 
     polygon = np.isin(shapely.get_type_id(geometry), (3, 6)) & ~shapely.is_empty(geometry)
@@ -198,7 +206,7 @@ def _class_name(properties: dict[str, Any], name_property: str, any_name: bool, 
         if name_property not in properties:
             raise DataError(f"{path}: no property {name_property!r} in a polygon; it has {', '.join(properties)}")
         value = properties[name_property]
-        return str(value.get("name", "") if isinstance(value, dict) else "" if value is None else value)
+        return _text(value.get("name") if isinstance(value, dict) else value)
     found = properties.get("classification")
     if isinstance(found, str) and found.startswith("{"):
         found = json.loads(found)
@@ -212,10 +220,19 @@ def _class_name(properties: dict[str, Any], name_property: str, any_name: bool, 
     )
 
 
+def _text(value: Any) -> str:
+    """Return a property as a class name: 2 where a column of whole numbers with gaps reads as 2.0, "" for a gap."""
+    if value is None or value != value:
+        return ""
+    whole = isinstance(value, float | np.floating) and value.is_integer()
+    return str(int(value) if whole else value)
+
+
 def _read_geojson(path: Path, placed: bool) -> tuple[NDArray[Any], list[dict[str, Any]], str | None]:
     import shapely
 
-    content = json.loads(path.read_text(encoding="utf-8"))
+    raw = path.read_bytes()
+    content = json.loads(gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw)
     features = content.get("features", [content]) if isinstance(content, dict) else content
     shapes = [None if f.get("geometry") is None else shapely.geometry.shape(f["geometry"]) for f in features]
     properties = [f.get("properties") or {} for f in features]
