@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from PIL import Image
 from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject
@@ -182,6 +183,17 @@ def test_another_size_is_an_error(image: Path, described: Callable[..., Dataset]
     Image.fromarray(np.zeros((40, 49), np.uint8)).save(image.with_name("m.png"))
     with pytest.raises(DataError, match="49 x 40 px, the image 50 x 40"):
         read(image, image.with_name("m.png"), described(table="t"))
+
+
+def test_labels_of_several_pages_are_refused(image: Path, described: Callable[..., Dataset]) -> None:
+    mask, page = image.with_name("m.tif"), np.ones((40, 50), np.uint8)
+    with tifffile.TiffWriter(mask) as file:
+        file.write(page)
+        file.write(page[::2, ::2])  # a level of a pyramid that does not say so
+    assert (read(image, mask, described(table="t"))[0] == 1).all()
+    tifffile.imwrite(mask, np.stack([page, 2 * page]), photometric="minisblack")
+    with pytest.raises(DataError, match="several pages"):
+        read(image, mask, described(table="t"))
 
 
 def test_jpeg_masks_are_refused(image: Path, described: Callable[..., Dataset]) -> None:

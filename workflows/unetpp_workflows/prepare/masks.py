@@ -281,6 +281,13 @@ class _TiffMask:
         self._lock = threading.Lock()
         self._path = path
         self.height, self.width = self._data.height, self._data.width
+        for name in self._data.subdatasets[1:]:
+            with rasterio.open(name) as page:
+                # Smaller ones are a pyramid's levels.
+                if page.shape == self._data.shape:
+                    raise DataError(
+                        f"labels {path} hold several pages; save the one that is meant as a file of its own"
+                    )
         self.crs = self._data.crs.to_wkt() if self._data.crs else None
         a, b, c, d, e, f = tuple(self._data.transform)[:6]
         self.transform = None if self._data.transform.is_identity else (a, b, c, d, e, f)
