@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ import psutil
 import pytest
 import torch
 import zarr
+from PIL import Image
 from rich.console import Console
 
 from unetpp.errors import ConfigError, DataError, EngineError, PromotionError, StoreError
+from unetpp.model import halo
 from unetpp.package import load_package
+from unetpp_workflows.evaluation import EvaluationData, check_fit
 from unetpp_workflows.mlflow_store import init_store, store_uri
-from unetpp_workflows.recipe import load_recipe
+from unetpp_workflows.prepare.build import prepare
+from unetpp_workflows.prepare.dataset import Dataset
+from unetpp_workflows.recipe import architecture, load_recipe
 from unetpp_workflows.registry import list_models, register_package, resolve
 from unetpp_workflows.training import TIME_UP, TrainOptions, export_training, run_training
 from unetpp_workflows.training_data import STORE, prepared_store
@@ -143,6 +149,36 @@ def test_validation_without_the_foreground_is_refused(tmp_path: Path, store: Pat
     counts[...] = values
     with pytest.raises(DataError, match="no pixel of the validation images is 'nucleus'"):
         run(tmp_path / "out", tmp_path / "empty.zarr")
+
+
+def test_patches_that_end_within_the_networks_sight_are_refused(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", SMALL)
+    reach = halo(architecture(recipe, 3))
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 480, 3), np.uint8)
+    labels = np.full((96, 480), 255, np.uint8)
+    labels[40:56, 40:56], labels[40:56, 440:456], labels[:, 240] = pixels[40:56, 40:56, 0] % 2, 1, 0
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+
+    def prepared(guard: int, context: int) -> Path:
+        data = {"images": "image.png", "labels": "labels.png", "side": 16, "context": context, "guard": guard,
+                "shares": {"train": 0.5, "val": 0.5}}  # fmt: skip
+        classes = [section.model_dump() for section in recipe.classes]
+        dataset = Dataset.model_validate({"data": data, "classes": classes})
+        made = prepare(dataset, tmp_path, tmp_path / f"{guard}-{context}.zarr")
+        assert made.facts is not None, made.errors
+        return made.store
+
+    rings = -(-reach // 16)
+    with pytest.raises(DataError, match=f"{reach - 2} px between training and validation.*data.guard = {reach}"):
+        run(tmp_path / "out", prepared(reach - 2, rings))
+    with pytest.raises(DataError, match=f"lacks pixels around labels.*data.context = {rings}"):
+        run(tmp_path / "out", prepared(reach, rings - 1))
+    store = prepared(reach, rings)
+    assert run(tmp_path / "out", store, [*SMALL, "train.steps=1"], register=False, record=False)[0] == 0
+    for path, fits in ((store, True), (prepared(reach, rings - 1), False)):
+        with nullcontext() if fits else pytest.raises(DataError, match="lacks pixels around labels"):
+            check_fit(load_package(tmp_path / "out").spec, EvaluationData.open(path, "val"))
 
 
 def test_half_a_line_of_the_journal_is_skipped_and_swallows_none(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class PatchStore:
         fingerprint: SHA-256 (hex) of all content, whoever wrote it and wherever.
         images: of all splits. splits: their names.
         within_group: the splits are parts of one group, so figures on them are too good for anything else.
+        guard: pixels without labels between such parts.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], arrays: Mapping[str, _Array]) -> None:
@@ -91,6 +92,7 @@ class PatchStore:
         self.frequencies: tuple[float, ...] = tuple(facts["frequencies"])
         self.fingerprint = str(facts["fingerprint"])
         self.within_group = bool(facts["within_group"])
+        self.guard = int(facts["guard"])
         names = StoredImage.__dataclass_fields__
         self.images = tuple(StoredImage(**{k: v for k, v in i.items() if k in names}) for i in facts["images"])
         self.splits: tuple[str, ...] = tuple(facts["splits"])
@@ -228,10 +230,10 @@ class _Shards:
 
 
 class PatchSource:
-    """The images of one split of a store, as `unetpp.train.source.Source` has them."""
+    """The images of one split of a store, as `unetpp.train.source.Source` has them; `side` is that of a patch."""
 
     def __init__(self, store: PatchStore, split: str) -> None:
-        self._store, side = store, store.side
+        self._store, self.side = store, store.side
         numbers = [number for number, image in enumerate(store.images) if image.split == split]
         chosen = [store.images[number] for number in numbers]
         self.images: Sequence[SourceImage] = tuple(
@@ -243,12 +245,28 @@ class PatchSource:
         position[numbers] = np.arange(len(numbers))
         mine = np.flatnonzero(position[store.image] >= 0)
         # Which patch lies at (row, column) of each image's grid of patches; -1 where none is stored.
-        self._grids = [np.full((-(-i.height // side), -(-i.width // side)), -1, np.int64) for i in self.images]
+        self._grids = [
+            np.full((-(-i.height // self.side), -(-i.width // self.side)), -1, np.int64) for i in self.images
+        ]
         for number in mine:
-            row, col = store.box[number, :2] // side
+            row, col = store.box[number, :2] // self.side
             self._grids[position[store.image[number]]][row, col] = number
         self._labelled = labelled = mine[store.counts[mine].any(1)]
         self.blocks = Blocks(position[store.image[labelled]], store.box[labelled], store.counts[labelled])
+
+    def surrounded(self, reach: int) -> bool:
+        """Say whether all pixels of the images up to `reach` pixels around labelled blocks are stored.
+
+        What a network with that halo predicts there is then what it predicts of the whole images.
+        """
+        rings = -(-reach // self.side)
+        missing = [grid < 0 for grid in self._grids]
+        for image, (y0, x0, *_) in zip(self.blocks.image, self.blocks.box, strict=True):
+            row, col = y0 // self.side, x0 // self.side
+            near = slice(max(0, row - rings), row + rings + 1), slice(max(0, col - rings), col + rings + 1)
+            if missing[image][near].any():
+                return False
+        return True
 
     def content(self, block: int) -> NDArray[Any]:
         """See `Source`."""
@@ -257,7 +275,7 @@ class PatchSource:
 
     def read(self, image: int, box: Box) -> Crop:
         """Return a box that lies inside the image; where nothing is stored, labels are 255 and pixels the mean."""
-        side, grid = self._store.side, self._grids[image]
+        side, grid = self.side, self._grids[image]
         rows = range(box.y0 // side, -(-box.y1 // side))
         cols = range(box.x0 // side, -(-box.x1 // side))
         if len(rows) == len(cols) == 1 and grid[rows[0], cols[0]] >= 0:

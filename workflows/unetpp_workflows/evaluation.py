@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unetpp.errors import DataError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.metrics import Confusion
+from unetpp.model import halo
 from unetpp.package import ClassInfo, ModelSpec, Package
 from unetpp.train.content import known_images
 from unetpp.train.measure import Counts, Measurement, measure
@@ -29,6 +30,7 @@ from unetpp.train.store import PatchSource, PatchStore
 from unetpp_workflows import speed
 from unetpp_workflows.figures import figures, number, per_class
 from unetpp_workflows.record import software
+from unetpp_workflows.training_data import check_surrounded
 
 if TYPE_CHECKING:
     from unetpp_workflows.registry import ResolvedModel
@@ -182,7 +184,7 @@ def evaluate(
 
 
 def check_fit(spec: ModelSpec, data: EvaluationData) -> None:
-    """Raise `DataError` unless the store's images are what the model takes and its labels what the model says."""
+    """Raise `DataError` unless the store's images are what the model takes and sees, its labels what the model says."""
     store = data.store
     for what, mine, theirs in (
         ("classes", _names(spec.classes), _names(store.classes)),
@@ -200,6 +202,7 @@ def check_fit(spec: ModelSpec, data: EvaluationData) -> None:
             f"{store.path} has pixels of {known}, model {spec.name!r} was trained at {spec.spacing}; "
             "prepare a store with that spacing"
         )
+    check_surrounded(data.source, store.path, halo(spec.architecture))
 
 
 def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None]:

@@ -20,13 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unetpp.durable import write_file
 from unetpp.errors import ConfigError, DataError, RegistryError
+from unetpp.model import halo
 from unetpp.package import SPEC, load_package
 from unetpp.train.job import CHECKPOINT, config_from
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.recipe import Recipe, architecture, load_recipe
 from unetpp_workflows.registry import check_alias
 from unetpp_workflows.starting_point import StartingPoint, build, check_unseen, open_started, starting_point, with_start
-from unetpp_workflows.training_data import TrainingData, prepared_store
+from unetpp_workflows.training_data import TrainingData, check_surrounded, prepared_store
 from unetpp_workflows.training_job import OVERLAYS, PROGRESS, RECIPE, TrainingJob, device, work
 from unetpp_workflows.training_result import LEVELS
 from unetpp_workflows.training_tracking import TrainingRun
@@ -202,7 +203,7 @@ def _prepared(config: Recipe, data: Path | None, output: Path, console: Console)
 
 
 def _check(config: Recipe, data: TrainingData, store: Path, start: StartingPoint | None, console: Console) -> None:
-    """Raise `DataError` where the store does not fit the recipe, or the model that training starts from."""
+    """Raise `DataError` where the store does not fit the recipe and its network, or the model that it starts from."""
     ours, theirs = [section.name for section in config.classes], list(data.classes)
     if ours != theirs:
         raise DataError(f"{store} has the classes {', '.join(theirs)}, the recipe {', '.join(ours)}; prepare it anew")
@@ -212,6 +213,13 @@ def _check(config: Recipe, data: TrainingData, store: Path, start: StartingPoint
         raise DataError(
             f"no pixel of the validation images is {name!r}, so that no weights could be told from others; "
             "validate on images that show it"
+        )
+    reach = halo(architecture(config, len(data.bands)))
+    check_surrounded(data.validation, store, reach)
+    if data.within_group and data.guard < reach:
+        raise DataError(
+            f"{store} has {data.guard} px between training and validation, and the network sees {reach} px around a "
+            f"pixel; prepare it anew with data.guard = {reach}"
         )
     if start is None:
         return

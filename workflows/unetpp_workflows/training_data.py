@@ -15,7 +15,7 @@ from typing import Literal, cast
 from unetpp.errors import DataError
 from unetpp.geometry import Spacing
 from unetpp.train import Source
-from unetpp.train.store import PatchStore
+from unetpp.train.store import PatchSource, PatchStore
 from unetpp_workflows.prepare.dataset import Dataset
 from unetpp_workflows.recipe import DrawnSection, Recipe
 
@@ -24,13 +24,13 @@ STORE, DRAWN = "data.zarr", "drawn"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Sources and what the model package says about them; `within_group`: splits share groups, behind a guard band.
+    """Sources and what the model package says about them; `within_group`: splits share groups, `guard` pixels apart.
 
     `classes` are names, in the order of label indices.
     """
 
     training: Source
-    validation: Source
+    validation: PatchSource
     classes: tuple[str, ...]
     bands: tuple[str, ...]
     mean: tuple[float, ...]
@@ -38,6 +38,7 @@ class TrainingData:
     dtype: Literal["uint8", "uint16", "float32"]
     spacing: Spacing | None
     within_group: bool
+    guard: int
 
 
 def open_data(store: Path) -> TrainingData:
@@ -53,7 +54,20 @@ def open_data(store: Path) -> TrainingData:
         cast(Literal["uint8", "uint16", "float32"], found.dtype),
         found.spacing,
         found.within_group,
+        found.guard,
     )
+
+
+def check_surrounded(images: PatchSource, store: Path, reach: int) -> None:
+    """Raise `DataError` where a network that sees `reach` pixels around a pixel would see pixels that are not stored.
+
+    Whole images hold others there, so figures would not be those of whole images.
+    """
+    if not images.surrounded(reach):
+        raise DataError(
+            f"{store} lacks pixels around labels: the network sees {reach} px around a pixel; prepare it anew with "
+            f"data.context = {-(-reach // images.side)}"
+        )
 
 
 def prepared_store(

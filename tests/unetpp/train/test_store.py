@@ -63,7 +63,7 @@ def store(tmp_path: Path) -> Path:
     root.attrs.put({ATTRIBUTES: {
         "format": FORMAT, "complete": True, "side": SIDE, "classes": classes, "bands": ["a", "b"], "dtype": "uint16",
         "spacing": {"y": 0.5, "x": 0.5, "unit": "um"}, "mean": [1000.4, 2000.6], "std": [5.0, 6.0],
-        "frequencies": [0.3, 0.3, 0.4], "fingerprint": "f", "objects": True, "within_group": False,
+        "frequencies": [0.3, 0.3, 0.4], "fingerprint": "f", "objects": True, "within_group": False, "guard": 0,
         "images": [{"name": n, "group": n, "stratum": f"kind {n}", "split": s, "height": h, "width": w}
                    for n, s, h, w in images],
         "splits": {"train": {"fingerprint": "ft"}, "val": {"fingerprint": "fv"}},

@@ -68,7 +68,8 @@ class DataSection(_Section):
         image_spacing: the images' own, where files state none or a wrong one.
         tissue: auto leaves unlabelled what is not tissue on slides, as `segment` does.
         side: of a stored patch in pixels.
-        context: rings of unlabelled patches that are kept around labelled ones, for crops that look past them.
+        context: rings of unlabelled patches that are kept around labelled ones, for crops that look past them; together
+            at least the network's halo wide.
         seed: of the split by shares.
     """
 
