@@ -263,10 +263,11 @@ def test_a_bare_machine_does_the_steps(tmp_path: Path, store: Path) -> None:
     command = [sys.executable, "-c", script % absent, str(bare), "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     codes = []
-    for arguments in ([*command, "--minutes", "0.0001"], command, [*command[:3], str(out)]):
+    wrong = [*command[:-1], "gpu"], [*command[:3], str(out)]
+    for arguments in ([*command, "--minutes", "0.0001"], command, *wrong):
         ended = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
         codes.append(ended.returncode)
-    assert codes == [75, 0, 2] and "training.json" in ended.stderr
+    assert codes == [75, 0, 2, 2] and "training.json" in ended.stderr
     (bare / "checkpoint.pt").replace(out / "checkpoint.pt")
     assert run(out, store, register=False)[0] == 0
     assert losses(out) == losses(whole)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from unetpp.errors import UnetppError
+from unetpp.errors import ConfigError, UnetppError, one_line
 from unetpp.train.job import DATA, ExportedTraining
 from unetpp.train.loop import Epoch, TrainResult, fit
 from unetpp.train.store import PatchStore
@@ -24,7 +24,7 @@ TIME_UP = 75
 
 
 def main() -> int:
-    """Train until done (exit code 0) or until the time is up (75); wrong folders are one line (2)."""
+    """Train until done (exit code 0) or until the time is up (75); what is wrong is one line (2)."""
     parser = argparse.ArgumentParser(prog="python -m unetpp.train", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="written by `unetpp train RECIPE --export FOLDER`")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop behind a checkpoint after so long")
@@ -39,6 +39,10 @@ def main() -> int:
 
 def _run(folder: Path, device: str, seconds: float) -> TrainResult:
     training = ExportedTraining.load(folder)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device}: {one_line(error)}; give cpu or cuda") from None
     store = PatchStore.open(folder / DATA)
     start = time.monotonic()
 

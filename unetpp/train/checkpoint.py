@@ -36,6 +36,17 @@ def save_checkpoint(path: Path, state: Stateful, config: TrainConfig, facts: Fac
     write_file(path, content.getvalue())
 
 
+def load_saved(path: Path, advice: str) -> Any:
+    """Return what torch.save wrote, without running any code in it; raises `DataError` where it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's own words advise to load it without this protection.
+        raise DataError(f"{path} does not read (damaged, or no file of ours); {advice}") from None
+    except (OSError, RuntimeError, EOFError) as error:
+        raise DataError(f"{path} does not read ({one_line(error)}); {advice}") from error
+
+
 def load_checkpoint(path: Path, state: Stateful, config: TrainConfig, facts: Facts) -> bool:
     """Continue from a checkpoint; returns False where there is none.
 
@@ -45,11 +56,8 @@ def load_checkpoint(path: Path, state: Stateful, config: TrainConfig, facts: Fac
     """
     if not path.is_file():
         return False
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} does not read ({one_line(error)}); remove it to start anew") from error
-    if saved["config"] != asdict(config):
+    saved = load_saved(path, "remove it to start anew")
+    if not isinstance(saved, dict) or saved.get("config") != asdict(config):
         raise DataError(f"{path} was made with other settings; remove it to start anew, or give the same recipe")
     made = saved.get("facts", {})
     other = [name for name, value in facts.items() if made.get(name) != value]

@@ -21,6 +21,7 @@ from unetpp.durable import write_file
 from unetpp.errors import ConfigError
 from unetpp.losses import LossConfig
 from unetpp.model import GridConfig, UNet, UNetPlusPlus
+from unetpp.train.checkpoint import load_saved
 from unetpp.train.config import AugmentConfig, TrainConfig
 
 DATA, DOCUMENT, START, CHECKPOINT = "data", "training.json", "start.pt", "checkpoint.pt"
@@ -68,10 +69,10 @@ class ExportedTraining:
             raise ConfigError(f"{folder / DOCUMENT}: {error}; export the training again") from error
 
     def network(self, folder: Path) -> UNetPlusPlus | UNet:
-        """Build the network that the first step finds."""
+        """Build the network that the first step finds; raises `DataError` where its weights are damaged."""
         network = (UNet if self.kind == "unet" else UNetPlusPlus)(self.architecture)
         if (folder / START).is_file():
-            network.load_state_dict(torch.load(folder / START, map_location="cpu", weights_only=True))
+            network.load_state_dict(load_saved(folder / START, "copy the folder again"))
         return network
 
 

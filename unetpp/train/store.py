@@ -28,7 +28,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.errors import StoreError
+from unetpp.errors import StoreError, one_line
 from unetpp.geometry import Box, Spacing
 from unetpp.losses import IGNORE
 from unetpp.package import ClassInfo
@@ -117,13 +117,7 @@ class PatchStore:
         if not path.exists():
             raise StoreError(f"{path} is no training store: it does not exist; make one with unetpp prepare")
         if (path / DOCUMENT).is_file():
-            facts = _facts(path, json.loads((path / DOCUMENT).read_bytes()))
-            names = (*PATCH_ARRAYS, *TABLES)
-            files = {name: path / f"{name}.npy" for name in names if name != "objects" or facts["objects"]}
-            missing = [file.name for file in files.values() if not file.is_file()]
-            if missing:
-                raise StoreError(f"{path} lacks {', '.join(missing)}; export the store again")
-            return cls(path, facts, {n: np.load(f, mmap_mode="r", allow_pickle=False) for n, f in files.items()})
+            return cls(path, *_exported(path))
         if not (path / "zarr.json").is_file():
             raise StoreError(f"{path} is no training store; make one with unetpp prepare")
         import zarr
@@ -316,6 +310,18 @@ def export(store: str | Path, folder: str | Path) -> Path:
             sync(path)
     write_file(folder / DOCUMENT, json.dumps(found.facts, indent=1).encode())
     return folder
+
+
+def _exported(path: Path) -> tuple[Mapping[str, Any], dict[str, _Array]]:
+    """Return the attributes and arrays of a folder that `export` wrote; raises `StoreError` where it is not whole."""
+    try:
+        facts = _facts(path, json.loads((path / DOCUMENT).read_bytes()))
+        names = [name for name in (*PATCH_ARRAYS, *TABLES) if name != "objects" or facts["objects"]]
+        return facts, {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} lacks {Path(error.filename).name}; export the store again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise StoreError(f"{path} is damaged ({one_line(error)}); copy it, or export the store, again") from error
 
 
 def _cut(crop: Crop, box: Box) -> Crop:

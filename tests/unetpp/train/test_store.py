@@ -168,3 +168,17 @@ def test_an_export_needs_no_zarr(store: Path, tmp_path: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "(16, 20)"
+
+
+def test_an_export_that_was_copied_in_part_is_refused(store: Path, tmp_path: Path) -> None:
+    folder = export(store, tmp_path / "plain")
+    for name in ("store.json", "labels.npy", "counts.npy"):
+        content = (folder / name).read_bytes()
+        for length in (0, len(content) // 2):
+            (folder / name).write_bytes(content[:length])
+            with pytest.raises(StoreError, match=r"is damaged .*copy it, or export the store, again"):
+                PatchStore.open(folder)
+        (folder / name).write_bytes(content)
+    (folder / "box.npy").unlink()
+    with pytest.raises(StoreError, match=r"lacks box\.npy; export"):
+        PatchStore.open(folder)
