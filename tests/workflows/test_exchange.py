@@ -43,6 +43,8 @@ def test_a_state_dict_becomes_a_package_and_an_onnx_file(tmp_path: Path) -> None
     assert run(*command, *norm, "-o", tmp_path / "cells")[0] == 2  # never over something
     code, text = run(*command[:-1], "one,two,three", *norm, "-o", tmp_path / "three")
     assert code == 2 and "3 classes described for 2 logits" in text
+    code, text = run(*command, "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "-o", tmp_path / "small")
+    assert code == 2 and "between 0 and 1" in text and not (tmp_path / "small").exists()
     assert run("models", "export", tmp_path / "cells", "--to", "coreml", "-o", tmp_path / "x")[0] == 2
     assert run("models", "export", tmp_path / "cells", "--to", "onnx", "-o", tmp_path / "x.pt")[0] == 2
 
