@@ -83,6 +83,16 @@ def test_holes_parts_and_nested_polygons(slide: Path, described: Callable[..., D
     assert (labels == expected).all() and not faults
 
 
+def test_polygons_of_a_collection_are_drawn(slide: Path, described: Callable[..., Dataset]) -> None:
+    """... as `make_valid` leaves them, with the line that a spike became."""
+    repaired = shapely.GeometryCollection([LAKE, shapely.LineString([(0, 0), (9, 9)]), ISLES])
+    line = shapely.GeometryCollection([shapely.LineString([(0, 0), (9, 9)])])
+    file = qupath(slide.with_name("a.geojson"), [(repaired, "tree"), (line, "roof")])
+    labels, _, faults = draw(slide, file, described(table="t"))
+    assert (labels == (inside(LAKE, 80, 100) | inside(ISLES, 80, 100))).all()
+    assert faults == ["features that are no polygons are left out: 1"]
+
+
 def test_a_derived_class_of_qupath_has_the_name_that_qupath_shows(
     slide: Path, described: Callable[..., Dataset]
 ) -> None:

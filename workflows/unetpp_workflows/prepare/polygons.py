@@ -194,11 +194,23 @@ def read_shapes(path: Path, name_property: str, *, any_name: bool, placed: bool)
             ShapelyError) as error:  # fmt: skip
         raise DataError(f"{path} does not read as polygons ({first_line(error)}); export it again") from None
 
+    geometry = _without_lines(geometry)
     polygon = np.isin(shapely.get_type_id(geometry), (3, 6)) & ~shapely.is_empty(geometry)
     kept = np.flatnonzero(polygon)
     names = [_class_name(properties[i], name_property, any_name, path) for i in kept]
     missing = int((shapely.get_type_id(geometry) >= 0).sum()) - len(kept)
     return Shapes(geometry[kept], names, crs, missing, len(geometry))
+
+
+def _without_lines(geometry: NDArray[Any]) -> NDArray[Any]:
+    """Return collections as their polygons: repairing a polygon leaves the lines and points that it shrank to in it."""
+    import shapely
+
+    found = geometry.copy()
+    for index in np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.GEOMETRYCOLLECTION):
+        parts = shapely.get_parts(shapely.get_parts(geometry[index]))
+        found[index] = shapely.multipolygons(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
+    return found
 
 
 def _class_name(properties: dict[str, Any], name_property: str, any_name: bool, path: Path) -> str:
