@@ -215,7 +215,7 @@ class ValidityMask:
 
 
 def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
-    """Return the mask in an image file for an output grid: every pixel that is not 0 is to be done.
+    """Return the mask in an image file for an output grid: every pixel whose stored value is not 0 is to be done.
 
     The mask may be of any size with the grid's proportions: within 1%, or one and a half mask pixels; where both have a
     CRS, it covers the grid's ground as closely. JPEG masks count from half brightness.
@@ -233,6 +233,7 @@ def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
                 raise MaskError(f"mask {path}: {box.width}x{box.height} pixels are too many; save it smaller")
             off_place = _off_place(raster, grid)
             window = raster.read(box)
+            zero = getattr(raster, "zero", None)
             least = 127 if raster.format == "jpeg" else 0
     except MaskError:
         raise
@@ -250,7 +251,8 @@ def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
         raise MaskError(
             f"mask {path} covers other ground than the image: a corner is {off_place:.0f} px away; warp it to the image"
         )
-    return ValidityMask(np.asarray((window.pixels > least).any(-1) & window.valid), height, width)
+    marked = window.pixels > least if zero is None else window.pixels != zero
+    return ValidityMask(np.asarray(marked.any(-1) & window.valid), height, width)
 
 
 def _off_place(raster: Raster, grid: OutputGrid) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import from_bounds
@@ -184,6 +185,22 @@ def test_every_value_but_zero_is_to_be_done(tmp_path: Path) -> None:
     Image.fromarray(color).save(tmp_path / "color.png")
     for name in ("gray.png", "color.png"):
         assert np.array_equal(load_mask(tmp_path / name, grid(20, 40)).mask, values > 0)
+
+
+def test_what_counts_in_a_mask_is_the_stored_value(tmp_path: Path) -> None:
+    """... as tifffile and GDAL give it: shown, 0 may be white and 1 black."""
+    marked = np.zeros((20, 40), bool)
+    marked[3:9, :30] = True
+    tifffile.imwrite(tmp_path / "bool.tif", marked)  # white is zero, as tifffile writes masks
+    tifffile.imwrite(tmp_path / "white.tif", marked.astype(np.uint8), photometric="miniswhite")
+    colors = np.zeros((3, 256), np.uint16)
+    colors[:, 0] = 65535
+    tifffile.imwrite(tmp_path / "palette.tif", marked.astype(np.uint8), photometric="palette", colormap=colors)
+    photo = Image.fromarray(marked.astype(np.uint8), mode="P")
+    photo.putpalette([255, 255, 255, 0, 0, 0])
+    photo.save(tmp_path / "palette.png")
+    for name in ("bool.tif", "white.tif", "palette.tif", "palette.png"):
+        assert np.array_equal(load_mask(tmp_path / name, grid(20, 40)).mask, marked), name
 
 
 def test_jpeg_mask_counts_from_half_brightness(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class PhotoRaster(ReaderBase):
         with self._photo() as photo:
             self.format = str(photo.format).lower()
             width, height = photo.size
+            if photo.mode == "P":
+                self.zero = np.asarray(photo.getpalette("RGB")[:3], np.uint8)
         if width * height > MAX_DECODED_PIXELS:
             raise ImageTooLargeError(
                 f"{path}: {width}x{height} pixels decode whole and exceed {MAX_DECODED_PIXELS}; "
@@ -138,12 +140,14 @@ class TiffRaster(ReaderBase):
         self._black: int | None = None
         if page.photometric == _PHOTOMETRIC_MIN_IS_WHITE and self.dtype.kind == "u":
             self._black = 255 if self._bool else 2**page.bitspersample - 1
+            self.zero = self._black
         self._alpha = [page.samplesperpixel - len(page.extrasamples) + i for i, e in enumerate(page.extrasamples) if e]
         self._colors = [i for i in range(self._pages.samples) if i not in self._alpha]
         if self._pages.samples != page.samplesperpixel:
             self._alpha, self._colors = [], list(range(self._pages.samples))
         if page.photometric == _PHOTOMETRIC_PALETTE and page.colormap is not None:
             self._palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+            self.zero = self._palette[0]
             self.dtype = np.dtype(np.uint8)
         if page.photometric in _OTHER_COLORS and not _decodes_to_rgb(page):
             raise ImageFormatError(f"{self.uri}: stores colours as {page.photometric.name}; convert the image to RGB")

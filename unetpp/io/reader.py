@@ -30,6 +30,8 @@ class ReaderBase:
     spacing: Spacing | None = None
     crs: str | None = None
     transform: Transform | None = None
+    zero: Any = None
+    """What a stored 0 reads as where that is not 0: a palette's first colour, or white where white is zero."""
     staged: object = None
     """The local copy of a remote file: kept from deletion as long as this reader lives."""
 
