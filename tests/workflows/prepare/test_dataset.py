@@ -52,6 +52,12 @@ def test_marks_are_values_names_or_colours(tmp_path: Path) -> None:
         ({"table": None, "images": "*.png", "labels": "masks/{name}.png"}, r"data.labels = .*write \{stem\}"),
         ({"table": None, "images": "*.png", "labels": "a.png", "ignore": "{stem"}, r"data.ignore = .*write \{stem\}"),
         ({"table": None, "images": "/data/*.png", "labels": "{stem}.png"}, "data.images = .*below the data folder"),
+        *(
+            ({"table": None, "images": "*.png", "labels": "{stem}.png", name: "a"}, f"{name} names a column, and there")
+            for name in ("split", "group", "stratum")
+        ),
+        ({"images": "*.png", "labels": "{stem}.png", "group_pattern": "^(p)"}, "group_pattern is for images without"),
+        *(({name: "masks/{stem}.png"}, f"{name} is a pattern beside images") for name in ("mask", "ignore")),
         ({"group_pattern": "(s"}, "data.group_pattern = .*no regular expression"),
     ],
 )

@@ -131,9 +131,9 @@ def test_a_column_that_the_data_set_names_must_be_there(described: Callable[...,
     shares = {"train": 0.5, "val": 0.5}
     with pytest.raises(DataError, match=r"no column 'flod' \(split\)"):
         list_rows(described(table="t.csv", split="flod", shares=shares).data, tmp_path)
-    globs = {"images": "[ab].png", "labels": "{stem}.png", "group": "patient_id"}
+    globs = {"images": "[ab].png", "labels": "{stem}.png"}
     with pytest.raises(DataError, match=r"no column 'patient_id' \(group\)"):
-        list_rows(described(**globs, table="t.csv", key="image", split="fold").data, tmp_path)
+        list_rows(described(**globs, group="patient_id", table="t.csv", key="image", split="fold").data, tmp_path)
     # Without a table the group is in the file's name; where none is named, each image is one.
     assert [row.split for row in list_rows(described(**globs, validation=["b"]).data, tmp_path)] == ["train", "val"]
     assert [row.group for row in list_rows(described(table="t.csv", split="fold").data, tmp_path)] == ["a", "b"]

@@ -140,6 +140,16 @@ class DataSection(_Section):
             raise ValueError("images and labels belong together; give both patterns, or a table with both columns")
         if not self.images and self.table is None:
             raise ValueError("name the images: images and labels as patterns, or a table with both columns")
+        # Whoever wrote what would be ignored expects other groups, or fewer labels.
+        unused = (
+            (self.table is None, ("split", "group", "stratum"), "names a column, and there is no table"),
+            (self.table is not None, ("group_pattern",), "is for images without a table; give it a column of groups"),
+            (not self.images, ("mask", "ignore"), "is a pattern beside images; give the table a column of this name"),
+        )
+        for ignored, names, why in unused:
+            for name in names if ignored else ():
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} {why}")
         if self.shares and (abs(sum(self.shares.values()) - 1) > 1e-6 or min(self.shares.values()) <= 0):
             raise ValueError(
                 f"shares {self.shares} are not positive parts of 1; write them like train = 0.8, val = 0.2"
