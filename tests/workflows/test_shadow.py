@@ -85,6 +85,8 @@ def test_agreement_is_recorded_and_can_stop_a_promotion(
     before = (out / "half/record.json").stat().st_mtime_ns
     again = segment(inputs, out)
     assert "agreement 0.9000" in again.output and (out / "half/record.json").stat().st_mtime_ns == before
+    # The same image in a second run.
+    assert "agreement 0.8000" in segment(inputs / "half.png", tmp_path / "other", "--set", "tiling.core=32").output
     gates = tmp_path / "gates.toml"
     store = ink_store(0, 20, 50, 100, 100, 300)
     command = ("promote", "ink", "--data", store, "--gates", gates, "--dry-run")

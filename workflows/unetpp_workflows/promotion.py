@@ -229,13 +229,17 @@ def history(name: str, *, tracking_uri: str | None = None) -> list[Decision]:
 
 
 def shadow_evidence(client: Any, uri: str, champion: Candidate, challenger: Candidate) -> ShadowEvidence:
-    """Add up the agreement of all segmentations of the champion that the challenger shadowed."""
+    """Add up the agreement on all images that the challenger shadowed the champion on, by the newest run of each.
+
+    An image has a run for every precision, tile size and region that it was segmented with.
+    """
     digests = champion.evaluation.model["digest"], challenger.evaluation.model["digest"]
     wanted = "tags.`unetpp.model.digest` = '{}' and tags.`unetpp.shadow.digest` = '{}'".format(*digests)
-    rows = [row.data.metrics for row in runs_of(client, uri, SEGMENTATION, wanted)]
-    px = sum(row["shadow.px"] for row in rows)
-    same = sum(row["shadow.agreement"] * row["shadow.px"] for row in rows)
-    return ShadowEvidence(len(rows), same / px if px else None)
+    newest_last = reversed(runs_of(client, uri, SEGMENTATION, wanted))
+    images = {run.data.tags["unetpp.input.fingerprint"]: run.data.metrics for run in newest_last}
+    px = sum(image["shadow.px"] for image in images.values())
+    same = sum(image["shadow.agreement"] * image["shadow.px"] for image in images.values())
+    return ShadowEvidence(len(images), same / px if px else None)
 
 
 def _candidate(
