@@ -222,11 +222,18 @@ def steps_logged(output: Path) -> list[int]:
 
 
 def test_killed_and_rerun_is_one_run_with_one_curve(tmp_path: Path, store: Path) -> None:
-    """`kill -9` between validations, rerun the command: the curve and the weights are an undisturbed run's."""
+    """`kill -9` between validations, rerun the command: the curve and the weights are an undisturbed run's.
+
+    Until it is dead, no other one may train in its folder.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(whole, store, register=False)
     process = start(killed, store, "--no-register")
     wait_until(lambda: 20 in steps_logged(killed), process)
+    process.send_signal(signal.SIGSTOP)
+    second = start(killed, store, "--no-register")
+    text = second.communicate(timeout=240)[0]
+    assert second.returncode == 1 and f"{killed} is in use by another run" in text
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (killed / "model.json").exists()

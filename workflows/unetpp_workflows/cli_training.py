@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unetpp_workflows.cli_options import DONE, Sets, Tracking, check_folder, plain_table, reported, standard_output
+from unetpp_workflows.cli_options import Sets, Tracking, check_folder, plain_table, reported, standard_output
 
 
 @reported()
@@ -62,18 +62,14 @@ def train(
     import json
     import math
 
+    from unetpp.lock import FolderLock
+    from unetpp_workflows.pipeline import make_folder
     from unetpp_workflows.training import TrainOptions, export_training, run_training
 
     check_folder("--data", data)
     check_folder("--store", store)
     console = standard_output()
     sets = [*(sets or ()), *([f"network.start={json.dumps(start)}"] if start else [])]
-    if export is not None:
-        export_training(
-            recipe, data=data, output=output, sets=sets, store=store, folder=export, tracking_uri=tracking_uri,
-            console=console,
-        )  # fmt: skip
-        raise typer.Exit(DONE)
     options = TrainOptions(
         store=store,
         workers=workers,
@@ -85,7 +81,16 @@ def train(
         register=register,
         alias=alias,
     )
-    raise typer.Exit(run_training(recipe, data=data, output=output, sets=sets, options=options, console=console))
+    make_folder(output)
+    with FolderLock(output, exclusive=True, wait_s=0):
+        if export is None:
+            raise typer.Exit(
+                run_training(recipe, data=data, output=output, sets=sets, options=options, console=console)
+            )
+        export_training(
+            recipe, data=data, output=output, sets=sets, store=store, folder=export, tracking_uri=tracking_uri,
+            console=console,
+        )  # fmt: skip
 
 
 @reported()
