@@ -20,9 +20,9 @@ from unetpp import commit
 from unetpp.commit import CommitRecord
 from unetpp.segment import SegmentJob, pending
 from unetpp_workflows.executors import ray as ray_executor
-from unetpp_workflows.executors.base import Outcome, Result
+from unetpp_workflows.executors.base import Outcome, Result, ShardQueue
 from unetpp_workflows.executors.local import run_local
-from unetpp_workflows.executors.ray import ShardActor, Shards, run_ray
+from unetpp_workflows.executors.ray import ShardActor, Shards, _Actors, run_ray
 
 Prepare = Callable[..., SegmentJob]
 Files = Callable[[SegmentJob], dict[str, str]]
@@ -172,6 +172,14 @@ def test_a_worker_asks_for_a_part_of_a_gpu_and_cores_beside_it(
     job = replace(job, engine=replace(job.engine, device=device))
     resources = [{"CPU": cpus, **({"GPU": gpus} if gpus else {})} for cpus, gpus in nodes]
     assert ray_executor._share([job], workers, resources) == ray_executor._Share(*share)
+
+
+def test_a_worker_that_no_machine_has_the_cores_for_is_told_of(
+    prepare: Prepare, caplog: pytest.LogCaptureFixture
+) -> None:
+    for threads, told in ((2, []), (3, ["no machine of the Ray cluster has 3 CPUs for a worker, only 2"])):
+        _Actors(ShardQueue([prepare(f"threads {threads}", threads=threads)]), 1).close()
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == told
 
 
 def test_a_commit_that_the_driver_never_heard_of_is_not_made_again(

@@ -54,6 +54,31 @@ def test_a_late_start_is_tried_again_and_given_up_in_one_line(late: int, monkeyp
         assert calls["init"] == calls["shutdown"] == 4
 
 
+BUSY = """
+import ray
+from ray.cluster_utils import Cluster
+from unetpp_workflows.executors.session import ray_session
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+with ray_session(cluster.address, cpus=1):
+    pass
+cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+with ray_session(cluster.address, cpus=1):
+    pass
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_without_a_free_cpu_is_told_of() -> None:
+    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, env=os.environ | quiet)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(" has ")[2] for line in done.stderr.splitlines() if "the Ray cluster" in line] == [
+        "no free CPU (of 0): waiting for one"
+    ]
+
+
 def test_a_machine_without_loopback_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
     import socket

@@ -15,6 +15,7 @@ paths. Ray's own retries are off: they would repeat a shard that kills its worke
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 Shards = tuple[str, str, list[str]]
 """A job's folder and key, and which of its shards: all that travels."""
+log = logging.getLogger(__name__)
+
 _JOBS_KEPT = 64
 _SLOTS_PER_SHARD = 16
 """A call is one shard up to so many slots, two up to twice as many: the driver has as many calls a second as ever."""
@@ -142,7 +145,13 @@ class _Actors:
         import ray
 
         self._queue = queue
-        share = _share(queue.jobs, workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = _share(queue.jobs, workers, nodes)
+        largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+        if largest < share.cpus:
+            # A cluster that grows may get such a machine; Ray itself would wait for it without a word.
+            log.warning("no machine of the Ray cluster has %d CPUs for a worker, only %g: waiting for one, or lower "
+                        "engine.threads", share.cpus, largest)  # fmt: skip
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "max_task_retries": 0}
         options["max_concurrency"] = self._most = share.calls
         self._actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(ShardActor)

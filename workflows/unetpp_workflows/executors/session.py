@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -29,6 +30,8 @@ _LONGEST_TEMP = 24
 """Ray appends about 60 characters to its folder and a socket's path may have 107."""
 _LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -61,6 +64,9 @@ def _join(address: str) -> None:
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         advice = "start the cluster, correct executor.address, or leave it out to run on this machine"
         raise EngineError(f"no Ray cluster answers at {address!r} ({one_line(error)}); {advice}") from error
+    free, all_there = (found.get("CPU", 0.0) for found in (ray.available_resources(), ray.cluster_resources()))
+    if free < 1:
+        log.warning("the Ray cluster at %s has no free CPU (of %g): waiting for one", address, all_there)
 
 
 def _start_here(stack: ExitStack, cpus: int) -> None:
