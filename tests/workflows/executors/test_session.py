@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -72,16 +73,35 @@ cluster.shutdown()
 
 def test_a_cluster_without_a_free_cpu_is_told_of() -> None:
     quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, env=os.environ | quiet)
+    command = [sys.executable, "-c", BUSY]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | quiet, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.partition(" has ")[2] for line in done.stderr.splitlines() if "the Ray cluster" in line] == [
         "no free CPU (of 0): waiting for one"
     ]
 
 
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_an_address_where_nobody_listens_is_told_of_in_time(
+    by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may keep a session in this process
+    monkeypatch.setattr(session, "_LISTENS_WITHIN_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"127.0.0.1:{server.getsockname()[1]}"
+    if by_environment:
+        monkeypatch.setenv("RAY_ADDRESS", nobody)
+    before = time.monotonic()
+    with (
+        pytest.raises(EngineError, match=r"no Ray cluster answers at .* refused.*start the cluster"),
+        ray_session("auto" if by_environment else nobody, cpus=1),
+    ):
+        pass
+    assert time.monotonic() - before < 20
+
+
 def test_a_machine_without_loopback_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
-    import socket
 
     def unreachable(*_: object, **__: object) -> None:
         raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))

@@ -11,12 +11,14 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, wait
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from unetpp.errors import EngineError, UnetppError, one_line
 from unetpp_workflows.machine import return_freed_memory
@@ -24,6 +26,7 @@ from unetpp_workflows.machine import return_freed_memory
 Value = TypeVar("Value")
 _OBJECT_STORE_BYTES = 100 * 2**20
 _STOPS_WITHIN_S = 1.0
+_LISTENS_WITHIN_S = 60.0
 _STARTS = 4
 """Ray gives its own processes 30 s to start, which is too short on a busy machine."""
 _LONGEST_TEMP = 24
@@ -60,13 +63,32 @@ def _join(address: str) -> None:
     import ray
 
     try:
+        _wait_for(os.environ.get("RAY_ADDRESS") or address if address == "auto" else address)
         ray.init(address=address, **_QUIET)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         advice = "start the cluster, correct executor.address, or leave it out to run on this machine"
         raise EngineError(f"no Ray cluster answers at {address!r} ({one_line(error)}); {advice}") from error
     free, all_there = (found.get("CPU", 0.0) for found in (ray.available_resources(), ray.cluster_resources()))
     if free < 1:
         log.warning("the Ray cluster at %s has no free CPU (of %g): waiting for one", address, all_there)
+
+
+def _wait_for(address: str) -> None:
+    """Return when somebody listens at an address that has a port: Ray itself would knock for a quarter of an hour.
+
+    Raises:
+        OSError: nobody did within a minute, time enough for a head that is being replaced.
+    """
+    place = urlsplit(address if "://" in address else f"//{address}")
+    end = time.monotonic() + _LISTENS_WITHIN_S
+    while place.port is not None:
+        try:
+            socket.create_connection((place.hostname, place.port), timeout=_LISTENS_WITHIN_S).close()
+            break
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
 
 
 def _start_here(stack: ExitStack, cpus: int) -> None:
