@@ -26,6 +26,9 @@ def test_a_known_result_is_read_again_when_its_run_has_written_more(
     done = catalogue.result(running.id)
     assert done.entry()["status"] == "done" and done.stamp != running.stamp
     assert catalogue.result(running.id) is done
+    (image / "record.json").write_text('{"name": "a", "sta')
+    (damaged,) = catalogue.results()
+    assert damaged.entry()["status"] == "damaged" and not damaged.finished and damaged.details()["height"] == 96
     shutil.rmtree(image)
     with pytest.raises(LookupError):
         catalogue.result(running.id)

@@ -26,7 +26,7 @@ Stamp = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Result:
-    """One image's folder with its job and, once finished, its record.
+    """One image's folder with its job and, once finished, its record; a damaged record is none.
 
     `stamp` is another one whenever job or record were written anew.
     """
@@ -37,6 +37,7 @@ class Result:
     folder: Path
     job: SegmentJob
     record: ImageRecord | None
+    status: str
 
     @property
     def name(self) -> str:
@@ -79,7 +80,7 @@ class Result:
             "name": self.name,
             "model": self.model,
             "output": self.output.name,
-            "status": self.record.status if self.record else "running or interrupted",
+            "status": self.status,
             "zooms": zoom_count(int(self.job.image["height"]), int(self.job.image["width"])),
             "fingerprint": self.job.fingerprint,
             "area": sum(c.get("area") or 0 for c in found) if found else None,
@@ -158,7 +159,7 @@ class Catalogue:
             raise ConfigError(f"{self._outputs[0]}: no image in it was begun; see `unetpp status`")
 
     def results(self) -> list[Result]:
-        """Return all results as they lie on the disk now; folders that do not read are left out."""
+        """Return all results as they lie on the disk now; folders whose job does not read are left out."""
         found = []
         for index, output in enumerate(self._outputs):
             for folder in image_folders(output):
@@ -187,14 +188,25 @@ class Catalogue:
         if known is not None and known.stamp == stamp:
             return known
         try:
-            job, record = SegmentJob.load(folder), ImageRecord.read(folder)
+            job = SegmentJob.load(folder)
         except StoreError:
             return None
         if job is None or "height" not in job.image:
             return None
-        record = record if record is not None and record.key in (job.key, None) else None
-        result = self._results[identity] = Result(identity, stamp, output, folder, job, record)
+        record, status = _record(folder, job)
+        result = self._results[identity] = Result(identity, stamp, output, folder, job, record, status)
         return result
+
+
+def _record(folder: Path, job: SegmentJob) -> tuple[ImageRecord | None, str]:
+    """Return an image's record, where it has one of this job that reads, and its status."""
+    try:
+        record = ImageRecord.read(folder)
+    except StoreError:
+        return None, "damaged"
+    if record is None or record.key not in (job.key, None):
+        return None, "running or interrupted"
+    return record, record.status
 
 
 def _written(path: Path) -> tuple[int, int]:
