@@ -104,6 +104,13 @@ class Levels:
         corner = f"{row}/{col}" if self.planes is None else f"0/{row}/{col}"
         return f"{self.name}/{level}/c/{corner}"
 
+    def documents(self) -> list[str]:
+        """Return the paths, below the image's folder, of the metadata without which nobody reads the levels."""
+        groups = [path.as_posix() for path in (Path(self.name), *Path(self.name).parents)][:-1]
+        arrays = [f"{self.name}/{below}" for below in (*range(self.level_count), SPATIAL_REF)]
+        names = (f"{folder}/zarr.json" for folder in (*groups, *arrays))
+        return [name for name in names if (self.folder / name).is_file()]
+
     def shard_object(self, shard: Shard) -> Path:
         """Return the file that holds (or will hold) a shard of level 0."""
         return self.folder / self.object_name(0, shard.row, shard.col)
@@ -162,7 +169,7 @@ class LabelStore(Levels):
         """Make the array ready for writing in `folder`, which exists.
 
         Args:
-            keep: keep the shards of a store that is there already; False deletes that store first.
+            keep: keep the shards of a store of this job that is there already; False deletes that store first.
 
         Raises:
             StoreError: something else lies where the store belongs; it is left untouched.
@@ -182,14 +189,14 @@ def create_group(root: Path, write: Callable[[Path], None], metadata: Sequence[s
 
     Args:
         write: writes the empty group into a folder.
-        metadata: the files that it then has.
+        metadata: the files that it then has, whatever they were before.
 
     Raises:
         StoreError: something else lies at `root`; it is left untouched.
         OutputError: the folder cannot be written.
     """
     with output_errors(root):
-        refuse_foreign(root)
+        refuse_foreign(root, known=keep)
         if not keep:
             discard_folder(root)
         fresh = root.parent / f".{root.name}.new"
@@ -206,14 +213,20 @@ def create_group(root: Path, write: Callable[[Path], None], metadata: Sequence[s
         sync(root)
 
 
-def refuse_foreign(root: Path) -> None:
-    """Raise `StoreError` where something lies at `root` that this version of unetpp did not write."""
+def refuse_foreign(root: Path, *, known: bool = False) -> None:
+    """Raise `StoreError` where something lies at `root` that this version of unetpp did not write.
+
+    Args:
+        known: a job says that it wrote it: what says nothing of itself, being lost or damaged, is then ours.
+    """
     if not root.exists():
         return
     try:
         attributes = json.loads((root / "zarr.json").read_bytes())["attributes"]
         ours = attributes["unetpp"]["format"] == OUTPUT_FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError):
+        ours = known
+    except (OSError, KeyError, TypeError):
         ours = False
     if not ours:
         raise StoreError(

@@ -143,7 +143,8 @@ def test_a_store_of_somebody_else_is_refused_and_kept(tmp_path: Path, name: str)
         target.mkdir()
         (target / "zarr.json").write_text('{"zarr_format":3,"node_type":"group"}' if name == "other zarr" else "{")
     before = hashes(tmp_path)
-    for keep in (True, False):
+    # What a job is known to have written there and is damaged since is put right.
+    for keep in (False,) if name == "broken" else (True, False):
         plan = make_plan(150, 210, halo=16, multiple=16, core=64)
         with pytest.raises(StoreError, match="move it away"):
             LabelStore.create(tmp_path, plan, Grid(), CLASSES, keep=keep)  # type: ignore[arg-type]
@@ -154,7 +155,11 @@ def test_creating_again_keeps_or_discards_the_shards(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     fill(store, draw(store.plan))
     before = hashes(store.root)
-    (store.root / "classes" / "0" / "zarr.json").unlink()
+    for lost in ("zarr.json", "classes/zarr.json", "classes/0/zarr.json"):
+        (store.root / lost).unlink()
+        make_store(tmp_path)
+        assert hashes(store.root) == before
+    (store.root / "zarr.json").write_text("{")
     make_store(tmp_path)
     assert hashes(store.root) == before
     plan = make_plan(90, 70, halo=16, multiple=16, core=64)

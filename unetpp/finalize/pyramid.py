@@ -46,7 +46,8 @@ def write_pyramid(
         reduce: makes the next level from ([planes,] h, w), by default `halve`.
 
     Returns:
-        Path below the store's folder, size and SHA-256 of each object. Shards without any data have no object.
+        Path below the store's folder, size and SHA-256 of each object, and of the metadata of all levels. Shards
+        without any data have no object.
 
     Raises:
         OutputError: a level cannot be written.
@@ -67,7 +68,8 @@ def write_pyramid(
                 count += 1
                 progress(count / len(targets))
         progress(1.0)
-        return done.objects()
+        files = ((name, store.folder / name) for name in store.documents())
+        return [*done.objects(), *((name, path.stat().st_size, file_sha256(path)) for name, path in files)]
 
 
 @compiled

@@ -115,7 +115,14 @@ def test_a_second_run_makes_nothing(make_job: MakeJob, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "name", ["polygons.gpkg", "polygons.geojson", "classes.tif", "labels.ome.zarr/classes/1/c/0/0"]
+    "name",
+    [
+        "polygons.gpkg",
+        "polygons.geojson",
+        "classes.tif",
+        "labels.ome.zarr/classes/1/c/0/0",
+        "labels.ome.zarr/classes/1/zarr.json",
+    ],
 )
 @pytest.mark.parametrize("fault", ["missing", "short"])
 def test_only_the_damaged_product_is_made_again(name: str, fault: str, make_job: MakeJob) -> None:
@@ -144,6 +151,16 @@ def test_verify_finds_a_changed_byte(make_job: MakeJob) -> None:
     content[-100] ^= 1
     path.write_bytes(content)
     assert list(verify_products(job)) == ["polygons.gpkg"]
+
+
+@pytest.mark.parametrize(
+    "name", ["zarr.json", "classes/zarr.json", "classes/0/zarr.json", "classes/spatial_ref/zarr.json"]
+)
+def test_verify_finds_metadata_that_is_lost(name: str, make_job: MakeJob) -> None:
+    job = make_job(blobs(60, 60), **UTM)
+    finalize(job)
+    (job.store.root / name).unlink()
+    assert verify_products(job) == {f"labels.ome.zarr/{name}": "file is missing"}
 
 
 def test_shards_that_were_missing_change_the_products(make_job: MakeJob) -> None:
