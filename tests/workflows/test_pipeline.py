@@ -6,9 +6,11 @@ import io
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +369,25 @@ def test_runs_are_recorded_in_mlflow_and_a_dead_store_is_only_a_warning(
     assert found.data.metrics["px.ink"] == INK_PX
     [image] = run(path, sets=("tracking.enabled=true", f"tracking.uri={uri}")).images
     assert image.reused
+
+
+def test_a_store_that_does_not_answer_keeps_few_images_waiting(
+    run: Any, blots: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as server:  # it takes connections and says nothing
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        images = [blots(f"{name}.png") for name in "abcd"]
+        summary = run(*images, sets=("tracking.enabled=true", f"tracking.uri={uri}"))
+        server.settimeout(0)
+        asked = 0
+        with suppress(BlockingIOError):
+            while True:
+                server.accept()[0].close()
+                asked += 1
+    assert all(image.status == "done" and "not recorded in MLflow" in image.warning for image in summary.images)
+    assert asked == 1
 
 
 def test_metadata_of_the_image_reaches_no_output(run: Any, blots: Draw, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def test_the_table_has_figures_and_where_the_record_is(tmp_path: Path) -> None:
     images = (
         ImageResult.of(tmp_path / "out/[red]a", record, uri="/in/a.svs"),
         _image("b", "failed", message="b.svs: no mpp in metadata [x]"),
+        _image("c", "done", warning="MLflow did not answer"),
+        _image("d", "partial", message="1 of 9 shards are not done"),
     )
     print_summary(Summary(images, 1.0), Console(file=file, width=200))
     text = file.getvalue()
@@ -64,6 +66,8 @@ def test_the_table_has_figures_and_where_the_record_is(tmp_path: Path) -> None:
         "4,321",
         f"{tmp_path}/out/<image>/record.json",
         "failed: b.svs: no mpp in metadata [x]",
+        "warning: c: MLflow did not answer",
+        "partial: d: 1 of 9 shards are not done",
     ):
         assert part in text
     assert "rest" not in text

@@ -242,8 +242,10 @@ def _segment(config: NightlyConfig, found: Sync, ledger: Ledger, night: Night, c
         night.champion = night.champion or model
         night.images[image.name] = {"status": image.status, "message": image.message, "model": model}
         ledger.settle(image.uri, image.status, model, night.started)
-        if image.status in ("failed", "partial") or image.warning:
-            night.problems.append(str(image.message or image.warning))
+        if image.status == "failed":
+            night.problems.append(str(image.message))
+        elif image.status == "partial" or image.warning:
+            night.problems.append(f"{image.name}: {image.warning or image.message}")
 
 
 def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, night: Night, console: Console) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetpp.commit import limiting_stage
-from unetpp.errors import UnetppError
+from unetpp.errors import RegistryError, UnetppError
 from unetpp.geometry import Spacing
 from unetpp.job import RECORD
 from unetpp.package import WEIGHTS
@@ -43,6 +44,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _one_writer = threading.Lock()
+_SOON_S, _PAUSES = 1.0, 10
+"""An MLflow store that took longer than this to fail is left alone for so many times as long."""
+
+
+@dataclass
+class Silence:
+    """Until when (monotonic clock) an MLflow store that did not answer is left alone, and what was wrong with it."""
+
+    until: float = -math.inf
+    why: str = ""
 
 
 @dataclass
@@ -59,6 +70,7 @@ class Call:
     truths: Mapping[str, Truth] = field(default_factory=dict)
     choice: EngineChoice | None = None
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    silence: Silence = field(default_factory=Silence)
 
     @property
     def address(self) -> str | None:
@@ -349,19 +361,28 @@ def _labelled(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
 
 
 def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
-    """Return the record with its MLflow run; a store that does not take it is only a warning."""
+    """Return the record with its MLflow run; a store that does not take it is only a warning.
+
+    A dead store costs seconds to minutes of every image that asks it: the next ones do not, for a while. They have the
+    same warning, so that the next call records them.
+    """
     from unetpp_workflows.tracking import log_segmentation
 
     uri = store_uri(call.config.tracking.uri)
     # Several images may be finished at once, and SQLite takes one writer.
     turn = _one_writer if uri.startswith("sqlite:") else nullcontext()
-    try:
-        with turn, call.timed(job.uri, "tracking"):
+    with turn, call.timed(job.uri, "tracking"):
+        began = time.monotonic()
+        try:
+            if began < call.silence.until:
+                raise RegistryError(call.silence.why)
             run = log_segmentation(record, job.out, tracking_uri=call.config.tracking.uri)
-    except UnetppError as error:
-        warning = "; ".join(filter(None, (record.warning, f"not recorded in MLflow: {error}")))
-        return replace(record, warning=warning)
-    return replace(record, tracking_uri=shown(store_uri(call.config.tracking.uri)), tracking_run=run)
+        except UnetppError as error:
+            if (took := time.monotonic() - began) > _SOON_S:
+                call.silence = Silence(time.monotonic() + _PAUSES * took, str(error))
+            warning = "; ".join(filter(None, (record.warning, f"not recorded in MLflow: {error}")))
+            return replace(record, warning=warning)
+    return replace(record, tracking_uri=shown(uri), tracking_run=run)
 
 
 def _write_picture(job: SegmentJob, record: ImageRecord) -> None:

@@ -119,7 +119,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     for image in summary.images:
         for kind, text in ((image.status, image.message), ("warning", image.warning)):
             if text:
-                console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
+                told = text if kind == "failed" else f"{image.name}: {text}"  # a failure names the image itself
+                console.print(f"{kind}: {told}", markup=False, highlight=False, soft_wrap=True)
     if look := _most_uncertain(summary):
         console.print(f"most worth a look: {look}", markup=False, highlight=False, soft_wrap=True)
     for image in summary.images:
