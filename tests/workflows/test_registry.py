@@ -113,6 +113,7 @@ def test_resolve_downloads_only_data_and_never_code(package: Path) -> None:
         ("models:/../x@y", ["models:/name@alias"]),
         ("toy@champion", ["did you mean models:/toy@champion"]),
         ("no/such/folder", ["no such folder"]),
+        ("models:/nuclei@champion", ["unetpp models register nuclei --alias champion"]),
     ],
 )
 def test_missing_models_name_what_there_is(reference: str, words: list[str]) -> None:

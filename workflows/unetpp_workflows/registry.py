@@ -337,9 +337,10 @@ def _names(client: Any) -> list[str]:
 def _registered(client: Any, uri: str, name: str) -> Any:
     names = _names(client)
     if name not in names:
+        bundled = f"the bundled one with `unetpp models register {name} --alias {CHAMPION}`"
         raise ModelNotFoundError(
             f"no model {name!r} in {shown(uri)}; registered: {', '.join(sorted(names)) or 'none'}; "
-            "add one with `unetpp models register FOLDER`"
+            f"add {bundled if name in bundled_names() else 'one with `unetpp models register FOLDER`'}"
         )
     return client.get_registered_model(name)
 
