@@ -112,4 +112,6 @@ def test_a_wrong_shadow_is_told_before_anything_is_segmented(versions: None, tmp
     assert missing.exit_code == 2 and "no version 9" in missing.output
     same = run("segment", inputs, "-m", "models:/ink/1", "-o", tmp_path / "out", "--shadow", "models:/ink/1")
     assert same.exit_code == 2 and "name another one" in same.output
+    other = run("segment", inputs, "-m", "models:/ink/1", "-o", tmp_path / "out", "--shadow", "landcover")
+    assert other.exit_code == 2 and "has the classes building, land, road, vegetation, water, --model" in other.output
     assert not (tmp_path / "out").exists()

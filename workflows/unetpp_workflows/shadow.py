@@ -61,12 +61,19 @@ def chosen(fingerprint: str, share: float) -> bool:
 
 
 def check_shadow(config: RunConfig) -> None:
-    """Raise now what would end `run_shadow` after a night of segmenting: no such model, or the first one again."""
+    """Raise now what would be told after a night of segmenting: no such model, the first one again, other classes."""
+    from unetpp.package import load_package
     from unetpp_workflows.registry import resolve
 
     first, second = (resolve(name, tracking_uri=config.tracking.uri) for name in (config.model, config.shadow.model))
     if first.digest == second.digest:
         raise ConfigError(f"--shadow {config.shadow.model} has the weights of --model {config.model}; name another one")
+    ours, theirs = (sorted(info.name for info in load_package(model.folder).spec.classes) for model in (first, second))
+    if ours != theirs:
+        raise ConfigError(
+            f"--shadow {config.shadow.model} has the classes {', '.join(theirs)}, --model {config.model} has "
+            f"{', '.join(ours)}: their labels cannot be compared; name one with the same classes"
+        )
 
 
 def run_shadow(
