@@ -7,6 +7,7 @@ projections, so long ones get vertices at fixed grid lines, the same ones for bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class LonLat:
             raise ValueError(f"no transformation from {source.name} to WGS 84: {error}") from error
         self._transform = transform
         self._bend = None if source.is_geographic else min(_BEND, max(1, width // 8))
+        # Of geographic grids whose pixel centres lie on the poles the outer rows reach half a pixel beyond them.
+        self._pole = math.pi / 2 / source.axis_info[0].unit_conversion_factor if source.is_geographic else math.inf
 
     def geometries(self, outlines: Outlines) -> list[dict[str, Any] | None]:
         """Return a Polygon, a MultiPolygon where the antimeridian cuts it, None where it does not lie on the globe."""
@@ -78,7 +81,8 @@ class LonLat:
     def _degrees(self, points: Ints) -> Coordinates:
         a, b, c, d, e, f = self._transform
         x, y = points[:, 0], points[:, 1]
-        return np.stack(self._project.transform(a * x + b * y + c, d * x + e * y + f), axis=1)
+        north = np.clip(d * x + e * y + f, -self._pole, self._pole)
+        return np.stack(self._project.transform(a * x + b * y + c, north), axis=1)
 
     def _geometry(self, rings: Sequence[Ints]) -> dict[str, Any] | None:
         projected = [self._ring(ring) for ring in rings]
@@ -145,7 +149,9 @@ def _cut(shell: Coordinates, holes: Sequence[Coordinates]) -> list[list[Coordina
     turns = range(int(np.floor((shell[:, 0].min() + 180) / 360)), int(np.ceil((shell[:, 0].max() + 180) / 360)))
     pieces: list[Any] = []
     for turn in turns:
-        inside = shapely.intersection(polygon, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
+        # On the grid of the decimals, or else edges along the antimeridian leave slivers that rounding makes invalid.
+        zone = shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90)
+        inside = shapely.intersection(polygon, zone, grid_size=_GAP)
         pieces += shapely.get_parts(translate(inside, -360 * turn)).tolist()
     if np.ptp(shell[:, 0]) > 360 - _GAP:
         # Right round the globe: its two ends meet.

@@ -263,6 +263,27 @@ def test_antimeridian_cuts_polygons(code: str) -> None:
         assert shapely.LinearRing(polygon[0]).is_ccw
 
 
+def test_edges_along_the_antimeridian_leave_valid_polygons(tmp_path: Path) -> None:
+    """In the usual grids of the Antarctic it is a line between pixels."""
+    labels = random_labels(shape=(60, 80))
+    grid = scene(labels, "EPSG:3031", (1000.0, 0.0, -40000.0, 0.0, -1000.0, -500000.0))
+    write(labels, grid, tmp_path)
+    found = [shapely.geometry.shape(feature["geometry"]) for feature in features(tmp_path)]
+    assert sum(one.geom_type == "MultiPolygon" for one in found) > 5
+    assert all(one.is_valid and all(part.exterior.is_ccw for part in shapely.get_parts(one)) for one in found)
+    assert shapely.total_bounds(found)[[0, 2]].tolist() == [-180, 180]
+
+
+@pytest.mark.parametrize("code", ["EPSG:4326", "EPSG:4267"])
+def test_a_grid_with_pixel_centres_on_the_poles_ends_at_the_poles(code: str) -> None:
+    lonlat = LonLat(CRS.from_user_input(code).to_wkt(), (0.25, 0, -180.0, 0, -0.25, 90.125), 1440)
+    for y, latitudes in ((0, (89.875, 90)), (720, (-90, -89.875))):
+        (geometry,) = lonlat.geometries(Outlines.of([[square(40, y, 44, y + 1)]]))
+        west, south, east, north = shapely.geometry.shape(geometry).bounds
+        assert (west, east) == pytest.approx((-170, -169), abs=0.01)
+        assert (south, north) == pytest.approx(latitudes, abs=0.001) and -90 <= south < north <= 90
+
+
 @pytest.mark.parametrize("west", [0.0, -0.125, -180.125, -190.0])
 def test_a_polygon_right_round_the_globe_is_one_piece(west: float) -> None:
     """Its two ends meet; columns of more than one turn lie twice."""
