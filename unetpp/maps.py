@@ -69,7 +69,7 @@ class MapStore(Levels):
             {"label": name, "color": "".join(f"{part:02X}" for part in color), "window": window, "active": True}
             for name, color in zip(names, colors, strict=True)
         ]
-        pyramid = multiscale(self.plan, grid.spacing, name=self.kind, kind="mean", channels=True)
+        pyramid = multiscale(self.plan, grid, name=self.kind, kind="mean", channels=True)
         ome: dict[str, Any] = {"version": "0.5", "multiscales": [pyramid], "omero": {"channels": channels}}
         quantization = {"scale": 1 / STEPS, "offset": 0.0, "no_data": NO_DATA}
         own: dict[str, Any] = {"format": OUTPUT_FORMAT, "map": self.kind, "quantization": quantization}

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from unetpp.durable import discard_folder, output_errors, sync, sync_tree
 from unetpp.errors import StoreError
-from unetpp.geometry import Box, Spacing
+from unetpp.geometry import Box
 from unetpp.package import ClassInfo
 from unetpp.tiling import Shard, TilePlan
 
@@ -272,7 +272,7 @@ def _write_metadata(root: Path, plan: TilePlan, grid: OutputGrid, classes: Seque
     group = zarr.open_group(root, mode="w", zarr_format=3)
     owner: dict[str, Any] = {"ome": {"version": "0.5", "labels": [CLASSES]}, "unetpp": {"format": OUTPUT_FORMAT}}
     group.attrs.put(owner)
-    image: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale(plan, grid.spacing)]}
+    image: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale(plan, grid)]}
     group.create_group(CLASSES).attrs.put({"ome": {**image, "image-label": image_label(classes)}})
     place_array(root / CLASSES, create_array(root / CLASSES / "0", plan, 0), grid)
 
@@ -325,25 +325,26 @@ def _keep_empty_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
 
 
 def multiscale(
-    plan: TilePlan, spacing: Spacing | None, *, name: str = CLASSES, kind: str = "mode", channels: bool = False
+    plan: TilePlan, grid: OutputGrid, *, name: str = CLASSES, kind: str = "mode", channels: bool = False
 ) -> dict[str, Any]:
-    """Return the OME-Zarr metadata of a pyramid.
+    """Return the OME-Zarr metadata of a pyramid, whose origin is the centre of the image's first pixel.
 
     Args:
         kind: how a coarser pixel comes from finer ones.
         channels: whether the array has planes.
     """
     axes: list[dict[str, str]] = [{"name": axis, "type": "space"} for axis in ("y", "x")]
-    y, x = (1.0, 1.0) if spacing is None else (float(spacing.y), float(spacing.x))
-    if spacing is not None:
-        axes = [{**axis, "unit": _UNITS[spacing.unit]} for axis in axes]
+    y, x = (1.0, 1.0) if grid.spacing is None else (float(grid.spacing.y), float(grid.spacing.x))
+    if grid.spacing is not None:
+        axes = [{**axis, "unit": _UNITS[grid.spacing.unit]} for axis in axes]
     one, zero = ([1.0], [0.0]) if channels else ([], [])
     datasets = []
     for index in range(len(level_shapes(plan))):
         factor = 2**index
-        shift = (factor - 1) / 2
         scale = {"type": "scale", "scale": [*one, y * factor, x * factor]}
-        translation = {"type": "translation", "translation": [*zero, y * shift, x * shift]}
+        # Translations are of the first pixel's centre.
+        shift_y, shift_x = y * (factor - 1 / grid.step_y) / 2, x * (factor - 1 / grid.step_x) / 2
+        translation = {"type": "translation", "translation": [*zero, shift_y, shift_x]}
         datasets.append({"path": str(index), "coordinateTransformations": [scale, translation]})
     axes = [{"name": "c", "type": "channel"}, *axes] if channels else axes
     return {"name": name, "axes": axes, "datasets": datasets, "type": kind}

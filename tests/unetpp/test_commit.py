@@ -24,6 +24,7 @@ KEY = "a" * 64
 
 class Grid:
     spacing = crs = transform = None
+    step_y = step_x = 1.0
 
 
 @pytest.fixture

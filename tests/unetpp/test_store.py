@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,11 +33,13 @@ class Grid:
     spacing: Spacing | None = None
     crs: str | None = None
     transform: tuple[float, ...] | None = None
+    step_y: float = 1.0
+    step_x: float = 1.0
 
 
-def make_store(folder: Path, *, height: int = 150, width: int = 210, spacing: Spacing | None = None) -> LabelStore:
+def make_store(folder: Path, *, height: int = 150, width: int = 210, **grid: Any) -> LabelStore:
     plan = make_plan(height, width, halo=16, multiple=16, core=64, shard=128)
-    return LabelStore.create(folder, plan, Grid(spacing), CLASSES)  # type: ignore[arg-type]
+    return LabelStore.create(folder, plan, Grid(**grid), CLASSES)  # type: ignore[arg-type]
 
 
 def draw(plan: TilePlan, seed: int = 0) -> NDArray[np.uint8]:
@@ -221,6 +224,19 @@ def test_ome_zarr_reads_classes_colours_and_scale(tmp_path: Path) -> None:
     import zarr
 
     assert ImageLabel.from_zarr(zarr.open_group(store.root / "classes", mode="r")).attributes.ome.version == "0.5"
+
+
+def test_pixels_of_a_resampled_output_lie_where_the_image_has_them(tmp_path: Path) -> None:
+    """In a program that draws the image's first pixel round 0, as OME-Zarr has it."""
+    store = make_store(tmp_path, width=600, spacing=Spacing(1.0, 0.5, "um"), step_y=4.0, step_x=1.6)
+    document = json.loads((store.root / "classes" / "zarr.json").read_text())
+    for level, dataset in enumerate(document["attributes"]["ome"]["multiscales"][0]["datasets"]):
+        (scale, translation) = dataset["coordinateTransformations"]
+        for axis, (step, source) in enumerate(((4.0, 0.25), (1.6, 0.3125))):
+            for index in (0, 7):
+                centre = (index + 0.5) * 2**level * step - 0.5  # in pixels of the image
+                place = index * scale["scale"][axis] + translation["translation"][axis]
+                assert place == pytest.approx(centre * source)
 
 
 def test_axes_have_no_unit_where_the_size_of_a_pixel_is_unknown(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def folder(tmp_path: Path) -> Path:
 
 class _Grid:
     spacing = crs = transform = None
+    step_y = step_x = 1.0
 
 
 def _record(**changes: object) -> ImageRecord:

@@ -55,7 +55,7 @@ def write_ome_zarr_4(
         group = zarr.open_group(root, mode="w", zarr_format=2)
         group.attrs.put({"labels": [CLASSES]})
         image: dict[str, Any] = {
-            "multiscales": [{"version": _VERSION, **multiscale(plan, grid.spacing)}],
+            "multiscales": [{"version": _VERSION, **multiscale(plan, grid)}],
             "image-label": {"version": _VERSION, **image_label(classes)},
         }
         group.create_group(CLASSES).attrs.put(image)
