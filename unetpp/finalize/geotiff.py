@@ -2,11 +2,13 @@
 
 The file is a Cloud Optimized GeoTIFF: tiles of 512, DEFLATE, nearest-neighbour overviews inside, nodata 255, a colour
 table, and class names as tags CLASS_<value> of the band. It lies where the image's transform says, also without a CRS;
-without one it has its resolution where the size of a pixel is known. Equal labels give equal bytes.
+without one it has its resolution where the size of a pixel is known. A CRS that GeoTIFF cannot state, as of a rotated
+pole, is the tag CRS_WKT. Equal labels give equal bytes.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ from unetpp.store import NO_DATA
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
     from unetpp.package import ClassInfo
+
+log = logging.getLogger(__name__)
 
 GEOTIFF = "classes.tif"
 _TILE = 512
@@ -58,6 +62,8 @@ def write_geotiff(
             draft = folder / f"draft-{GEOTIFF}"
             draft.unlink(missing_ok=True)
             _write_tiles(read, windows, grid, classes, draft, progress)
+            if grid.crs is not None and grid.transform is not None:
+                _keep_crs(draft, grid.crs, path)
             path.unlink(missing_ok=True)
             _optimize(draft, path)
             draft.unlink()
@@ -68,6 +74,16 @@ def write_geotiff(
             f"cannot write {path}: {_root(error)}; check the disk and run the same command again"
         ) from error
     return GEOTIFF
+
+
+def _keep_crs(draft: Path, crs: str, path: Path) -> None:
+    """Write the CRS into a tag where GDAL, without a file beside it, has left it out."""
+    import rasterio
+
+    with rasterio.open(draft, "r+") as file:
+        if file.crs is None:
+            file.update_tags(CRS_WKT=crs)
+            log.warning("%s: GeoTIFF cannot state the image's CRS, it is in the tag CRS_WKT; other outputs have it", path)
 
 
 def _optimize(draft: Path, path: Path) -> None:

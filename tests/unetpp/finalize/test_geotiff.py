@@ -57,6 +57,18 @@ def test_a_transform_without_a_crs_survives(make_job: Callable[..., SegmentJob],
         assert file.crs is None and tuple(file.transform)[:6] == pytest.approx(ROTATED)
 
 
+def test_a_crs_that_geotiff_cannot_state_is_a_tag_and_a_warning(
+    make_job: Callable[..., SegmentJob], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    crs = CRS.from_user_input("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +ellps=WGS84")
+    job = make_job(np.ones((60, 80), np.uint8), crs=crs.to_wkt(), transform=(0.01, 0, -5, 0, -0.01, 5))
+    with rasterio.open(write(job, tmp_path / "work")) as file:
+        assert file.crs is None and file.tags()["CRS_WKT"] == crs.to_wkt()
+    assert [record.getMessage().partition(": ")[2][:38] for record in caplog.records] == [
+        "GeoTIFF cannot state the image's CRS, "
+    ]
+
+
 def test_reruns_are_byte_identical_and_leave_nothing_else(make_job: Callable[..., SegmentJob], tmp_path: Path) -> None:
     labels = np.random.default_rng(1).choice(np.array([0, 1, 255], np.uint8), size=(300, 600))
     job = make_job(labels, crs=CRS.from_epsg(32636).to_wkt(), transform=UTM, shard=64)
