@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from pyproj import CRS
+from rasterio.transform import from_origin
 
 from unetpp.errors import ConfigError, DataError
 from unetpp.io.resample import OutputGrid
@@ -111,6 +114,33 @@ def test_a_truth_of_another_size_is_refused(labelled: Callable[..., Made], tmp_p
     made = labelled(np.zeros((32, 32), np.uint8), 1.0)
     with pytest.raises(DataError, match="32 x 40 px"):
         score(*made, CLASSES, Truth(_png(tmp_path / "truth.png", np.zeros((40, 32)))))
+
+
+@pytest.mark.parametrize(
+    ("crs", "shift", "refused"),
+    [
+        ("EPSG:32636", 0, None),
+        ("EPSG:32636", 0.4, None),
+        ("EPSG:32636", 3, "lies 3 px away from it"),
+        ("EPSG:3857", 0, "lies [0-9]{5,} px away from it"),
+        ('LOCAL_CS["site",UNIT["metre",1]]', 0, "CRS 'site' has no known relation to the image's"),
+    ],
+)
+def test_a_truth_of_the_image_s_size_that_lies_elsewhere_is_refused(
+    labelled: Callable[..., Made], tmp_path: Path, crs: str, shift: float, refused: str | None
+) -> None:
+    store, grid = labelled(np.ones((40, 50), np.uint8), 2.0)
+    grid = replace(grid, crs=CRS.from_epsg(32636).to_wkt(), transform=(1.0, 0.0, 449000.0, 0.0, -1.0, 36500.0))
+    place = from_origin(449000 + 0.5 * shift, 36500, 0.5, 0.5)
+    path = tmp_path / "truth.tif"
+    options = {"height": 80, "width": 100, "count": 1, "dtype": "uint8", "crs": crs, "transform": place}
+    with rasterio.open(path, "w", driver="GTiff", **options) as file:
+        file.write(np.ones((1, 80, 100), np.uint8))
+    if refused is None:
+        assert score(store, grid, CLASSES, Truth(path)) == {"road": 1.0}
+    else:
+        with pytest.raises(DataError, match=refused):
+            score(store, grid, CLASSES, Truth(path))
 
 
 def test_a_folder_of_truths_is_searched_by_name(tmp_path: Path) -> None:

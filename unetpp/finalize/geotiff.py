@@ -83,7 +83,9 @@ def _keep_crs(draft: Path, crs: str, path: Path) -> None:
     with rasterio.open(draft, "r+") as file:
         if file.crs is None:
             file.update_tags(CRS_WKT=crs)
-            log.warning("%s: GeoTIFF cannot state the image's CRS, it is in the tag CRS_WKT; other outputs have it", path)
+            log.warning(
+                "%s: GeoTIFF cannot state the image's CRS; it is in the tag CRS_WKT, and in other outputs", path
+            )
 
 
 def _optimize(draft: Path, path: Path) -> None:

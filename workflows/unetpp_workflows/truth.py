@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.errors import ConfigError, DataError
-from unetpp.geometry import Box
+from unetpp.geometry import Box, to_pixels
 from unetpp.package import ClassInfo
 from unetpp.store import NO_DATA, LabelStore
 
@@ -58,7 +58,7 @@ def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], tru
 
     Raises:
         ConfigError: `truth.classes` names a class that the model does not have.
-        DataError: the raster's size is not the image's, or it holds colours. Also what `open_labels` raises.
+        DataError: the raster's size or place is not the image's, or it holds colours. Also what `open_labels` raises.
     """
     from unetpp_workflows.prepare.masks import open_labels
 
@@ -72,6 +72,7 @@ def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], tru
                 f"{truth.path}: truth is {raster.width} x {raster.height} px, the image {size[1]} x {size[0]}; "
                 "give a raster of the image's size"
             )
+        _check_place(raster, truth.path, grid)
         for shard in store.plan.shards():
             found, true = store.read(shard.box), _sample(raster, truth.path, grid, shard.box)
             both = (found != NO_DATA) & (true != NO_DATA) & (true != raster.nodata)
@@ -82,6 +83,32 @@ def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], tru
                 common[name] += int((mine & theirs).sum())
                 either[name] += int((mine | theirs).sum())
     return {name: common[name] / either[name] for name in pairs if either[name]}
+
+
+def _check_place(raster: RawMask, path: Path, grid: OutputGrid) -> None:
+    """Raise `DataError` where a raster of the image's size lies elsewhere, as one of another year's or tile's grid."""
+    import pyproj
+
+    if not (raster.crs and raster.transform and grid.crs and grid.transform):
+        return
+    ours, theirs = pyproj.CRS.from_wkt(grid.crs), pyproj.CRS.from_wkt(raster.crs)
+    rows, cols = np.array([0, 0, grid.height, grid.height]), np.array([0, grid.width, 0, grid.width])
+    a, b, c, d, e, f = grid.transform
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    if not ours.equals(theirs, ignore_axis_order=True):
+        try:
+            x, y = pyproj.Transformer.from_crs(ours, theirs, always_xy=True).transform(x, y)
+        except pyproj.exceptions.ProjError:  # as of a CRS of a building site
+            raise DataError(
+                f"{path}: truth's CRS {theirs.name!r} has no known relation to the image's; give a raster in its CRS"
+            ) from None
+    found = to_pixels(raster.transform, x, y)
+    off = np.abs(np.subtract(found, (cols * grid.step_x, rows * grid.step_y))).max()
+    if not off <= 1:
+        raise DataError(
+            f"{path}: truth has the image's size but lies {off:.0f} px away from it; give a raster of the image's own "
+            "pixels, or take its georeference off"
+        )
 
 
 def _pairs(classes: Sequence[ClassInfo], mapping: Mapping[str, int]) -> dict[str, tuple[int, int]]:
