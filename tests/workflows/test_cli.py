@@ -80,6 +80,27 @@ def test_doctor_lists_the_formats_that_a_test_proves_and_the_others(monkeypatch:
     assert "should work, no test" in lines["Hamamatsu NDPI"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_one_line_and_a_closed_one_takes_nothing(unbuffered: str, tmp_path: Path) -> None:
+    (tmp_path / "out/a").mkdir(parents=True)
+    ImageRecord(name="a", status="failed", message="no reader").write(tmp_path / "out/a")
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+
+    def run(line: str) -> tuple[int, str]:
+        command = ["/bin/sh", "-c", f'"$0" -m unetpp_workflows {line}', sys.executable, str(tmp_path / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+        assert not done.stdout
+        return done.returncode, done.stderr
+
+    full = (1, "error: cannot write to standard output: No space left on device; ")
+    for line in ('status "$1"', 'status --json "$1"', "--help", "--version"):
+        code, errors = run(f"{line} >/dev/full")
+        assert (code, errors[: len(full[1])]) == full and errors.count("\n") == 1
+    assert run('status "$1" >&-') == (1, "")
+    assert run('status "$1" >&- 2>&-') == (1, "")
+
+
 @pytest.mark.parametrize("command", ["doctor --formats", "models list", "doctor"])
 def test_tables_cut_nothing_off_on_a_narrow_terminal(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

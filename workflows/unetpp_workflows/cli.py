@@ -47,6 +47,7 @@ from unetpp_workflows.cli_options import (
     input_options,
     reported,
     standard_output,
+    written,
 )
 from unetpp_workflows.cli_prepare import prepare
 from unetpp_workflows.cli_promotion import promote, rollback
@@ -111,7 +112,8 @@ def main() -> None:
     # rasterio warns of every image and mask without a place on earth. Here, once: what one thread sets for a block,
     # another one's end of a block takes away.
     warnings.filterwarnings("ignore", module=r"rasterio(\.|$)")
-    app(prog_name="unetpp")
+    with written():
+        app(prog_name="unetpp")
 
 
 @app.command()

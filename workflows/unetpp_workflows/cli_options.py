@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, UnetppError
+from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, OutputError, UnetppError
 
 DONE, PART_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _NO_TERMINAL = 1000
@@ -115,6 +116,54 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt as error:
         _complain("interrupted; finished parts are kept: run the same command again to continue")
         raise typer.Exit(exit_code(error)) from None
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that, when it is full, says so as an `OutputError` and then takes no more; of a pipe it is none.
+
+    Nobody can go on with a pipe that is closed: rich and typer end the process, as those who read the pipe expect.
+    """
+
+    def write(self, text: str, /) -> int:
+        with self._faults():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._faults():
+            super().flush()
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # What is left in the buffer would fail once more as the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            advice = "give it another place and run the same command again"
+            raise OutputError(f"cannot write to standard output: {error.strerror}; {advice}") from error
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Run a command to its last byte of output: where that is full is one line, where it is closed it gets lost."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (until the process ends)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        out = sys.stdout
+        sys.stdout = _Output(
+            out.buffer, out.encoding, out.errors, line_buffering=out.line_buffering, write_through=out.write_through
+        )
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OutputError as error:
+        _complain(f"error: {error}")
+        sys.exit(PART_FAILED)
 
 
 def exit_code(error: BaseException) -> int:
