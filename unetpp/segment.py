@@ -80,7 +80,9 @@ class JobOptions(TypedDict, total=False):
     model_ref: dict[str, Any] | None
 
 
-def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: Unpack[JobOptions]) -> SegmentJob:
+def prepare_job(
+    uri: str | Path, out: Path, package: Package | Path, *, anew: bool = False, **options: Unpack[JobOptions]
+) -> SegmentJob:
     """Plan a segmentation and make its folder ready: an empty label store, validity.png and job.json.
 
     Shards of the same job are kept, and so are maps that an earlier call made and this one does not ask for. Where
@@ -89,6 +91,7 @@ def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: 
 
     Args:
         out: this image's own folder; made when missing.
+        anew: first delete the whole folder; an image that cannot be planned keeps what was made of it.
 
     Raises:
         BandsError: the image's bands, their order or sample type are not the model's.
@@ -101,6 +104,8 @@ def prepare_job(uri: str | Path, out: Path, package: Package | Path, **options: 
         Also what `open_raster`, `load_package`, `load_mask` and `choose_engine` raise.
     """
     job, coverage = plan_job(uri, out, package, **options)
+    if anew:
+        discard_folder(job.out)
     with output_errors(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
     with FolderLock(job.out, exclusive=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from unetpp.errors import ConfigError, StoreError
+from unetpp.io import open_raster
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.pipeline import segment
@@ -49,14 +50,19 @@ def test_since_takes_only_changed_files(ink_package: Path, blots: Callable[..., 
         parse_moment("last week")
 
 
-def test_force_segments_anew(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
+def test_force_segments_anew_and_opens_each_image_once_for_it(
+    ink_package: Path, blots: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr("unetpp.segment.open_raster", lambda uri: opened.append(uri) or open_raster(uri))
     blots("a.png")
     run(ink_package, tmp_path)
     record = tmp_path / "out/a/commits"
     before = {path.name: path.stat().st_mtime_ns for path in record.iterdir()}
     assert run(ink_package, tmp_path).images[0].reused
+    opened.clear()
     again = run(ink_package, tmp_path, force=True)
-    assert again.images[0].status == "done" and not again.images[0].reused
+    assert again.images[0].status == "done" and not again.images[0].reused and len(opened) == 1
     after = {path.name: path.stat().st_mtime_ns for path in record.iterdir()}
     assert before.keys() == after.keys() and all(after[name] > time for name, time in before.items())
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unetpp.durable import discard_folder
 from unetpp.errors import EngineError
 from unetpp_workflows.inputs import Source, owner
 from unetpp_workflows.machine import cpu_count
 from unetpp_workflows.record import ImageRecord
-from unetpp_workflows.steps import Call, failed, job_options, prepare, reuse
+from unetpp_workflows.steps import Call, failed, prepare, reuse
 from unetpp_workflows.summary import ImageResult
 
 if TYPE_CHECKING:
@@ -100,18 +99,14 @@ def _prepared_there(
 
 def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | ImageResult:
     """Return an image's job, ready to be computed, or its result where nothing is to do or it cannot be prepared."""
-    from unetpp.segment import plan_job
     from unetpp_workflows.executors.base import pending_places
 
     try:
-        if force and owner(source.folder) is not None:
-            # An image that cannot be segmented now, as its share is not mounted, keeps what was made of it.
-            plan_job(source.uri, source.folder, call.package, **job_options(call, source))
-            discard_folder(source.folder)
-        if (found := reuse(call, source)) is not None:
+        anew = force and owner(source.folder) is not None
+        if not anew and (found := reuse(call, source)) is not None:
             return found
-        before = ImageRecord.read(source.folder)
-        job = prepare(call, source)
+        before = None if anew else ImageRecord.read(source.folder)
+        job = prepare(call, source, anew=anew)
         places = pending_places(job)
         # A copy, without what the job has opened: a call may keep a million.
         replaces = before is not None and before.status == "done" and before.key != job.key

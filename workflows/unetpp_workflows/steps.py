@@ -127,15 +127,19 @@ def _has_formats(call: Call, record: ImageRecord) -> bool:
     )
 
 
-def prepare(call: Call, source: Source) -> SegmentJob:
-    """Open, check and plan one image, and write its job and configuration. Raises what is wrong with the image."""
+def prepare(call: Call, source: Source, *, anew: bool = False) -> SegmentJob:
+    """Open, check and plan one image, and write its job and configuration. Raises what is wrong with the image.
+
+    Args:
+        anew: forget what its folder holds, once it is planned.
+    """
     from unetpp.finalize import discard_products
     from unetpp.segment import SegmentJob, prepare_job
 
     config = call.config_of(source)
-    before = SegmentJob.load(source.folder)
+    before = None if anew else SegmentJob.load(source.folder)
     with call.timed(source.uri, "prepare"):
-        job = prepare_job(source.uri, source.folder, call.package, **job_options(call, source))
+        job = prepare_job(source.uri, source.folder, call.package, anew=anew, **job_options(call, source))
     if before is not None and before.key != job.key:
         discard_products(source.folder)
     (source.folder / ITEM).unlink(missing_ok=True)
