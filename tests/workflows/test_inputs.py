@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from unetpp.durable import discard_folder
 from unetpp.errors import OutputError
 from unetpp_workflows import inputs
 from unetpp_workflows.inputs import Source, identity, safe_name
@@ -225,6 +226,14 @@ def test_no_uri_names_a_folder_outside_the_output(uri: str) -> None:
     assert name not in ("", ".", "..")
     assert Path(name).name == name
     assert (Path("/out") / name).parent == Path("/out")
+
+
+def test_names_of_letters_of_several_bytes_leave_room_for_a_hash_and_for_deletion(tmp_path: Path) -> None:
+    entries, _ = inputs.expand(_touch(tmp_path / folder / ("\u65e5" * 82 + ".svs")) for folder in "ab")
+    for source in inputs.assign_folders(entries, tmp_path / "out"):
+        source.folder.mkdir(parents=True)
+        discard_folder(source.folder)
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_a_band_list_of_items_is_an_image_each(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, UnetppError
 from unetpp.io.bands import BandsRaster, is_band_list, split_item
-from unetpp.io.base import ZARR_DOCUMENTS, Level, Raster, Window
+from unetpp.io.base import ZARR_DOCUMENTS, Level, Raster, Window, existing
 from unetpp.io.remote import is_remote, local_name
 from unetpp.io.video import FrameRaster, split_frame
 
@@ -147,7 +147,7 @@ def _open_file(path: Path, magic: bytes) -> Raster:
 def _has_place_or_mask_beside(path: Path) -> bool:
     from unetpp.io.tiff import AUXILIARY, MASK, PLACE, WORLD_FILES
 
-    if any(path.with_suffix(x).exists() for x in WORLD_FILES) or path.with_name(path.name + MASK).exists():
+    mask, auxiliary = path.with_name(path.name + MASK), path.with_name(path.name + AUXILIARY)
+    if existing([*map(path.with_suffix, WORLD_FILES), mask]):
         return True
-    auxiliary = path.with_name(path.name + AUXILIARY)
-    return auxiliary.is_file() and PLACE in auxiliary.read_bytes()
+    return any(PLACE in file.read_bytes() for file in existing([auxiliary]))

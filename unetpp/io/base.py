@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -250,7 +250,12 @@ def _companions(path: Path) -> list[Path]:
         from unetpp.io.geotiff import vrt_sources
 
         return vrt_sources(path)
-    return [file for file in (path.with_name(path.name + end) for end in SIDECARS) if file.exists()]
+    return existing(path.with_name(path.name + ending) for ending in SIDECARS)
+
+
+def existing(files: Iterable[Path]) -> list[Path]:
+    """Return those files that exist; one whose name is too long for its file system does not."""
+    return [file for file in files if os.path.isfile(file)]  # noqa: PTH113 (`Path.is_file` fails on such names)
 
 
 def _hash_stat(digest: Any, file: Path, name: str) -> None:

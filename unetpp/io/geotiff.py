@@ -16,7 +16,7 @@ from rasterio.windows import Window as GdalWindow
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing, Transform
-from unetpp.io.base import SIDECARS, Mask, Pixels
+from unetpp.io.base import SIDECARS, Mask, Pixels, existing
 from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
@@ -141,7 +141,7 @@ def vrt_sources(path: Path) -> list[Path]:
     """Return the files that a VRT and the VRTs in it read, and GDAL's sidecars of them; errors as `_vrt_files`'s."""
     files = _vrt_files(path)
     beside = (file.with_name(file.name + ending) for file in (path, *files) for ending in SIDECARS)
-    return sorted({*files, *(file for file in beside if file.exists())})
+    return sorted({*files, *existing(beside)})
 
 
 def _vrt_files(path: Path) -> list[Path]:

@@ -30,6 +30,8 @@ JOB = "job.json"
 _ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
 _OURS = frozenset({JOB, "mlflow.db"})
 """What lies in a folder that holds one image, and in one that holds results or an MLflow store."""
+_NAME_BYTES = 230
+"""File systems take 255, with a hash behind the name and what a folder is called while it is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,12 +345,16 @@ def owner(folder: Path) -> str | None:
 def safe_name(uri: str, *, is_name: bool = False) -> str:
     """Return a URI's stem, or a whole name, reduced to letters, digits, `_`, `-` and inner dots: one folder name."""
     if is_name:
-        return re.sub(r"[^\w.-]+", "_", uri).strip("._")[:80] or "image"
+        return _folder_name(uri)
     path = uri.split("://", 1)[-1].split("?", 1)[0].rstrip("/\\")
     last = re.split(r"[/\\]", path)[-1]
     stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$|\.(mosaic|bands)\.toml$", "", last, flags=re.IGNORECASE)
-    stem = Path(stem).stem if stem == last else stem
-    return re.sub(r"[^\w.-]+", "_", stem).strip("._")[:80] or "image"
+    return _folder_name(Path(stem).stem if stem == last else stem)
+
+
+def _folder_name(text: str) -> str:
+    plain = re.sub(r"[^\w.-]+", "_", text).strip("._")[:80]
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore") or "image"
 
 
 def _uri_hash(uri: str) -> str:

@@ -126,6 +126,15 @@ def test_fingerprint_of_a_zarr_folder(tmp_path: Path) -> None:
     assert fingerprint(path) not in (first, second, third, fourth), "a chunk is gone"
 
 
+@pytest.mark.parametrize("length", [248, 255])
+def test_a_name_that_leaves_no_room_for_what_gdal_puts_beside_it_opens(make: Any, length: int) -> None:
+    path = make.pyramid([make.noise((70, 70, 3))])
+    longest = path.rename(path.with_name("x" * (length - 4) + ".tif"))
+    with open_raster(longest) as raster:
+        assert raster.levels[0].height == 70
+    assert len(fingerprint(longest)) == 64
+
+
 @pytest.mark.parametrize("ending", [".ovr", ".msk", ".aux.xml"])
 def test_fingerprint_follows_the_files_beside_a_scene(make: Any, ending: str) -> None:
     path = make.geotiff(make.noise((70, 70, 3)))
