@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,20 @@ def item_of(ink_package: Path, tmp_path: Path) -> Callable[..., Any]:
         return json.loads((tmp_path / "out/scene" / record.outputs["stac"]).read_text())
 
     return make
+
+
+def test_links_to_image_and_model_hold_wherever_the_run_began(
+    item_of: Callable[..., Any], ink_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item_of(32636, from_origin(449000, 36500, 0.5, 0.5))
+    monkeypatch.chdir(tmp_path)
+    package = Path(os.path.relpath(ink_package))
+    config = load_config(sets=[*FAST])
+    pipeline.segment(["scene.tif"], package, "other", config=config, console=Console(file=io.StringIO()))
+    item = json.loads((tmp_path / "other/scene/item.json").read_text())
+    folder = tmp_path / "other/scene"
+    assert (folder / item["links"][0]["href"]).samefile(tmp_path / "scene.tif")
+    assert (folder / item["assets"]["model"]["href"]).samefile(ink_package / "weights.safetensors")
 
 
 def test_the_item_has_what_stac_and_the_extensions_require(item_of: Any, tmp_path: Path) -> None:

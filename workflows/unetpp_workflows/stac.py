@@ -2,7 +2,7 @@
 
 STAC 1.1.0 with the extensions projection 2.0.0, classification 2.0.0, processing 1.2.0 and MLM 1.5.0 (stac-extensions).
 The item's datetime is that of the segmentation: when the image was taken is in the item of the image, if it has one.
-Paths are relative to the item, but that of the image and of the model.
+Paths are relative to the item, but those of the image and of the model, which are absolute.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unetpp_workflows.inputs import identity
 from unetpp_workflows.record import ImageRecord, write_json
 
 if TYPE_CHECKING:
@@ -107,11 +108,11 @@ def _item(
             "processing:lineage": f"model {record.model['name']}, weights {record.model['digest']}, job {record.key}",
             **_model(record, spec, classes),
         },
-        "links": [{"rel": "derived_from", "href": record.input["uri"], "title": "the image"}],
+        "links": [{"rel": "derived_from", "href": identity(record.input["uri"]), "title": "the image"}],
         "assets": {
             **assets,
             "model": {
-                "href": weights,
+                "href": identity(weights),
                 "type": "application/octet-stream; application=safetensors",
                 "title": "weights of the model",
                 "roles": ["mlm:model", "mlm:weights"],
