@@ -80,6 +80,14 @@ def test_doctor_lists_the_formats_that_a_test_proves_and_the_others(monkeypatch:
     assert "should work, no test" in lines["Hamamatsu NDPI"]
 
 
+def test_names_that_standard_output_cannot_show_are_spelled_out(tmp_path: Path) -> None:
+    ImageRecord(name="a", status="failed", message="日本.tif: no reader").write(tmp_path)
+    command = [sys.executable, "-m", "unetpp_workflows", "status", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert "\\u65e5\\u672c.tif: no reader" in done.stdout and not done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_standard_output_is_one_line_and_a_closed_one_takes_nothing(unbuffered: str, tmp_path: Path) -> None:

@@ -153,8 +153,9 @@ def written() -> Iterator[None]:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper):
         out = sys.stdout
+        how = "backslashreplace"  # as of standard error: a name that a terminal cannot show must not end a run
         sys.stdout = _Output(
-            out.buffer, out.encoding, out.errors, line_buffering=out.line_buffering, write_through=out.write_through
+            out.buffer, out.encoding, how, line_buffering=out.line_buffering, write_through=out.write_through
         )
     try:
         try:
