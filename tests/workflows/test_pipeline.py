@@ -66,6 +66,17 @@ def test_a_known_image_gives_its_figures_and_a_complete_record(run: Any, blots: 
     assert written["hash"] == record.config_hash
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_image_may_be_given_by_itself(
+    ink_package: Path, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[str] | type[Path]
+) -> None:
+    """A text is no list of letters, of which / would be every image of the machine."""
+    blots("a.png")
+    monkeypatch.chdir(tmp_path / "in")
+    found = pipeline.segment(kind("a.png"), ink_package, tmp_path / "out", config=load_config(sets=[*FAST]))
+    assert [(image.name, image.status) for image in found.images] == [("a", "done")]
+
+
 def test_a_second_call_reuses_the_image_without_opening_it(
     run: Any, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ Away = Callable[..., ImageResult]
 
 
 def segment(
-    inputs: Iterable[str | Path],
+    inputs: str | Path | Iterable[str | Path],
     model: str | Path | None = None,
     output: str | Path = "segmented",
     *,
@@ -66,6 +66,7 @@ def segment(
     """Segment images, folders and globs of images with one model into `output`, one folder per image.
 
     Args:
+        inputs: What the command takes, see `unetpp_workflows.inputs`; one of them may be given by itself.
         model: `models:/name@alias`, `models:/name/3`, a bundled model's name or a package folder; wins over `config`.
         truths: Image -> known labels; the record and the report then hold the IoU per class.
         selection: Which of the images are worked on; all that are not finished by default.
@@ -86,7 +87,7 @@ def segment(
         exported(call.config.metrics, call.workers) as metrics,
         closing(EventLog(output)) as log,
     ):
-        sources, results = find_sources(inputs, output)
+        sources, results = find_sources([inputs] if isinstance(inputs, str | Path) else inputs, output)
         sources = [source for source in sources if selection.takes(source)]
         log.write("run_started", images=len(sources), model=call.model.reference(), config=shown_config(call.config))
         found: list[Prepared] = []
