@@ -20,7 +20,7 @@ def rows() -> Iterator[Row]:
     """Yield every row that can be launched, each once."""
     seen: set[Row | None] = {None}
     for row in _all():
-        for form in (row,) if row is None else (row, table.with_moments(row), table.with_norm(row)):
+        for form in () if row is None else _forms(row):
             if form is not None and form not in seen:
                 seen.add(form)
                 yield form
@@ -66,6 +66,17 @@ def in_training(row: Row) -> bool:
         or row.kernel in _STATISTICS
         or bool({"MOMENTS", "NORM"} & {*dict(row.constants)})
     )
+
+
+def _forms(row: Row) -> Iterator[Row | None]:
+    """Yield a row, and those that also give moments or read through a norm.
+
+    A product that reads through one gives no moments; the pair of convolutions does, where there is room for them.
+    """
+    moments = table.with_moments(row)
+    yield row
+    yield moments
+    yield table.with_norm(moments if moments is not None and row.kernel == "depthwise_pointwise" else row)
 
 
 def _all() -> Iterator[Row | None]:

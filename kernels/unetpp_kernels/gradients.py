@@ -5,7 +5,8 @@ pointwise             sources, mix                   the concatenation, the upsa
 depthwise             x, taps                        -
 depthwise_pointwise   sources, low, taps, mix        depthwise sums, the concatenation, the upsampled source
 batch norm            its input, four vectors        its result (whose ReLU is decided anew)
-norm, then pointwise  the norms' inputs, vectors     the norms' results, in both passes
+norm, then product    the norms' inputs, vectors     the norms' results, in both passes
+norm, then pair       the norms' inputs, vectors     the norms' results: in backward as maps, one at a time
 
 Weights come in fp32 and get fp32 gradients, whatever the maps' type: under autocast nothing is rounded on the way.
 Gradients of gradients do not exist; autograd says so.
@@ -135,29 +136,47 @@ class DepthwiseMoments(torch.autograd.Function):
 
 
 class DepthwisePointwiseMoments(torch.autograd.Function):
-    """apply(taps (9, C), weight (O, C), low, mode, *sources) -> y, mean, variance; as `DepthwiseMoments`."""
+    """apply(taps (9, C), weight (O, C), mode, has_low, n, *maps) -> y, mean, variance; as `DepthwiseMoments`.
+
+    Of n maps, the last of which is `low` where there is one. Behind norms they are stand-ins, and *xs, mean, scale and
+    shift follow: see `NormalisedPointwise`. The maps themselves are then not kept for the gradient.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, taps: Tensor, weight: Tensor, low: Tensor | None, mode: Resampling, *sources: Tensor
+        ctx: Any, taps: Tensor, weight: Tensor, mode: Resampling, has_low: bool, n: int, *rest: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        kept = rest[n:] or rest
+        sources, vectors = list(kept[:n]), list(kept[n:])
         mix = weight.to(sources[0].dtype)
+        ctx.mode, ctx.has_low, ctx.n = mode, has_low, n
+        ctx.save_for_backward(taps, mix, *kept)
+        low = sources.pop() if has_low else None
         y, mean, variance = _OPERATORS.depthwise_pointwise_moments(
-            list(sources), low, taps, _phases(taps, low, mode), mix, mode
+            sources, low, taps, _phases(taps, low, mode), mix, mode, vectors
         )
-        ctx.mode = mode
-        ctx.save_for_backward(taps, mix, low, *sources)
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        taps, mix, low, *sources = ctx.saved_tensors
-        inputs = sources if low is None else [*sources, definition.upsample2x(low, ctx.mode)]
-        *found, dtaps, dmix, _ = _OPERATORS.depthwise_pointwise_backward(gradient, inputs, taps, None, mix, False)
-        dlow = None if low is None else _OPERATORS.upsample_backward(found.pop(), ctx.mode)
-        return dtaps, dmix, dlow, None, *found
+        taps, mix, *kept = ctx.saved_tensors
+        sources, vectors = kept[: ctx.n], kept[ctx.n :]
+        found, of_taps, of_mix, first = [], [], [], 0
+        # One map at a time: what was not kept of it, and the gradient of its depthwise sums, need no more room.
+        for k, source in enumerate(sources):
+            here, is_low = slice(first, first + source.shape[1]), ctx.has_low and k == ctx.n - 1
+            first += source.shape[1]
+            x = _OPERATORS.normalise(source, *(v[here] for v in vectors), True) if vectors else source
+            x = definition.upsample2x(x, ctx.mode) if is_low else x
+            own = taps[:, here].contiguous(), None, mix[:, here].contiguous()
+            dx, dtaps, dmix, _ = _OPERATORS.depthwise_pointwise_backward(gradient, [x], *own, False)
+            found.append(_OPERATORS.upsample_backward(dx, ctx.mode) if is_low else dx)
+            of_taps.append(dtaps)
+            of_mix.append(dmix)
+        constants = [None] * len(kept) if vectors else []
+        return torch.cat(of_taps, 1), torch.cat(of_mix, 1), None, None, None, *found, *constants
 
 
 class BatchNorm(torch.autograd.Function):

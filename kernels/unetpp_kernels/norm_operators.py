@@ -27,18 +27,30 @@ def depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
 
 
 def depthwise_pointwise_moments(
-    sources: Sequence[Tensor], low: Tensor | None, taps: Tensor, phases: Tensor | None, mix: Tensor, mode: Resampling
+    sources: Sequence[Tensor],
+    low: Tensor | None,
+    taps: Tensor,
+    phases: Tensor | None,
+    mix: Tensor,
+    mode: Resampling,
+    vectors: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Return the pair of convolutions, its mean and its variance; arguments as of `depthwise_pointwise`."""
+    """Return the pair of convolutions, its mean and its variance; arguments as of `depthwise_pointwise`.
+
+    vectors: mean, scale and shift of the norms, with their ReLU, that sources and then `low` are read through, one
+    behind the other; none where they are read as they are. Maps behind norms are written only where no row fits.
+    """
     from unetpp_kernels.gpu import arguments, launch, launch_normalise
 
-    parts = arguments.Parts()
+    parts, norm = arguments.Parts(), arguments.Norm(*vectors) if vectors else None
     y = launch.depthwise_pointwise(
         sources, low, taps, phases, mix, None, None,
-        inner_relu=False, relu=False, mode=mode, packed=False, parts=parts,
+        inner_relu=False, relu=False, mode=mode, packed=False, parts=parts, norm=norm,
     )  # fmt: skip
     if y is None:
-        inputs = [*sources] if low is None else [*sources, definition.upsample2x(low, mode)]
+        inputs = [*sources] if low is None else [*sources, low]
+        inputs = inputs if norm is None else launch_normalise.behind(norm, inputs)
+        inputs = inputs if low is None else [*inputs[:-1], definition.upsample2x(inputs[-1], mode)]
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
         x = launch.depthwise(x, taps, None, relu=False, stride=1, dilation=1, packed=False)
         y = launch.pointwise([x], mix, None, None, pool=False, relu=False, mode=mode, parts=parts)
@@ -110,11 +122,19 @@ def _plain_depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
 
 
 def _plain_depthwise_pointwise_moments(
-    sources: Sequence[Tensor], low: Tensor | None, taps: Tensor, phases: Tensor | None, mix: Tensor, mode: Resampling
+    sources: Sequence[Tensor],
+    low: Tensor | None,
+    taps: Tensor,
+    phases: Tensor | None,
+    mix: Tensor,
+    mode: Resampling,
+    vectors: Sequence[Tensor],
 ) -> list[Tensor]:
-    x = sources[0]
-    depthwise, pointwise = depthwise_weight(taps, x), mix[:, :, None, None].to(x.dtype)
-    return _with_moments(definition.depthwise_pointwise(sources, low, depthwise, pointwise, mode=mode))
+    maps = [*sources] if low is None else [*sources, low]
+    maps = _plain_behind(maps, *vectors) if vectors else maps
+    depthwise, pointwise = depthwise_weight(taps, maps[0]), mix[:, :, None, None].to(maps[0].dtype)
+    below = None if low is None else maps.pop()
+    return _with_moments(definition.depthwise_pointwise(maps, below, depthwise, pointwise, mode=mode))
 
 
 def _plain_moments(x: Tensor) -> list[Tensor]:
@@ -167,7 +187,13 @@ def _fake_depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
 
 
 def _fake_depthwise_pointwise_moments(
-    sources: Sequence[Tensor], low: Tensor | None, taps: Tensor, phases: Tensor | None, mix: Tensor, mode: str
+    sources: Sequence[Tensor],
+    low: Tensor | None,
+    taps: Tensor,
+    phases: Tensor | None,
+    mix: Tensor,
+    mode: str,
+    vectors: Sequence[Tensor],
 ) -> list[Tensor]:
     n, _, height, width = sources[0].shape
     y = empty(sources[0], n, mix.shape[0], height, width)
@@ -228,8 +254,8 @@ register(
     _fake_depthwise_moments,
 )
 register(
-    "depthwise_pointwise_moments(Tensor[] sources, Tensor? low, Tensor taps, Tensor? phases, Tensor mix, str mode) "
-    "-> Tensor[]",
+    "depthwise_pointwise_moments(Tensor[] sources, Tensor? low, Tensor taps, Tensor? phases, Tensor mix, str mode, "
+    "Tensor[] vectors) -> Tensor[]",
     depthwise_pointwise_moments,
     _plain_depthwise_pointwise_moments,
     _fake_depthwise_pointwise_moments,

@@ -65,9 +65,26 @@ def pointwise(
         len(sources),
         *(source.stand_in for source in sources),
         *(source.x for source in sources),
-        *(_joined([getattr(source, name) for source in sources]) for name in ("mean", "scale", "shift")),
+        *_vectors(sources),
     )
     return cast(Tensor, found)
+
+
+def depthwise_pointwise_moments(sources: Sequence[Normalised], *settings: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pair of convolutions of maps that are made as they are read, and its moments.
+
+    settings: as of `gradients.DepthwisePointwiseMoments`; where it has `low`, that is the last source.
+    """
+    xs, stand_ins = [source.x for source in sources], [source.stand_in for source in sources]
+    found = gradients.DepthwisePointwiseMoments.apply(  # type: ignore[no-untyped-call]
+        *settings, *stand_ins, *xs, *_vectors(sources)
+    )
+    return cast(tuple[Tensor, Tensor, Tensor], found)
+
+
+def _vectors(maps: Sequence[Normalised]) -> list[Tensor]:
+    """Return mean, scale and shift of all maps' channels, one behind the other."""
+    return [_joined([getattr(m, name) for m in maps]) for name in ("mean", "scale", "shift")]
 
 
 def _joined(vectors: Sequence[Tensor]) -> Tensor:

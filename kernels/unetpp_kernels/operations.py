@@ -174,8 +174,8 @@ def pointwise_depthwise(
 
 
 def depthwise_pointwise_moments(
-    sources: Sequence[Tensor],
-    low: Tensor | None,
+    sources: Sequence[Map],
+    low: Map | None,
     depthwise: Tensor,
     pointwise: Tensor,
     *,
@@ -183,13 +183,20 @@ def depthwise_pointwise_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `definition.depthwise_pointwise` (3x3, no bias, no activation) and its `definition.moments`.
 
-    The moments are constants to autograd: `batch_norm` accounts for what they depend on.
+    The moments are constants to autograd: `batch_norm` accounts for what they depend on. Maps behind a norm are made as
+    they are read, where sources and `low` all are such.
     """
     if implementation([*sources, low, depthwise, pointwise]) == "torch" or depthwise.shape[-1] != 3:
-        return _with_moments(depthwise_pointwise(sources, low, depthwise, pointwise, mode=mode))
-    sources, low = _autocast(sources, low)
-    taps, mix = packing.taps(depthwise, definition.sum_type(sources[0].dtype)), packing.mix(pointwise, pointwise.dtype)
-    found = gradients.DepthwisePointwiseMoments.apply(taps, mix, low, mode, *sources)  # type: ignore[no-untyped-call]
+        inputs, below = [stored(source) for source in sources], None if low is None else stored(low)
+        return _with_moments(depthwise_pointwise(inputs, below, depthwise, pointwise, mode=mode))
+    maps = [*sources] if low is None else [*sources, low]
+    taps = packing.taps(depthwise, definition.sum_type(read(maps[0]).dtype))
+    settings = taps, packing.mix(pointwise, pointwise.dtype), mode, low is not None, len(maps)
+    behind = [source for source in maps if isinstance(source, Normalised)]
+    if len(behind) == len(maps):
+        return behind_norm.depthwise_pointwise_moments(behind, *settings)
+    tensors, _ = _autocast([stored(source) for source in maps], None)
+    found = gradients.DepthwisePointwiseMoments.apply(*settings, *tensors)  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor, Tensor], found)
 
 

@@ -118,6 +118,16 @@ _TOO_FULL = {
 }
 
 
+# Behind a norm with its ReLU, where the blocks above would spill, by type, DOT, outputs and LOW. BLOCK_K is that of the
+# row without, so that sums are made in the same order.
+_NORM_STRIPS: dict[tuple[str, str, int, bool], tuple[int, int, int, int, int]] = {
+    ("fp16", "tf32", 32, False): (1, 64, 4, 32, 8),
+    ("bf16", "tf32", 32, False): (1, 64, 4, 32, 8),
+    ("fp32", "tf32", 32, True): (1, 32, 4, 32, 8),
+    ("fp32", "tf32x3", 64, False): (1, 32, 2, 16, 8),
+}
+
+
 def depthwise_pointwise(
     dtype: Dtype, accumulate: Accumulate, product: Product, outputs: int, *, low: bool, inner: bool, even: bool
 ) -> Row | None:
@@ -330,17 +340,25 @@ def with_moments(row: Row) -> Row | None:
 
 
 def with_norm(row: Row) -> Row | None:
-    """Row of a pointwise convolution that reads its sources through a batch norm and ReLU; None where it cannot.
+    """Row of a convolution that reads its sources through a batch norm and ReLU; None where it cannot.
 
-    That is where channels fill no block, where registers do not suffice, and of pooled sources: where the scale is
-    negative, the norm goes before the maximum.
+    That is where channels fill no block, where sums are packed, where registers do not suffice, and of pooled sources:
+    where the scale is negative, the norm goes before the maximum.
     """
     constants = dict(row.constants)
-    plain = row.kernel == "pointwise" and constants["EVEN"] and not constants["POOL"]
-    spills = (row.dtype, constants["BLOCK_N"], constants["DOT"]) == ("fp32", WIDEST, "tf32") if plain else False
-    if spills or not (plain or row.kernel == "pointwise_backward"):
+    if row.kernel not in ("depthwise_pointwise", "pointwise", "pointwise_backward") or not constants.get("EVEN", True):
         return None
-    return replace(row, constants=(*row.constants, ("NORM", True)))
+    if any(constants.get(name) for name in ("PACKED", "INNER", "POOL")):
+        return None
+    if (row.kernel, row.dtype, constants["BLOCK_N"], constants["DOT"]) == ("pointwise", "fp32", WIDEST, "tf32"):
+        return None
+    found = replace(row, constants=(*row.constants, ("NORM", True)))
+    key = row.dtype, str(constants["DOT"]), row["BLOCK_N"], bool(constants.get("LOW"))
+    if row.kernel != "depthwise_pointwise" or key not in _NORM_STRIPS:
+        return found
+    *blocks, warps = _NORM_STRIPS[key]
+    changed = dict(zip(("G", "BLOCK_W", "R", "BLOCK_K"), blocks, strict=True))
+    return replace(found, constants=tuple({**dict(found.constants), **changed}.items()), warps=warps)
 
 
 def moments(dtype: Dtype, *, even: bool) -> Row:

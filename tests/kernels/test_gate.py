@@ -17,7 +17,8 @@ import sass
 
 ROW = catalogue.usual("fp16")[0]
 FUSED = table.depthwise_pointwise("fp16", "packed", "plain", 32, low=False, inner=False, even=True)
-assert FUSED is not None
+PLAIN = table.depthwise_pointwise("bf16", "single", "plain", 32, low=False, inner=False, even=True)
+assert FUSED is not None and PLAIN is not None
 GOOD = {
     "registers": 200,
     "spilled": 0,
@@ -110,10 +111,11 @@ def test_violations_say_what_is_wrong(changed: dict[str, object], words: str) ->
         (table.depthwise_backward("bf16", even=True), 32, 30),
         (table.depthwise_pointwise_backward("fp16", "plain", 64, inner=False), 48, 40),
         (table.pointwise_backward("bf16", "plain", 32), 16, 40),
+        (table.with_norm(PLAIN), 32, 50),
     ],
-    ids=["depthwise", "depthwise_pointwise", "pointwise"],
+    ids=["depthwise", "depthwise_pointwise", "pointwise", "through a norm"],
 )
-def test_gradients_have_budgets(row: table.Row, elements: float, budget: float) -> None:
+def test_gradients_and_norms_have_budgets(row: table.Row, elements: float, budget: float) -> None:
     assert gate.elements(row) == elements and gate.is_hot(row)
     assert list(gate.violations(row, "90", {**GOOD, "per_element": budget})) == []
     (only,) = gate.violations(row, "90", {**GOOD, "per_element": budget + 0.1})

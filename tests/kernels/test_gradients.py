@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import unetpp_kernels
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp_kernels import Resampling, forced, packing
+from unetpp.model.config import Conv
+from unetpp_kernels import Map, Resampling, forced, packing
 
 OPERATORS = torch.ops.unetpp
 
@@ -58,6 +59,16 @@ def _functions() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
         ),
         (a, b, low, _wide(4, 7, 1, 1), _wide(4, 1, 3, 3)),
     )
+
+    def affine(channels: int) -> tuple[Tensor, Tensor]:
+        return _wide(channels), _wide(channels)
+
+    functions["dw_pw behind norms"] = (
+        lambda a, w, o, low, v, s, d, p: unetpp_kernels.depthwise_pointwise_moments(
+            [_normalised(a, w, o)], _normalised(low, v, s), d, p
+        )[0],
+        (_wide(1, 2, 4, 2), *affine(2), _wide(1, 1, 2, 1), *affine(1), _wide(3, 1, 3, 3), _wide(2, 3, 1, 1)),
+    )
     modes: tuple[Resampling, ...] = ("bilinear", "nearest")
     for mode in modes:
         functions[f"dw_pw {mode}"] = (
@@ -73,6 +84,10 @@ def _functions() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
             (a, b, low, _wide(4, 7, 1, 1), _wide(4, 1, 3, 3), _wide(4)),
         )
     return functions
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Map:
+    return unetpp_kernels.normalised(x, *unetpp_kernels.moments(x), x.numel() // x.shape[1], weight, bias)
 
 
 @pytest.mark.parametrize("name", _functions())
@@ -97,12 +112,12 @@ def test_opcheck_of_batch_norm() -> None:
     low, wide = torch.randn(2, 4, 2, 2), torch.randn(9, 10)
     vectors = (torch.randn(6), torch.randn(6), torch.randn(6))
     torch.library.opcheck(OPERATORS.depthwise_moments.default, (x, taps))
-    torch.library.opcheck(OPERATORS.depthwise_pointwise_moments.default, ([x], None, taps, None, mix, "bilinear"))
+    torch.library.opcheck(OPERATORS.depthwise_pointwise_moments.default, ([x], None, taps, None, mix, "bilinear", []))
     phases = packing.phases(wide[:, 6:].t().reshape(-1, 1, 3, 3), "nearest", torch.float32)
     maps = [torch.randn(2, 6, 4, 4)]
-    torch.library.opcheck(
-        OPERATORS.depthwise_pointwise_moments.default, (maps, low, wide, phases, torch.randn(3, 10), "nearest")
-    )
+    for norm in ([], [torch.randn(10) for _ in range(3)]):
+        arguments = (maps, low, wide, phases, torch.randn(3, 10), "nearest", norm)
+        torch.library.opcheck(OPERATORS.depthwise_pointwise_moments.default, arguments)
     torch.library.opcheck(OPERATORS.moments.default, (x,))
     for relu in (False, True):
         torch.library.opcheck(OPERATORS.normalise.default, (x, *vectors, relu))
@@ -188,9 +203,13 @@ def _gradients(model: nn.Module, call: Callable[[nn.Module, Tensor], Any], image
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_maps_behind_norms_are_not_kept() -> None:
-    """Of a whole network in training: only what pooling reads of them, for nothing makes that anew."""
-    network = UNetPlusPlus(GridConfig(filters=(8, 24, 40), conv="pw_dw")).train()
+@pytest.mark.parametrize(("conv", "of_a_node", "of_the_stem"), [("pw_dw", 4, 3), ("dw_pw", 2, 2)])
+def test_maps_behind_norms_are_not_kept(conv: Conv, of_a_node: int, of_the_stem: int) -> None:
+    """Of a whole network in training: of a node the inputs of both norms, and with pw_dw both products.
+
+    The stem has no first product. What pooling reads is kept, for nothing makes that anew.
+    """
+    network = UNetPlusPlus(GridConfig(filters=(8, 24, 40), conv=conv)).train()
     image = torch.randn(2, 3, 16, 24)
     kept: dict[int, int] = {}
 
@@ -201,9 +220,7 @@ def test_maps_behind_norms_are_not_kept() -> None:
     with forced("triton"), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         heads = network.heads(image)
     assert len(heads) == 2
-    # Of a node both products and the inputs of both norms; the stem has no first product, but is pooled.
     for level, nodes in enumerate((3, 2, 1)):
         size = 2 * (8, 24, 40)[level] * (16 >> level) * (24 >> level)
-        extra = 0 if level else -1
-        pooled = 1 if level < 2 else 0
-        assert list(kept.values()).count(size) == 4 * nodes + extra + pooled, level
+        expected = of_a_node * nodes if level else of_a_node * (nodes - 1) + of_the_stem
+        assert list(kept.values()).count(size) == expected + (level < 2), level

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -194,9 +194,10 @@ def test_batch_norm_launches_only_rows(dtype: torch.dtype, channels: int, launch
     x, low = torch.zeros(2, channels, 6, 4, dtype=dtype), torch.zeros(2, channels, 3, 2, dtype=dtype)
     taps, phases, vector = torch.zeros(9, 2 * channels), torch.zeros(4, 4, 3, 3, channels), torch.zeros(channels)
     norm_operators.depthwise_moments(x, taps[:, :channels].contiguous())
-    norm_operators.depthwise_pointwise_moments(
-        [x], low, taps, phases, torch.zeros(channels, 2 * channels, dtype=dtype), "bilinear"
-    )
+    wide, both = torch.zeros(channels, 2 * channels, dtype=dtype), torch.zeros(2 * channels)
+    for vectors in ([], [both, both, both]):
+        norm_operators.depthwise_pointwise_moments([x], low, taps, phases, wide, "bilinear", vectors)
+        norm_operators.depthwise_pointwise_moments([x, x], None, taps, None, wide, "bilinear", vectors)
     norm_operators.moments(torch.zeros(2, channels, 100, 90, dtype=dtype))
     norm_operators.normalise(x, vector, vector, vector, True)
     norm_operators.normalise_sums(x, x, vector, vector, vector, True)
@@ -204,15 +205,15 @@ def test_batch_norm_launches_only_rows(dtype: torch.dtype, channels: int, launch
     mix = torch.zeros(channels, channels, dtype=dtype)
     norm_operators.normalised_pointwise([x], vector, vector, vector, mix, None, None, "bilinear")
     norm_operators.normalised_pointwise_backward(x, [x], vector, vector, vector, mix)
-    both, wide = torch.zeros(2 * channels), torch.zeros(channels, 2 * channels, dtype=dtype)
     for mode in ("bilinear", "nearest"):
         norm_operators.normalised_pointwise([x, x], both, both, both, wide, None, low, mode)
     norm_operators.normalised_pointwise_backward(x, [x, x], both, both, both, wide)
     rows = launched()
     reading = {row.kernel for row in rows if "NORM" in dict(row.constants)}
     assert ("pointwise" in reading) == (channels % 32 == 0 and channels != 160)
+    assert ("depthwise_pointwise" in reading) == (channels in table.WIDTHS)
     assert ("pointwise_backward" in reading) == (channels == 32 or (channels in (64, 128) and dtype != torch.float32))
-    assert {"normalise", "normalise_sums", "normalise_backward", "moments", "join"} <= {row.kernel for row in rows}
+    assert {"moments", "join", *get_args(table.Normalise)} <= {row.kernel for row in rows}
     fused = {row.kernel for row in rows if "MOMENTS" in dict(row.constants)}
     assert ("depthwise" in fused) == (channels % 32 == 0)
 

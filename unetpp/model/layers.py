@@ -76,15 +76,13 @@ class ConvUnit(nn.Module):
 
     def _with_moments(self, sources: Sequence[Map], low: Map | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the convolution, and mean and variance of it where it gives them."""
-        if self.conv == "pw_dw":
-            assert self.pointwise is not None and self.depthwise is not None
-            found = pointwise_depthwise_moments(sources, low, self.pointwise, self.depthwise, mode=self._mode)
-            return found[0], found[1:]
-        inputs, below = [stored(source) for source in sources], None if low is None else stored(low)
         if self.conv == "standard":
-            return self._full(inputs, below), None
+            return self._full([stored(source) for source in sources], None if low is None else stored(low)), None
         assert self.pointwise is not None and self.depthwise is not None
-        found = depthwise_pointwise_moments(inputs, below, self.depthwise, self.pointwise, mode=self._mode)
+        if self.conv == "pw_dw":
+            found = pointwise_depthwise_moments(sources, low, self.pointwise, self.depthwise, mode=self._mode)
+        else:
+            found = depthwise_pointwise_moments(sources, low, self.depthwise, self.pointwise, mode=self._mode)
         return found[0], found[1:]
 
     def _full(self, sources: Sequence[Tensor], low: Tensor | None) -> Tensor:

@@ -8,9 +8,8 @@ a sum over the lanes of every tile costs more instructions than reading the grad
 import triton
 import triton.language as tl
 
-from unetpp_kernels.gpu.normalise import normalised
 from unetpp_kernels.gpu.sources import pick, sixteens
-from unetpp_kernels.gpu.strips import channels, pixels, strip_pointers, strip_sums
+from unetpp_kernels.gpu.strips import channels, normalised, pixels, strip_pointers, strip_sums
 
 
 @triton.jit
@@ -60,7 +59,7 @@ def pointwise_backward_kernel(
         at = pixel[:, None] * width + k[None, :]
         x = tl.load(x_ptr + at, mask=there[:, None], other=0.0)
         if NORM:
-            x = normalised(x, mean, scale, shift)
+            x = normalised(x, mean, scale, shift, x.dtype)
         dx = tl.dot(g, w, input_precision=DOT)
         tl.store(dx_ptr + at, dx.to(x.dtype), mask=there[:, None])
         acc = tl.dot(g.trans(1, 0), x, acc, input_precision=DOT)

@@ -36,13 +36,22 @@ def mixed(
 
 
 @triton.jit
+def advanced(norm, channels):
+    """Return pointers into a norm's vectors, if there is one, so many channels on."""
+    if norm is None:
+        return None
+    else:
+        return norm[0] + channels, norm[1] + channels, norm[2] + channels
+
+
+@triton.jit
 def walk(
     accs, s0, s1, s2, s3, s4, s5, c0, c1, c2, c3, c4, c5, count, low_ptr, low_width,
-    taps_ptr, phases_ptr, inner_ptr, mix_ptr, H, W, C, O, inner_floor, n, oh, ow,
+    norm, taps_ptr, phases_ptr, inner_ptr, mix_ptr, H, W, C, O, inner_floor, n, oh, ow,
     R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, ACC: tl.constexpr, LOW: tl.constexpr,
     INNER: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr, MASKED: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Add all channel blocks of all sources, then of `low`, to the accumulators."""
+    """Add all channel blocks of all sources, then of `low`, to the accumulators; norm: None, or as in `strip_sums`."""
     PAIRS: tl.constexpr = EVEN and ACC == tl.float32 and s0.dtype.element_ty == tl.bfloat16
     pixel = (n * H + oh) * W + ow  # 64-bit: a tensor may hold more than 2^31 elements
     first = 0
@@ -54,7 +63,7 @@ def walk(
             x = strip_pointers(source, pixel, k0, width, BLOCK_K, PAIRS)
             d = strip_sums(
                 x, oh, ow, taps_ptr + first, inner_ptr + first, k0, H, W, width, C,
-                R, BLOCK_K, INNER, EVEN, MASKED, PAIRS, ACC,
+                R, BLOCK_K, INNER, EVEN, MASKED, PAIRS, ACC, advanced(norm, first),
             )  # fmt: skip
             accs = mixed(
                 accs, d, inner_floor, mix_ptr + first, k0, width, C, O, R, BLOCK_K, BLOCK_N, INNER, EVEN, FULL, DOT
@@ -67,7 +76,10 @@ def walk(
         pixel = (n * (H // 2) + i0) * (W // 2) + j
         for k0 in range(0, low_width, BLOCK_K):
             x = strip_pointers(low_ptr, pixel, k0, low_width, BLOCK_K, PAIRS)
-            d = low_sums(x, i0, j, oh, ow, phases_ptr, k0, H, W, low_width, R, BLOCK_K, EVEN, MASKED, PAIRS, ACC)
+            d = low_sums(
+                x, i0, j, oh, ow, phases_ptr, k0, H, W, low_width,
+                R, BLOCK_K, EVEN, MASKED, PAIRS, ACC, advanced(norm, first),
+            )  # fmt: skip
             accs = mixed(
                 accs, d, inner_floor, mix_ptr + first, k0, low_width, C, O, R, BLOCK_K, BLOCK_N, False, EVEN, FULL, DOT
             )
@@ -76,17 +88,19 @@ def walk(
 
 @triton.jit(do_not_specialize=INTEGERS)
 def depthwise_pointwise_kernel(
-    s0, s1, s2, s3, s4, s5, low_ptr, taps_ptr, phases_ptr, inner_ptr, mix_ptr, bias_ptr, y_ptr, parts_ptr,
+    s0, s1, s2, s3, s4, s5, low_ptr, mean_ptr, scale_ptr, shift_ptr, taps_ptr, phases_ptr, inner_ptr,
+    mix_ptr, bias_ptr, y_ptr, parts_ptr,
     H, W, C, O, count, c0, c1, c2, c3, c4, c5, low_width, inner_floor, floor,
     G: tl.constexpr, BLOCK_W: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     PACKED: tl.constexpr, LOW: tl.constexpr, INNER: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr,
-    DOT: tl.constexpr, MOMENTS: tl.constexpr = False,
+    DOT: tl.constexpr, MOMENTS: tl.constexpr = False, NORM: tl.constexpr = False,
 ):  # fmt: skip
     """Sources (N, H, W, c_k), low (N, H/2, W/2, low_width) -> y (N, H, W, O).
 
     taps (9, C), phases (4, 4, 3, 3, low_width), inner (C) fp32, mix (O, C), bias (O) fp32. C counts all channels, those
     of `low` last. EVEN: every width is a multiple of BLOCK_K. FULL: O == BLOCK_N. PACKED: depthwise sums are kept in
-    the sources' type, two to a register. MOMENTS: as in `depthwise_kernel`. Grid: (W / BLOCK_W, H / (G R), N).
+    the sources' type, two to a register. MOMENTS: as in `depthwise_kernel`. NORM: sources and `low` are read through a
+    batch norm with its ReLU; mean, scale and shift (C) fp32; only where EVEN. Grid: (W / BLOCK_W, H / (G R), N).
     """
     oh, ow, top, left = tile(W, G, BLOCK_W, R)
     n = tl.program_id(2).to(tl.int64)
@@ -95,6 +109,7 @@ def depthwise_pointwise_kernel(
         C = sixteens(C)
     if FULL:
         O = sixteens(O)
+    norm = (mean_ptr, scale_ptr, shift_ptr) if NORM else None
     accs = ()
     for _ in tl.static_range(R):
         accs = accs + (tl.zeros((G * BLOCK_W, BLOCK_N), tl.float32),)
@@ -102,13 +117,13 @@ def depthwise_pointwise_kernel(
     if EVEN and inside:
         accs = walk(
             accs, s0, s1, s2, s3, s4, s5, c0, c1, c2, c3, c4, c5, count, low_ptr, low_width,
-            taps_ptr, phases_ptr, inner_ptr, mix_ptr, H, W, C, O, inner_floor, n, oh, ow,
+            norm, taps_ptr, phases_ptr, inner_ptr, mix_ptr, H, W, C, O, inner_floor, n, oh, ow,
             R, BLOCK_K, BLOCK_N, ACC, LOW, INNER, EVEN, FULL, False, DOT,
         )  # fmt: skip
     else:
         accs = walk(
             accs, s0, s1, s2, s3, s4, s5, c0, c1, c2, c3, c4, c5, count, low_ptr, low_width,
-            taps_ptr, phases_ptr, inner_ptr, mix_ptr, H, W, C, O, inner_floor, n, oh, ow,
+            norm, taps_ptr, phases_ptr, inner_ptr, mix_ptr, H, W, C, O, inner_floor, n, oh, ow,
             R, BLOCK_K, BLOCK_N, ACC, LOW, INNER, EVEN, FULL, True, DOT,
         )  # fmt: skip
     o = tl.arange(0, BLOCK_N)

@@ -79,18 +79,19 @@ def depthwise_pointwise(
     mode: Resampling,
     packed: bool,
     parts: Parts | None = None,
+    norm: Norm | None = None,
 ) -> Tensor | None:
     """Run the fused kernel; None where the table has no row: too wide, or an inner step on an upsampled source.
 
     parts: takes the partial moments of the result where there is a row for that.
+    norm: sources and then `low` are read through it, or go through it before where the table has no row for that.
     """
     maps = feature_maps(sources)
-    low_map = None if low is None else feature_map(low)
+    below = [] if low is None else [feature_map(low)]
     n, _, height, width = maps[0].shape
     outputs, channels = mix.shape
     inner = inner_bias is not None or inner_relu
     dtype, accumulate, dot = kinds(maps[0], packed)
-    every = [x.shape[1] for x in maps] + ([] if low_map is None else [low_map.shape[1]])
 
     def row(even: bool) -> Row | None:
         return table.depthwise_pointwise(dtype, accumulate, dot, outputs, low=low is not None, inner=inner, even=even)
@@ -98,19 +99,22 @@ def depthwise_pointwise(
     chosen = row(True)
     if chosen is None:
         return None
-    if outputs != chosen["BLOCK_N"] or any(w % chosen["BLOCK_K"] for w in every):
+    even = outputs == chosen["BLOCK_N"] and not any(x.shape[1] % chosen["BLOCK_K"] for x in (*maps, *below))
+    if not even:
         chosen = row(False)
         assert chosen is not None
-        if low_map is not None:
-            maps, low_map = feature_maps([*maps, upsample2x(low_map, mode)]), None
-    chosen = _with_parts(chosen, parts)
+    chosen, read = _through(norm, _with_parts(chosen, parts), [*maps, *below])
+    maps, below = read[: len(maps)], read[len(maps) :]
+    if below and not even:
+        maps, below = feature_maps([*maps, upsample2x(below[0], mode)]), []
     y = arguments.like_map(maps[0], outputs, height, width)
     grid = (cdiv(width, chosen["BLOCK_W"]), cdiv(height, chosen["G"] * chosen["R"]), n)
     run(
         chosen,
         grid,
         *six(maps),
-        maps[0] if low_map is None else low_map,
+        below[0] if below else maps[0],
+        *norm_arguments(norm, y),
         taps,
         taps if phases is None else phases,
         vector(inner_bias, channels, y),
@@ -124,7 +128,7 @@ def depthwise_pointwise(
         outputs,
         len(maps),
         *six([x.shape[1] for x in maps]),
-        0 if low_map is None else low_map.shape[1],
+        below[0].shape[1] if below else 0,
         floor(inner_relu),
         floor(relu),
     )
@@ -164,13 +168,7 @@ def pointwise(
         chosen = table.thin_pointwise(dtype, dot)
     elif not even or outputs % chosen["BLOCK_N"]:
         chosen = row(False)
-    chosen = _with_parts(chosen, parts)
-    if norm is not None and (reading := table.with_norm(chosen)) is not None:
-        chosen = reading
-    elif norm is not None:
-        from unetpp_kernels.gpu import launch_normalise
-
-        maps = launch_normalise.behind(norm, maps)
+    chosen, maps = _through(norm, _with_parts(chosen, parts), maps)
     y = arguments.like_map(maps[0], outputs, height, width)
     programs = cdiv(n * height * width, chosen["BLOCK_M"])
     grid = (programs * cdiv(outputs, chosen["BLOCK_N"]),)
@@ -307,6 +305,18 @@ def head(
 def _with_parts(row: Row, parts: Parts | None) -> Row:
     """Return the row that also gives moments, if those are wanted and there is one."""
     return row if parts is None else table.with_moments(row) or row
+
+
+def _through(norm: Norm | None, row: Row, maps: list[Tensor]) -> tuple[Row, list[Tensor]]:
+    """Return the row that reads maps through a norm, or the row and the maps behind it where there is none."""
+    if norm is None:
+        return row, maps
+    reading = table.with_norm(row)
+    if reading is not None:
+        return reading, maps
+    from unetpp_kernels.gpu import launch_normalise
+
+    return row, launch_normalise.behind(norm, maps)
 
 
 def _room(row: Row, parts: Parts | None, programs: int, channels: int, y: Tensor) -> Tensor:

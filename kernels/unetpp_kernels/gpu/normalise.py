@@ -74,15 +74,6 @@ def normalise_backward_kernel(
 
 
 @triton.jit
-def normalised(x, mean, scale, shift):
-    """Return x (M, K) as `normalise_kernel` stores it with a ReLU; mean, scale and shift (K) fp32.
-
-    Pixels that there are not become what 0 becomes: whoever sums over pixels has to drop them.
-    """
-    return floored((x.to(tl.float32) - mean[None, :]) * scale[None, :] + shift[None, :], 0.0).to(x.dtype)
-
-
-@triton.jit
 def places(pixel, k, pixels, C, EVEN: tl.constexpr):
     """Return offsets (M, K) of these channels of these pixels, and which of them there are."""
     there = (pixel < pixels)[:, None]

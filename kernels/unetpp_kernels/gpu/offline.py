@@ -14,7 +14,6 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from unetpp_kernels.catalogue import in_training
 from unetpp_kernels.gpu.launch import KERNELS, options
 from unetpp_kernels.gpu.sources import MOST
 from unetpp_kernels.table import Row
@@ -77,7 +76,9 @@ def _type(row: Row, name: str) -> str:
     if name == "values_ptr" or (name == "y_ptr" and row.kernel in ("head", "depthwise_head")):
         return "u8"
     # Where there is no room for moments, the result stands for it.
-    if name in _FP32 or (name == "parts_ptr" and in_training(row) and "NORM" not in dict(row.constants)):
+    if name in _FP32 or (
+        name == "parts_ptr" and (row.kernel in ("moments", "join") or "MOMENTS" in dict(row.constants))
+    ):
         return "fp32"
     if name in ("taps_ptr", "phases_ptr"):
         return maps if dict(row.constants).get("PACKED") else "fp32"

@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 
 from unetpp_kernels.gpu.moments import store_moments
-from unetpp_kernels.gpu.normalise import normalised
 from unetpp_kernels.gpu.sources import pick, sixteens
-from unetpp_kernels.gpu.strips import floored
+from unetpp_kernels.gpu.strips import floored, normalised
 
 INTEGERS = ["N", "H", "W", "C", "O", "source_h", "source_w", "count", "c0", "c1", "c2", "c3", "c4", "c5"]
 
@@ -95,7 +94,8 @@ def pointwise_kernel(
                 a = tl.load(rows + k0, mask=ok, other=0.0)
             if NORM:
                 c = first + k0 + k
-                a = normalised(a, tl.load(mean_ptr + c), tl.load(scale_ptr + c), tl.load(shift_ptr + c))
+                mean, scale, shift = tl.load(mean_ptr + c), tl.load(scale_ptr + c), tl.load(shift_ptr + c)
+                a = normalised(a, mean, scale, shift, a.dtype)
             weights = mix_ptr + o[None, :] * C + (first + k0 + k)[:, None]
             if EVEN and FULL:
                 w = tl.load(weights)

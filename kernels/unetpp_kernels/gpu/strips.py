@@ -58,13 +58,14 @@ def strip_pointers(x_ptr, pixel, k0, width, BLOCK_K: tl.constexpr, PAIRS: tl.con
 def strip_sums(
     x, oh, ow, taps_ptr, inner_ptr, k0, H, W, width, C,
     R: tl.constexpr, BLOCK_K: tl.constexpr, INNER: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr,
-    PAIRS: tl.constexpr, ACC: tl.constexpr,
+    PAIRS: tl.constexpr, ACC: tl.constexpr, norm=None,
 ):  # fmt: skip
     """Return R tensors (M, K): the depthwise sums of rows oh .. oh + R - 1 at columns ow, for K channels.
 
     x: from `strip_pointers`, at (oh, ow) and the channels k0 ... of a source `width` channels wide. taps_ptr: (9, C)
     and inner_ptr (C), where INNER, both advanced to the source's first channel.
-    MASKED: the tile touches the image's edge, and pixels outside it read as 0.
+    MASKED: the tile touches the image's edge, and pixels outside it read as 0, also where there is a norm: pointers to
+    mean, scale and shift (C) of a batch norm that x is read through, advanced likewise; only where EVEN.
     """
     channel = k0 + tl.arange(0, BLOCK_K)
     d = ()
@@ -88,6 +89,10 @@ def strip_sums(
                 if not EVEN:
                     ok = ok & (channel < width)[None, :]
             v = pixels(column + (j - 1) * (W * step), ok, MASKED, PAIRS, ACC)
+            if norm is not None:
+                v = behind(v, x, norm, channel, PAIRS)
+                if MASKED:
+                    v = tl.where(ok, v, 0.0)
             fresh = ()
             for r in tl.static_range(R):
                 if j - r == 0:
@@ -106,7 +111,7 @@ def strip_sums(
 def low_sums(
     x, i0, j, oh, ow, phases_ptr, k0, H, W, width,
     R: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr, PAIRS: tl.constexpr,
-    ACC: tl.constexpr,
+    ACC: tl.constexpr, norm=None,
 ):  # fmt: skip
     """As `strip_sums`, of the x2 upsampling of a tensor (N, H/2, W/2, width) that is never written anywhere.
 
@@ -141,6 +146,8 @@ def low_sums(
             else:
                 offset = ((q - 1) * columns + js) * step
             v = pixels(x + offset, ok, MASKED, PAIRS, ACC)
+            if norm is not None:
+                v = behind(v, x, norm, channel, PAIRS)
             fresh = ()
             for r in tl.static_range(R):
                 if r // 2 <= q and q <= r // 2 + 2:
@@ -163,6 +170,14 @@ def low_sums(
 
 
 @triton.jit
+def behind(v, x, norm, channel, PAIRS: tl.constexpr):
+    """Return values v (M, K) fp32, which `pixels` loaded from x, behind the norm, rounded as they would be stored."""
+    kind: tl.constexpr = tl.bfloat16 if PAIRS else x.dtype.element_ty
+    mean, scale, shift = tl.load(norm[0] + channel), tl.load(norm[1] + channel), tl.load(norm[2] + channel)
+    return normalised(v, mean, scale, shift, kind).to(tl.float32)
+
+
+@triton.jit
 def tile(W, G: tl.constexpr, BLOCK_W: tl.constexpr, R: tl.constexpr):
     """Return the rows oh and columns ow (M,) of this program's lanes, and its first row and column."""
     m = tl.arange(0, G * BLOCK_W)
@@ -182,3 +197,12 @@ def floored(x, floor):
     """Return max(x, floor) with NaN kept: floor is 0 for ReLU and -inf for no activation."""
     # In x's own type: beside an fp32 floor, 16-bit sums would be widened and narrowed again.
     return tl.maximum(x, tl.full(x.shape, floor, x.dtype), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def normalised(x, mean, scale, shift, KIND: tl.constexpr):
+    """Return x (M, K) in the type KIND as `normalise_kernel` stores it with a ReLU; mean, scale and shift (K) fp32.
+
+    Pixels that there are not become what 0 becomes: whoever sums over pixels has to drop them.
+    """
+    return floored((x.to(tl.float32) - mean[None, :]) * scale[None, :] + shift[None, :], 0.0).to(KIND)

@@ -21,7 +21,7 @@ from tests.kernels.computed.cases import (
     relative,
     weights,
 )
-from unetpp_kernels import definition
+from unetpp_kernels import definition, packing
 
 __all__ = ["guarded"]  # a fixture
 pytestmark = [] if INTERPRETED else pytest.mark.gpu
@@ -206,24 +206,84 @@ def test_a_node_that_reads_several_norms_equals_norms_and_product_apart(
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("width", "size"), [(32, (5, 40)), (6, (3, 7))])
-def test_the_edge_between_two_units(
-    width: int, size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]
+@pytest.mark.parametrize(
+    ("widths", "low", "outputs", "size", "mode"),
+    [
+        ((32,), 0, 32, (9, 130), "bilinear"),
+        ((32, 64), 32, 64, (6, 10), "bilinear"),
+        ((32,), 64, 128, (6, 6), "nearest"),
+        ((5, 3), 4, 6, (2, 6), "nearest"),
+        ((32,), 32, 160, (2, 4), "bilinear"),
+    ],
+    ids=str,
+)
+def test_a_pair_that_reads_through_norms_equals_norms_and_pair_apart(
+    widths: tuple[int, ...],
+    low: int,
+    outputs: int,
+    size: tuple[int, int],
+    mode: str,
+    dtype: torch.dtype,
+    guarded: Callable[[], None],
 ) -> None:
-    """Norm, ReLU and the next pair of convolutions with every gradient, those through the moments among them."""
-    pointwise = weights(width, width, 1, 1, dtype=torch.float32, scale=width**-0.5)
-    depthwise = weights(width, 1, 3, 3, dtype=torch.float32, scale=1 / 3)
+    """To the bit: of tiles inside and at edges, where a pixel outside is 0 and not what the norm makes of 0.
 
-    def fused(w: Tensor, b: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
-        statistics = *unetpp_kernels.moments(x), x.numel() // x.shape[1]
-        source = unetpp_kernels.normalised(x, *statistics, w, b)
-        assert isinstance(source, unetpp_kernels.Normalised)
-        return unetpp_kernels.pointwise_depthwise_moments([source], None, first, second)[0]
+    The last two fit no row. Where the blocks are others, moments are joined of other parts.
+    """
+    channels = sum(widths) + low
+    sources = [feature_map(1, width, *size, dtype, seed=seed) for seed, width in enumerate(widths)]
+    below = feature_map(1, low, size[0] // 2, size[1] // 2, dtype, seed=9) if low else None
+    mean, scale, shift = (weights(channels, dtype=torch.float32, seed=seed) for seed in (1, 2, 3))
+    depthwise, mix = weights(channels, 1, 3, 3, dtype=torch.float32), weights(outputs, channels, dtype=dtype, scale=0.1)
+    taps = packing.taps(depthwise, torch.float32)
+    phases = packing.phases(depthwise[sum(widths) :], mode, torch.float32) if low else None  # type: ignore[arg-type]
+    vectors, maps = (mean, scale, shift.abs()), [*sources, *([] if below is None else [below])]
+    own = zip(*(torch.split(vector, [*widths, *([low] if low else [])]) for vector in vectors), strict=True)
+    stored = [OPERATORS.normalise(x, *(v.clone() for v in three), True) for x, three in zip(maps, own, strict=True)]
+    found = OPERATORS.depthwise_pointwise_moments(sources, below, taps, phases, mix, mode, vectors)
+    stored_low = stored.pop() if low else None
+    expected = OPERATORS.depthwise_pointwise_moments(stored, stored_low, taps, phases, mix, mode, [])
+    assert torch.equal(found[0], expected[0])
+    assert_moments((found[1], found[2]), found[0])
+    guarded()
 
-    def defined(w: Tensor, b: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
-        return definition.pointwise_depthwise([_torchs(True)(w, b, x)], None, first, second)
 
-    inputs = [*_affine(width), pointwise, depthwise, feature_map(2, width, *size, dtype)]
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("order", "width", "low", "size"),
+    [("pw_dw", 32, 0, (5, 40)), ("pw_dw", 6, 0, (3, 7)), ("dw_pw", 32, 32, (4, 6)), ("dw_pw", 6, 4, (2, 6))],
+)
+def test_the_edge_between_two_units(
+    order: str, width: int, low: int, size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]
+) -> None:
+    """Norms, ReLUs and the next pair of convolutions with every gradient, those through the moments among them."""
+    pointwise = weights(width, width + low, 1, 1, dtype=torch.float32, scale=(width + low) ** -0.5)
+    depthwise = weights(width if order == "pw_dw" else width + low, 1, 3, 3, dtype=torch.float32, scale=1 / 3)
+    both = [pointwise, depthwise] if order == "pw_dw" else [depthwise, pointwise]
+    name = "pointwise_depthwise" if order == "pw_dw" else "depthwise_pointwise"
+    maps = [feature_map(2, width, *size, dtype)]
+    maps += [feature_map(2, low, size[0] // 2, size[1] // 2, dtype, seed=9)] if low else []
+
+    def fused(first: Tensor, second: Tensor, *rest: Tensor) -> Tensor:
+        sources: list[unetpp_kernels.Map] = []
+        for w, b, x in by_map(rest):
+            statistics = *unetpp_kernels.moments(x), x.numel() // x.shape[1]
+            sources.append(unetpp_kernels.normalised(x, *statistics, w, b))
+        assert all(isinstance(source, unetpp_kernels.Normalised) for source in sources)
+        below = sources.pop() if low else None
+        found: Tensor = getattr(unetpp_kernels, f"{name}_moments")(sources, below, first, second)[0]
+        return found
+
+    def defined(first: Tensor, second: Tensor, *rest: Tensor) -> Tensor:
+        sources = [_torchs(True)(w, b, x) for w, b, x in by_map(rest)]
+        below = sources.pop() if low else None
+        found: Tensor = getattr(definition, name)(sources, below, first, second)
+        return found
+
+    def by_map(rest: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return [rest[k : k + 3] for k in range(0, len(rest), 3)]  # type: ignore[misc]
+
+    inputs = [*both, *(leaf for x in maps for leaf in (*_affine(x.shape[1]), x))]
     assert_gradients(fused, defined, inputs, dtype, sums=2)
     guarded()
 
