@@ -259,6 +259,26 @@ def normalise(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *, relu: boo
     return (F.relu(y) if relu else y).to(x.dtype)
 
 
+def max_pool(x: Tensor) -> Tensor:
+    """Take the largest of each 2 x 2 pixels; its gradient goes to the first of equals, in the order of rows.
+
+    Args:
+        x: (N, C, H, W), H and W >= 2; an odd map's last row and column are left out.
+
+    Returns:
+        (N, C, H // 2, W // 2) in x's dtype.
+    """
+    return F.max_pool2d(x, 2)
+
+
+def max_pool_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient (N, C, H, W) of what `max_pool` read."""
+    _, places = F.max_pool2d(x, 2, return_indices=True)
+    found = torch.zeros_like(x)
+    found.flatten(2).scatter_(2, places.flatten(2), gradient.to(x.dtype).flatten(2))
+    return found
+
+
 def normalise_sums(
     gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *, relu: bool = False
 ) -> Tensor:

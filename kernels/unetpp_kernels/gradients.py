@@ -7,6 +7,7 @@ depthwise_pointwise   sources, low, taps, mix        depthwise sums, the concate
 batch norm            its input, four vectors        its result (whose ReLU is decided anew)
 norm, then product    the norms' inputs, vectors     the norms' results, in both passes
 norm, then pair       the norms' inputs, vectors     the norms' results: in backward as maps, one at a time
+norm, then pooling    the norm's input, vectors      the norm's result and which of its pixels was the largest
 
 Weights come in fp32 and get fp32 gradients, whatever the maps' type: under autocast nothing is rounded on the way.
 Gradients of gradients do not exist; autograd says so.
@@ -296,6 +297,20 @@ class NormalisedPointwise(torch.autograd.Function):
         dbias = bias_gradient(gradient) if ctx.needs_input_grad[1] else None
         dadded = _OPERATORS.upsample_backward(gradient, ctx.mode) if ctx.has_added else None
         return dmix, dbias, dadded, None, None, *found, *[None] * (ctx.n + 3)
+
+
+class NormalisedMaxPool(torch.autograd.Function):
+    """apply(stand-in, x, mean, scale, shift): 2x2 max pooling of such a map; backward finds the largest anew."""
+
+    @staticmethod
+    def forward(ctx: Any, stand_in: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(x, mean, scale, shift)
+        return _OPERATORS.normalised_max_pool(x, mean, scale, shift)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _OPERATORS.normalised_max_pool_backward(gradient, *ctx.saved_tensors), None, None, None, None
 
 
 def _norm_vectors(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:

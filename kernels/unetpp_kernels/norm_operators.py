@@ -117,6 +117,20 @@ def normalised_pointwise_backward(
     return [*found[0], found[1]]
 
 
+def normalised_max_pool(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return `definition.max_pool` of `normalise(x, ..., relu=True)`, which is not written."""
+    from unetpp_kernels.gpu import arguments, launch_normalise
+
+    return launch_normalise.pool(x, arguments.Norm(mean, scale, shift))
+
+
+def normalised_max_pool_backward(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return the gradient of the map behind the norm; see `definition.max_pool_backward`."""
+    from unetpp_kernels.gpu import arguments, launch_normalise
+
+    return launch_normalise.pool_backward(gradient, x, arguments.Norm(mean, scale, shift))
+
+
 def _plain_depthwise_moments(x: Tensor, taps: Tensor) -> list[Tensor]:
     return _with_moments(definition.depthwise_conv(x, depthwise_weight(taps, x)))
 
@@ -174,6 +188,16 @@ def _plain_normalised_pointwise_backward(
     gradient: Tensor, sources: Sequence[Tensor], mean: Tensor, scale: Tensor, shift: Tensor, mix: Tensor
 ) -> list[Tensor]:
     return plain_pointwise_backward(gradient, _plain_behind(sources, mean, scale, shift), mix)
+
+
+def _plain_normalised_max_pool(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return _map(definition.max_pool(definition.normalise(x, mean, scale, shift, relu=True)))
+
+
+def _plain_normalised_max_pool_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    return _map(definition.max_pool_backward(gradient, definition.normalise(x, mean, scale, shift, relu=True)))
 
 
 def _plain_behind(sources: Sequence[Tensor], *vectors: Tensor) -> list[Tensor]:
@@ -239,6 +263,17 @@ def _fake_normalised_pointwise_backward(
     return [*found, mix.new_empty(mix.shape, dtype=definition.sum_type(mix.dtype))]
 
 
+def _fake_normalised_max_pool(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    n, channels, height, width = x.shape
+    return empty(x, n, channels, height // 2, width // 2)
+
+
+def _fake_normalised_max_pool_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    return empty(x, *x.shape)
+
+
 def _with_moments(y: Tensor) -> list[Tensor]:
     return [_map(y), *definition.moments(y)]
 
@@ -293,4 +328,16 @@ register(
     normalised_pointwise_backward,
     _plain_normalised_pointwise_backward,
     _fake_normalised_pointwise_backward,
+)
+register(
+    "normalised_max_pool(Tensor x, Tensor mean, Tensor scale, Tensor shift) -> Tensor",
+    normalised_max_pool,
+    _plain_normalised_max_pool,
+    _fake_normalised_max_pool,
+)
+register(
+    "normalised_max_pool_backward(Tensor gradient, Tensor x, Tensor mean, Tensor scale, Tensor shift) -> Tensor",
+    normalised_max_pool_backward,
+    _plain_normalised_max_pool_backward,
+    _fake_normalised_max_pool_backward,
 )

@@ -82,6 +82,14 @@ def depthwise_pointwise_moments(sources: Sequence[Normalised], *settings: object
     return cast(tuple[Tensor, Tensor, Tensor], found)
 
 
+def max_pool(source: Normalised) -> Tensor:
+    """Return the 2x2 max pooling of a map that is made as it is read."""
+    found = gradients.NormalisedMaxPool.apply(  # type: ignore[no-untyped-call]
+        source.stand_in, source.x, source.mean, source.scale, source.shift
+    )
+    return cast(Tensor, found)
+
+
 def _vectors(maps: Sequence[Normalised]) -> list[Tensor]:
     """Return mean, scale and shift of all maps' channels, one behind the other."""
     return [_joined([getattr(m, name) for m in maps]) for name in ("mean", "scale", "shift")]

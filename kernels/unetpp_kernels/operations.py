@@ -289,6 +289,13 @@ def normalised(
     return Normalised(x, *found)
 
 
+def max_pool(source: Map) -> Tensor:
+    """See `definition.max_pool`; a map behind a norm is made as it is read."""
+    if isinstance(source, Normalised):
+        return behind_norm.max_pool(source)
+    return definition.max_pool(source)
+
+
 def implementation(maps: Sequence[Map | None]) -> Implementation:
     """Return what computes an operation on these tensors: "triton" or "torch"."""
     present = [read(t) for t in maps if t is not None]

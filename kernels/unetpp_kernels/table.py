@@ -15,7 +15,7 @@ Product = Literal["tf32", "tf32x3", "plain"]
 
 Pixels = Literal["u8", "fp32"]
 Added = Literal[0, 1, 2]
-Normalise = Literal["normalise", "normalise_sums", "normalise_backward"]
+Normalise = Literal["normalise", "normalise_sums", "normalise_backward", "pool", "pool_backward"]
 
 THIN = 16
 """Outputs of the narrowest tile of a matrix product."""
@@ -372,8 +372,9 @@ def join() -> Row:
 
 
 def normalise(kernel: Normalise, dtype: Dtype, *, even: bool) -> Row:
-    """Row of a kernel of `gpu.normalise`; even as above."""
-    return Row(kernel, dtype, (("BLOCK_M", 64), ("BLOCK_K", 32), ("EVEN", even)), 4)
+    """Row of a kernel of `gpu.normalise` or `gpu.pool`; even as above."""
+    block = 32 if kernel.startswith("pool") else 64  # windows of four pixels each
+    return Row(kernel, dtype, (("BLOCK_M", block), ("BLOCK_K", 32), ("EVEN", even)), 4)
 
 
 def _strips(

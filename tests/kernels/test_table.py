@@ -202,6 +202,8 @@ def test_batch_norm_launches_only_rows(dtype: torch.dtype, channels: int, launch
     norm_operators.normalise(x, vector, vector, vector, True)
     norm_operators.normalise_sums(x, x, vector, vector, vector, True)
     norm_operators.normalise_backward(x, x, vector, vector, vector, torch.zeros(2, channels), True)
+    norm_operators.normalised_max_pool(x, vector, vector, vector)
+    norm_operators.normalised_max_pool_backward(low, x, vector, vector, vector)
     mix = torch.zeros(channels, channels, dtype=dtype)
     norm_operators.normalised_pointwise([x], vector, vector, vector, mix, None, None, "bilinear")
     norm_operators.normalised_pointwise_backward(x, [x], vector, vector, vector, mix)

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetpp.errors import ArchitectureError, ShapeError
@@ -17,7 +16,7 @@ from unetpp.model import receptive_field
 from unetpp.model.config import GridConfig
 from unetpp.model.layers import Node, pad_to_multiple
 from unetpp.model.order import Name, Step, grid_order
-from unetpp_kernels import Map, Normalised, pointwise_conv, stored
+from unetpp_kernels import Map, Normalised, max_pool, pointwise_conv
 
 
 class UNetPlusPlus(nn.Module):
@@ -126,7 +125,7 @@ def evaluate(nodes: nn.ModuleDict, order: Sequence[Step], image: Tensor) -> dict
     for step in order:
         sources: list[Map] = [x[name] for name in step.sources] or [image]
         if step.pooled:
-            sources = [F.max_pool2d(stored(source), 2) for source in sources]
+            sources = [max_pool(source) for source in sources]
         x[step.node] = nodes[step.key](sources, None if step.low is None else x[step.low])
     return x
 

@@ -41,6 +41,7 @@ from unetpp_kernels.gpu.ends import depthwise_head_kernel, head_kernel, stem_ker
 from unetpp_kernels.gpu.moments import join_kernel, moments_kernel
 from unetpp_kernels.gpu.normalise import normalise_backward_kernel, normalise_kernel, normalise_sums_kernel
 from unetpp_kernels.gpu.pointwise import pointwise_kernel
+from unetpp_kernels.gpu.pool import pool_backward_kernel, pool_kernel
 from unetpp_kernels.table import Added, Row
 
 KERNELS: dict[str, Any] = {
@@ -60,6 +61,8 @@ KERNELS: dict[str, Any] = {
     "normalise": normalise_kernel,
     "normalise_sums": normalise_sums_kernel,
     "normalise_backward": normalise_backward_kernel,
+    "pool": pool_kernel,
+    "pool_backward": pool_backward_kernel,
 }
 _BACKEND = "hip" if torch.version.hip else "cuda"
 _ADDED: dict[Resampling, Added] = {"nearest": 1, "bilinear": 2}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unetpp_kernels import table
 from unetpp_kernels.gpu import arguments
-from unetpp_kernels.gpu.arguments import DTYPES, Norm, Parts, cdiv, feature_map, floor
+from unetpp_kernels.gpu.arguments import DTYPES, Norm, Parts, cdiv, feature_map, floor, norm_arguments
 from unetpp_kernels.gpu.launch import run
 
 _PROGRAMS = 1024
@@ -86,6 +86,29 @@ def backward(
     grid = (cdiv(pixels, chosen["BLOCK_M"]), cdiv(channels, chosen["BLOCK_K"]))
     run(chosen, grid, g, x, mean, scale, bias, shares, dx, pixels, channels, floor(relu))
     return dx
+
+
+def pool(x: Tensor, norm: Norm) -> Tensor:
+    """Return the 2x2 max pooling of x behind its norm and ReLU."""
+    x = feature_map(x)
+    n, channels, height, width = x.shape
+    chosen = table.normalise("pool", DTYPES[x.dtype], even=channels % 32 == 0)
+    y = arguments.like_map(x, channels, height // 2, width // 2)
+    grid = (cdiv(y.numel() // channels, chosen["BLOCK_M"]), cdiv(channels, chosen["BLOCK_K"]))
+    run(chosen, grid, x, *norm_arguments(norm, x), y, n, height, width, channels)
+    return y
+
+
+def pool_backward(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """Return the gradient behind the norm, whose pixels that were not the largest have none."""
+    x, g = feature_map(x), feature_map(gradient)
+    n, channels, height, width = x.shape
+    chosen = table.normalise("pool_backward", DTYPES[x.dtype], even=channels % 32 == 0)
+    found = arguments.empty_map(x, *x.shape)
+    windows = n * cdiv(height, 2) * cdiv(width, 2)
+    grid = (cdiv(windows, chosen["BLOCK_M"]), cdiv(channels, chosen["BLOCK_K"]))
+    run(chosen, grid, g, x, *norm_arguments(norm, x), found, n, height, width, channels)
+    return found
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:

@@ -288,6 +288,59 @@ def test_the_edge_between_two_units(
     guarded()
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("channels", "size"), [(32, (6, 70)), (7, (5, 9)), (40, (2, 2)), (32, (3, 4))])
+def test_pooling_through_a_norm_equals_norm_and_pooling_apart(
+    channels: int, size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]
+) -> None:
+    """To the bit, forward and backward, negative scales among them, and equals both above 0 and, behind the ReLU, at 0.
+
+    An odd map's last row and column belong to no window.
+    """
+    x, g = coarse(feature_map(2, channels, *size, dtype)), feature_map(2, channels, *(s // 2 for s in size), dtype)
+    vectors = [weights(channels, dtype=torch.float32, seed=seed) for seed in (1, 2, 3)]
+    between = OPERATORS.normalise(x, *vectors, True).requires_grad_()
+    expected = F.max_pool2d(between, 2)
+    assert torch.equal(OPERATORS.normalised_max_pool(x, *vectors), expected)
+    (gradient,) = torch.autograd.grad(expected, between, g)
+    assert torch.equal(OPERATORS.normalised_max_pool_backward(g, x, *vectors), gradient)
+    guarded()
+
+
+def test_pooling_what_is_no_number() -> None:
+    """A gradient of it goes where torch's goes."""
+    x, g = feature_map(1, 5, 6, 6, torch.float32), feature_map(1, 5, 3, 3, torch.float32)
+    x[0, :, :, ::3] = torch.nan
+    vectors = [torch.zeros(5, device=DEVICE), torch.ones(5, device=DEVICE), torch.ones(5, device=DEVICE)]
+    between = OPERATORS.normalise(x, *vectors, True).requires_grad_()
+    expected = F.max_pool2d(between, 2)
+    torch.testing.assert_close(OPERATORS.normalised_max_pool(x, *vectors), expected, equal_nan=True, rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(expected, between, g)
+    assert torch.equal(OPERATORS.normalised_max_pool_backward(g, x, *vectors), gradient)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("channels", "size"), [(32, (5, 20)), (6, (3, 7))])
+def test_a_pooled_unit(channels: int, size: tuple[int, int], dtype: torch.dtype, guarded: Callable[[], None]) -> None:
+    """Norm, ReLU and pooling with every gradient: what pooling sends to a pixel at 0 the ReLU drops."""
+
+    def fused(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        statistics = *unetpp_kernels.moments(x), x.numel() // x.shape[1]
+        return unetpp_kernels.max_pool(unetpp_kernels.normalised(x, *statistics, w, b))
+
+    def defined(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        return definition.max_pool(_torchs(True)(w, b, x))
+
+    x = coarse(feature_map(2, channels, *size, dtype))
+    assert_gradients(fused, defined, [*_affine(channels), x], dtype, sums=2)
+    guarded()
+
+
+def coarse(x: Tensor) -> Tensor:
+    """Return x in steps of 1/2, in its memory: many equals, and no others that rounding could make so."""
+    return x.copy_((x * 2).round() / 2)
+
+
 def test_a_wider_filter_behind_a_norm() -> None:
     """The gradient kernels are for 3x3."""
     x, affine = feature_map(2, 6, 7, 5, torch.float32), _affine(6)
