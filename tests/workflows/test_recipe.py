@@ -52,6 +52,11 @@ def test_a_loss_for_other_classes_is_refused_before_data_is_prepared() -> None:
         load_recipe("nuclei", ["train.loss.class_weights=[1, 2, 3]"])
     with pytest.raises(ConfigError, match=r"cldice_classes = \[2\]: give indices of classes, 0 to 1"):
         load_recipe("nuclei", ["train.loss.cldice_classes=[2]"])
+    # Weights that no term takes would change nothing.
+    for weights in ("class_weights=[1, 2]", "touching=4.0"):
+        assert load_recipe("nuclei", [f"train.loss.{weights}", "train.loss.terms=[['dice', 1.0], ['focal', 1.0]]"])
+        with pytest.raises(ConfigError, match="weigh pixels in ce and focal; add one of these terms"):
+            load_recipe("nuclei", [f"train.loss.{weights}", "train.loss.terms=[['dice', 1.0]]"])
 
 
 def test_a_resolved_recipe_reads_back_as_itself() -> None:

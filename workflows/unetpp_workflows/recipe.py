@@ -105,9 +105,14 @@ class Recipe(Dataset):
 
     @model_validator(mode="after")
     def _loss_fits_classes(self) -> Recipe:
-        weights, thin, count = self.train.loss.class_weights, self.train.loss.cldice_classes, len(self.classes)
+        loss, count = self.train.loss, len(self.classes)
+        weights, thin = loss.class_weights, loss.cldice_classes
         if weights is not None and len(weights) != count:
             raise ValueError(f"train.loss.class_weights has {len(weights)} numbers: give {count}, one for each class")
+        if (weights is not None or loss.touching) and not {"ce", "focal"} & {name for name, _ in loss.terms}:
+            raise ValueError(
+                "train.loss: class_weights and touching weigh pixels in ce and focal; add one of these terms"
+            )
         if thin is not None and not all(0 <= index < count for index in thin):
             raise ValueError(f"train.loss.cldice_classes = {list(thin)}: give indices of classes, 0 to {count - 1}")
         return self
