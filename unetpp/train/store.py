@@ -224,11 +224,15 @@ class _Shards:
 
 
 class PatchSource:
-    """The images of one split of a store, as `unetpp.train.source.Source` has them; `side` is that of a patch."""
+    """The images of one split of a store, as `unetpp.train.source.Source` has them; `side` is that of a patch.
+
+    An image without a label is none of them: nothing is learnt from it or measured on it.
+    """
 
     def __init__(self, store: PatchStore, split: str) -> None:
         self._store, self.side = store, store.side
-        numbers = [number for number, image in enumerate(store.images) if image.split == split]
+        labels = set(store.image[store.counts.any(1)].tolist())
+        numbers = [n for n, image in enumerate(store.images) if image.split == split and n in labels]
         chosen = [store.images[number] for number in numbers]
         self.images: Sequence[SourceImage] = tuple(
             SourceImage(i.name, i.group, i.stratum, i.height, i.width, i.picture) for i in chosen

@@ -163,6 +163,21 @@ def test_images_are_known_again_however_they_are_cut_and_labelled(
         assert known_images(store.source("val"), told) == 1 and known_images(store.source("train"), told) == 0
 
 
+def test_an_image_without_a_label_is_neither_trained_on_nor_measured(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos({"a1": (40, 40), "a2": (40, 40), "v1": (40, 40), "v2": (40, 40)})
+    for name in ("a1", "v2"):
+        Image.fromarray(np.full((40, 40), 255, np.uint8)).save(tmp_path / f"masks/{name}.png")
+    prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr")
+    store = PatchStore.open(tmp_path / "s.zarr")
+    train, val = store.source("train"), store.source("val")
+    assert [image.name for image in (*store.images, *train.images, *val.images)] == ["a1", "a2", "v1", "v2", "a2", "v1"]
+    assert (whole(store, "a2")[0] == np.asarray(Image.open(tmp_path / "images/a2.png"))).all()
+    # Nothing was all that one knew of them, and the same of all.
+    assert known_images(val, source_content(train)) == 0 and known_images(val, source_content(val)) == 1
+
+
 def test_one_group_is_cut_with_a_band_between(described: Callable[..., Dataset], photos: Any, tmp_path: Path) -> None:
     drawn = photos({"a": (64, 300)})
     settings = {**GLOBS, "group_pattern": "(a)", "shares": {"train": 0.6, "val": 0.4}, "guard": 40, "validation": []}
