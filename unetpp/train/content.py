@@ -16,16 +16,21 @@ def image_digests(source: Source) -> tuple[str, ...]:
     """Return 16 hex digits for every image, in order: of a SHA-256 over the pixels of its labelled blocks.
 
     Labels, names, groups and splits do not count: an image that was moved to another split, or annotated again, keeps
-    its digest as long as its blocks and their size are the same.
+    its digest as long as its blocks and their size are the same. It is "" where all their pixels are alike, as of an
+    empty field: that tells no image from another.
     """
     hashes = [hashlib.sha256() for _ in source.images]
+    colours: list[set[bytes]] = [set() for _ in source.images]
     blocks = source.blocks
     for number, (index, row) in enumerate(zip(blocks.image, blocks.box, strict=True)):
         # Not `read`: it fills what has no data with the mean of all training images, which differs between splits.
         pixels = source.content(number)
         hashes[int(index)].update(str((pixels.shape, pixels.dtype.str, row.tolist())).encode())
         hashes[int(index)].update(np.ascontiguousarray(pixels).tobytes())
-    return tuple(found.hexdigest()[:_CHARS] for found in hashes)
+        ends = pixels.min((0, 1)), pixels.max((0, 1))
+        colours[int(index)].update(end.tobytes() for end in ends)
+    told = [len(found) > 1 for found in colours]
+    return tuple(found.hexdigest()[:_CHARS] if tells else "" for found, tells in zip(hashes, told, strict=True))
 
 
 def source_content(source: Source) -> list[str]:

@@ -178,6 +178,18 @@ def test_an_image_without_a_label_is_neither_trained_on_nor_measured(
     assert known_images(val, source_content(train)) == 0 and known_images(val, source_content(val)) == 1
 
 
+def test_empty_fields_are_not_known_again_by_being_empty(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos(dict.fromkeys(("a1", "a2", "v1", "v2"), (40, 40)))
+    for name in ("a1", "v2"):
+        Image.fromarray(np.full((40, 40, 3), (7, 9, 9), np.uint8)).save(tmp_path / f"images/{name}.png")
+    assert not prepare(described(**GLOBS), tmp_path, tmp_path / "s.zarr").errors
+    store = PatchStore.open(tmp_path / "s.zarr")
+    train, val = store.source("train"), store.source("val")
+    assert len(val.images) == 2 and known_images(val, source_content(train)) == 0
+
+
 def test_one_group_is_cut_with_a_band_between(described: Callable[..., Dataset], photos: Any, tmp_path: Path) -> None:
     drawn = photos({"a": (64, 300)})
     settings = {**GLOBS, "group_pattern": "(a)", "shares": {"train": 0.6, "val": 0.4}, "guard": 40, "validation": []}
