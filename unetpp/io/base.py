@@ -242,6 +242,9 @@ def _companions(path: Path) -> list[Path]:
     suffix = path.suffix.lower()
     if suffix == ".shp":
         return sorted(file for end in (".dbf", ".shx", ".prj", ".cpg") if (file := path.with_suffix(end)).is_file())
+    if suffix == ".gpkg":
+        # Where a program that has it open, such as QGIS, keeps what was saved last.
+        return [file for file in (path.with_name(f"{path.name}-wal"),) if file.is_file()]
     if suffix == ".mrxs":
         return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
     if suffix in (".dcm", ".vms", ".vmu"):

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +315,29 @@ def test_a_store_of_labels_that_changed_is_not_taken_for_finished(
             prepare(dataset, tmp_path, tmp_path / "s.zarr")
         os.utime(tmp_path / changed, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert not prepare(dataset, tmp_path, tmp_path / "s.zarr").fresh
+
+
+def test_labels_saved_in_a_program_that_has_them_open_are_others(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos({"a1": (64, 64), "v1": (64, 64)})
+    frame = geopandas.GeoDataFrame({"kind": ["tree"]}, geometry=[shapely.box(0, 0, 40, 40)])
+    frame.to_file(tmp_path / "a1.gpkg")
+    with closing(sqlite3.connect(tmp_path / "a1.gpkg", isolation_level=None)) as editor:
+        for (name,) in editor.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            editor.execute(f"DROP TRIGGER {name}")  # they call functions of GDAL's
+    rows = ["images/a1.png,a1.gpkg,train", "images/v1.png,masks/v1.png,val"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,labels,split", *rows]))
+    dataset = described(table="t.csv", property="kind")
+    assert not prepare(dataset, tmp_path, tmp_path / "s.zarr").errors
+    before = (tmp_path / "a1.gpkg").stat().st_mtime_ns
+    with closing(sqlite3.connect(tmp_path / "a1.gpkg", isolation_level=None)) as editor:
+        editor.execute("PRAGMA journal_mode = WAL")
+        os.utime(tmp_path / "a1.gpkg", ns=(before, before))
+        editor.execute("UPDATE a1 SET kind = 'roof'")
+        assert (tmp_path / "a1.gpkg").stat().st_mtime_ns == before
+        with pytest.raises(StoreError, match="other data"):
+            prepare(dataset, tmp_path, tmp_path / "s.zarr")
 
 
 SCRIPT = """
