@@ -17,11 +17,17 @@ from unetpp_workflows.machine import cpu_count, cpu_flags
     ("quota", "cores"), [("50000 100000", 1), ("100000 100000", 1), ("max 100000", None), ("", None)]
 )
 def test_a_container_quota_limits_the_cores(tmp_path: Path, quota: str, cores: int | None) -> None:
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
     free = cpu_count(tmp_path / "absent")
     assert free == len(os.sched_getaffinity(0))
-    assert cpu_count(file) == (cores or free)
+    own = tmp_path / "own"
+    own.write_text("4:memory:/elsewhere\n0::/system.slice/unetpp nightly.service\n")
+    assert cpu_count(tmp_path, own) == cpu_count(tmp_path, tmp_path / "absent") == free
+    for place in ("", "system.slice", "system.slice/unetpp nightly.service"):
+        file = tmp_path / place / "cpu.max"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(quota)
+        assert cpu_count(tmp_path, own) == (cores or free)
+        file.write_text("max 100000")
 
 
 def test_flags_come_from_the_first_processor(tmp_path: Path) -> None:

@@ -14,14 +14,24 @@ from pathlib import Path
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # from glibc's malloc.h
 
 
-def cpu_count(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return the cores this process may use: its affinity, cut to the container's quota where one is set."""
+def cpu_count(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the cores this process may use: its affinity, cut to the quota of its cgroup and of those around it.
+
+    A container sees its own cgroup as the outermost one; a service or a job of Slurm is deep below it.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = cgroup.read_text(encoding="ascii").split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
+        names = next(line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):  # not Linux, or without cgroups v2
         return cores
+    inner = Path(names.removeprefix("0::").lstrip("/"))
+    for place in (inner, *inner.parents):
+        try:
+            quota, period = (cgroups / place / "cpu.max").read_text(encoding="ascii").split()
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):  # no quota
+            continue
+    return max(1, cores)
 
 
 def worker_count(threads: int, *, gpus: bool = True) -> int:
