@@ -59,6 +59,16 @@ def test_a_running_run_is_not_repaired(output: Path, named: str) -> None:
     assert (output / "b/record.json").exists()
 
 
+@pytest.mark.parametrize("record", ["", "{"])
+def test_shards_without_a_finished_image_are_not_whole(output: Path, record: str) -> None:
+    """A run that is killed as it finishes an image leaves all shards and no record."""
+    (output / "b/record.json").unlink()
+    if record:
+        (output / "b/record.json").write_text(record)
+    found = run("verify", output / "b")
+    assert found.exit_code == 1 and ("damaged" if record else "b: not finished") in found.stdout
+
+
 def test_pages_are_drawn_beside_an_image_whose_labels_are_damaged(output: Path) -> None:
     victim = output / "b/labels.ome.zarr/classes/0/c/0/0"
     victim.write_bytes(victim.read_bytes()[:-3])

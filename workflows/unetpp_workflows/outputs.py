@@ -197,6 +197,11 @@ def _faults(folder: Path, *, repair: bool) -> Iterator[str]:
             discard_products(folder)
     yield from (f"shard {shard_id}: {fault}" for shard_id, fault in shards.items())
     yield from (f"{path}: {fault}" for path, fault in products.items())
+    if not shards and not products:
+        record = ImageRecord.read(folder)  # a damaged one is a fault
+        if record is None or record.status not in ("done", "empty") or record.key != job.key:
+            why = f": {record.message}" if record is not None and record.message else ", its products are not all made"
+            yield f"not finished{why}; run segment again"
 
 
 def _is_doomed(folder: Path) -> bool:
