@@ -193,6 +193,17 @@ def test_a_folder_stays_with_the_image_that_took_it(tmp_path: Path) -> None:
     assert assign_folders([second], out)[0].name == names[second]
 
 
+def test_images_of_one_relative_path_in_two_folders_stay_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Source] = []
+    for place in ("a", "b", "a"):
+        monkeypatch.chdir(Path(_touch(tmp_path / place / "x.svs")).parent)
+        found += assign_folders(expand(["x.svs"]), tmp_path / "out")
+        if not found[-1].folder.exists():
+            _claim(found[-1].folder, found[-1].uri)
+    assert [source.uri for source in found] == [str(tmp_path / place / "x.svs") for place in ("a", "b", "a")]
+    assert found[0] == found[2] and found[0].name == "x" != found[1].name
+
+
 def test_no_image_takes_the_place_of_a_file_of_the_archive(tmp_path: Path) -> None:
     names = ("summary.csv", "summary.parquet", "Report.html", "reviews.jsonl", "logs")
     for source, name in zip(assign_folders([f"/x/{name}.png" for name in names], tmp_path), names, strict=True):

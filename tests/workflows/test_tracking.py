@@ -161,17 +161,26 @@ def test_a_model_from_a_folder_has_no_link_but_its_digest(uri: str, package: Pac
 
 
 def test_nothing_of_the_user_or_the_machine_is_added(
-    uri: str, package: Package, folder: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, package: Package, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(folder)
+    (here := tmp_path / "where the command was given").mkdir()
+    monkeypatch.chdir(here)
     monkeypatch.setenv("LOGNAME", "dr-who")
     monkeypatch.setenv("USER", "dr-who")
-    run_id = log_segmentation(make_record(package, "k5"), Path(), tracking_uri=uri)
+    run_id = log_segmentation(make_record(package, "k5"), folder, tracking_uri=uri)
     run = init_store(uri).get_run(run_id)
     text = json.dumps(run.to_dictionary()["data"]) + str(run.info.user_id)
     assert "dr-who" not in text
-    assert str(folder) not in text
+    assert here.name not in text
     assert not [name for name in run.data.tags if name.startswith("mlflow.source") or name == "mlflow.user"]
+
+
+def test_the_output_is_found_from_every_folder(
+    uri: str, package: Package, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    run_id = log_segmentation(make_record(package, "k7"), Path(folder.name), tracking_uri=uri)
+    assert init_store(uri).get_run(run_id).data.tags["unetpp.output"] == str(folder)
 
 
 def test_no_metadata_of_a_slide_reaches_the_store(uri: str, package: Package, folder: Path, data_dir: Path) -> None:

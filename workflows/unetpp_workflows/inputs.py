@@ -38,7 +38,7 @@ _NAME_BYTES = 230
 class Source:
     """One image to segment and the folder, directly below the output folder, that takes its results.
 
-    `spacing`, `mask` and `region` are its own, from a manifest; they win over the call's.
+    `uri` is absolute. `spacing`, `mask` and `region` are its own, from a manifest; they win over the call's.
     """
 
     uri: str
@@ -291,7 +291,7 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
     there, root = _names_in(output), output.resolve()
     sources: dict[str, Source] = {}
     for entry in entries:
-        uri, stem = entry.uri, stems[entry.uri]
+        uri, stem = _absolute(entry.uri), stems[entry.uri]
         key, folder = stem.casefold(), output / stem
         held = owner(folder) if key in there else None
         if held is None or held != identity(uri):
@@ -323,14 +323,21 @@ def identity(uri: str) -> str:
     """
     if is_remote(uri):
         return uri
-    path = local_name(uri)
-    if not path.startswith("/"):  # as text: `Path` takes several times as long, and an archive may have a million
-        path = f"{Path.cwd()}/{path}"
+    path = _absolute(uri)
     plain = os.path.normpath(path)
     # Behind a link to a folder, `..` is not the folder that holds the link.
     if ".." in path and os.path.realpath(plain) != (real := os.path.realpath(path)):
         return real
     return plain
+
+
+def _absolute(uri: str) -> str:
+    """Return a URI that opens the same image from every folder: a result is looked at from another one."""
+    if is_remote(uri):
+        return uri
+    path = local_name(uri)
+    # As text: `Path` takes several times as long, and an archive may have a million.
+    return path if path.startswith("/") else f"{Path.cwd()}/{path}"
 
 
 def owner(folder: Path) -> str | None:

@@ -106,7 +106,7 @@ def _tags(record: ImageRecord, folder: Path) -> dict[str, str]:
         "unetpp.message": record.message,
         "unetpp.input.uri": record.input.get("uri"),
         "unetpp.input.fingerprint": record.input.get("fingerprint"),
-        "unetpp.output": folder,
+        "unetpp.output": folder.absolute(),
         "unetpp.config_hash": record.config_hash,
         "unetpp.version": record.software.get("unetpp"),
         "unetpp.executor": record.executor.get("kind"),
