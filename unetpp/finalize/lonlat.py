@@ -145,7 +145,8 @@ def _cut(shell: Coordinates, holes: Sequence[Coordinates]) -> list[list[Coordina
     import shapely
     from shapely.affinity import translate
 
-    polygon = shapely.make_valid(shapely.Polygon(shell, holes))
+    # Of polygons alone: an intersection on a grid takes no lines beside them.
+    polygon = shapely.make_valid(shapely.Polygon(shell, holes), method="structure", keep_collapsed=False)
     turns = range(int(np.floor((shell[:, 0].min() + 180) / 360)), int(np.ceil((shell[:, 0].max() + 180) / 360)))
     pieces: list[Any] = []
     for turn in turns:

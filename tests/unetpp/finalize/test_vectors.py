@@ -12,6 +12,7 @@ from uuid import UUID
 import geopandas
 import numpy as np
 import pytest
+import scipy.ndimage as ndi
 import shapely
 from pyproj import CRS, Geod, Transformer
 from rasterio.features import shapes
@@ -263,10 +264,14 @@ def test_antimeridian_cuts_polygons(code: str) -> None:
         assert shapely.LinearRing(polygon[0]).is_ccw
 
 
-def test_edges_along_the_antimeridian_leave_valid_polygons(tmp_path: Path) -> None:
+@pytest.mark.parametrize("smooth", [False, True])
+def test_edges_along_the_antimeridian_leave_valid_polygons(smooth: bool, tmp_path: Path) -> None:
     """In the usual grids of the Antarctic it is a line between pixels."""
-    labels = random_labels(shape=(60, 80))
-    grid = scene(labels, "EPSG:3031", (1000.0, 0.0, -40000.0, 0.0, -1000.0, -500000.0))
+    labels = random_labels(shape=(140, 160))
+    if smooth:
+        noise = ndi.gaussian_filter(np.random.default_rng(0).standard_normal(labels.shape), 2)
+        labels = np.select([noise > 0.05, noise < -0.08], [1, 4], 0).astype(np.uint8)
+    grid = scene(labels, "EPSG:3031", (1000.0, 0.0, -80000.0, 0.0, -1000.0, -500000.0))
     write(labels, grid, tmp_path)
     found = [shapely.geometry.shape(feature["geometry"]) for feature in features(tmp_path)]
     assert sum(one.geom_type == "MultiPolygon" for one in found) > 5
