@@ -190,10 +190,10 @@ def test_an_unexpected_error_of_one_image_does_not_stop_the_others(
 ) -> None:
     real = preparing.prepare
 
-    def fragile(call: Any, source: Any) -> Any:
+    def fragile(call: Any, source: Any, **how: Any) -> Any:
         if source.name == "a":
             raise ZeroDivisionError("surprise")
-        return real(call, source)
+        return real(call, source, **how)
 
     monkeypatch.setattr(preparing, "prepare", fragile)
     first, second = run(blots("a.png"), blots("b.png")).images

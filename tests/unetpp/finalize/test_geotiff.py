@@ -65,7 +65,7 @@ def test_a_crs_that_geotiff_cannot_state_is_a_tag_and_a_warning(
     with rasterio.open(write(job, tmp_path / "work")) as file:
         assert file.crs is None and file.tags()["CRS_WKT"] == crs.to_wkt()
     assert [record.getMessage().partition(": ")[2][:38] for record in caplog.records] == [
-        "GeoTIFF cannot state the image's CRS, "
+        "GeoTIFF cannot state the image's CRS; "
     ]
 
 
