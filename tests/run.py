@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / ".beside.log"
-BESIDE = ("tests/kernels", "tests/unetpp", "tests/cluster", "tests/workflows/viewer")
+BESIDE = ("tests/kernels", "tests/unetpp", "tests/workflows/viewer")
 PYTEST = [sys.executable, "-m", "pytest", "-m", "not slow", "--durations=12"]
 
 

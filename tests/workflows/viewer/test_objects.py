@@ -27,7 +27,7 @@ def segmented(package: Path, folder: Path, formats: list[str], *, scene: bool) -
     path, where = folder / "image.tif", {"crs": "EPSG:32632", "transform": PLACE} if scene else {}
     with rasterio.open(path, "w", driver="GTiff", width=300, height=200, count=3, dtype="uint8", **where) as file:
         file.write(pixels)
-    config = load_config(None, options={"output.formats": formats}, sets=())
+    config = load_config(None, options={"output.formats": formats}, sets=["tracking.enabled=false"])
     done = segment([path], model=str(package), output=folder / "out", config=config)
     assert done.exit_code == 0, done.sentence()
     (result,) = Catalogue([folder / "out"]).results()
