@@ -32,7 +32,7 @@ def test_settings_win_over_options_over_file_over_defaults(tmp_path: Path) -> No
         ("engine.precison=bf16", "did you mean 'engine.precision'"),
         ("thread=2", "did you mean 'engine.threads'"),
         ("engine=3", "'engine' is a section"),
-        ("tiling.core=8", "greater than or equal to 16"),
+        ("tiling.core=8", ": tiling.core = 8: Input should be greater than or equal to 16"),
         ("input.spacing=0.25", "write it like 0.25um"),
         ("engine.threads", "section.key=value"),
     ],

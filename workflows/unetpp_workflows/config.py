@@ -244,7 +244,8 @@ def _put(values: dict[str, Any], name: str, value: object) -> None:
 def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     known = _names(model)
     name = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("literal[", "function-")))
-    name = name.removesuffix(".int")  # pydantic names the member of the union that was tried last
+    # pydantic names the member of the union that was tried last.
+    name = name.removesuffix(".int").removesuffix(".constrained-int")
     if error["type"] == "model_type":
         return f"{name!r} is a section; set a key of it, like {next(n for n in known if n.startswith(name + '.'))}"
     section = isinstance(error["input"], Mapping)

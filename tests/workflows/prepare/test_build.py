@@ -317,6 +317,19 @@ def test_a_store_of_labels_that_changed_is_not_taken_for_finished(
     assert not prepare(dataset, tmp_path, tmp_path / "s.zarr").fresh
 
 
+def test_a_vrt_of_a_file_that_is_not_there_is_one_of_all_faults(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    photos({"a1": (64, 64), "b1": (64, 64), "v1": (64, 64)})
+    source = '<SourceFilename relativeToVRT="1">gone.tif</SourceFilename>'
+    (tmp_path / "images/c1.vrt").write_text(f"<VRTDataset><VRTRasterBand>{source}</VRTRasterBand></VRTDataset>")
+    (tmp_path / "images/b1.png").write_bytes(b"not a picture")
+    rows = ["images/a1.png,masks/a1.png,train", "images/b1.png,masks/b1.png,train", "images/c1.vrt,masks/a1.png,train"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,labels,split", *rows, "images/v1.png,masks/v1.png,val"]))
+    found = prepare(described(table="t.csv"), tmp_path, tmp_path / "s.zarr")
+    assert sorted(fault.where for fault in found.errors) == ["b1", "c1"]
+
+
 def test_labels_saved_in_a_program_that_has_them_open_are_others(
     described: Callable[..., Dataset], photos: Any, tmp_path: Path
 ) -> None:

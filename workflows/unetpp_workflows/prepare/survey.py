@@ -111,8 +111,11 @@ def survey_key(row: Row, settings: str, root: Path) -> str:
     """
     digest = hashlib.sha256(f"{settings}\0{json.dumps(row.below(root).to_json())}".encode())
     for path in map(Path, row.files()):
-        # Statistics that a GIS saves beside an image which is looked at make it no other one.
-        for file in (path, *(file for file in other_files(path) if not file.name.endswith(".aux.xml"))):
+        files = [path]
+        with suppress(UnetppError):
+            # Statistics that a GIS saves beside an image which is looked at make it no other one.
+            files += [file for file in other_files(path) if not file.name.endswith(".aux.xml")]
+        for file in files:
             stat = file.stat()
             digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     if is_remote(row.image) or Path(row.files()[0]).suffix == ".toml":
