@@ -179,6 +179,9 @@ def test_patches_that_end_within_the_networks_sight_are_refused(tmp_path: Path) 
     for path, fits in ((store, True), (prepared(reach, rings - 1), False)):
         with nullcontext() if fits else pytest.raises(DataError, match="lacks pixels around labels"):
             check_fit(load_package(tmp_path / "out").spec, EvaluationData.open(path, "val"))
+    # What an earlier version finished on such a store can still be registered.
+    code, text = run(tmp_path / "out", prepared(reach, rings - 1), [*SMALL, "train.steps=1"])
+    assert code == 0 and "finished already" in text and "registered models:/smoke/1" in text
 
 
 def test_half_a_line_of_the_journal_is_skipped_and_swallows_none(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def run_training(
     store = options.store or _prepared(config, data, output, console)
     job = TrainingJob(output.resolve(), store.resolve(), options.device, options.minutes * 60)
     found = open_started(store, start)
-    _check(config, found, store, start, console)
+    if not (output / SPEC).is_file():
+        _check(config, found, store, start, console)
     watcher = _Watcher(config, found, output, options, console)
     if (output / SPEC).is_file():
         console.print(f"{output} is finished already; give a new --output to train anew", highlight=False)
