@@ -142,3 +142,23 @@ def test_corrections_of_a_scene_are_prepared_on_the_grid_that_the_model_saw(
         seen, (image,) = result.job.grid, done.facts["images"]
         assert (image["height"], image["width"]) == (seen.height, seen.width) and seen.height != 120, crs
         assert abs(done.facts["spacing"]["x"] - 1) < 1e-6 and done.facts["spacing"]["unit"] == "m"
+
+
+def test_corrections_of_a_model_without_a_pixel_size_are_of_pixels_as_they_are(
+    ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = ink_variant(tmp_path / "model", spacing=None)
+    for size in (1, 2):
+        place = {"crs": "EPSG:32632", "transform": from_origin(5e5, 6e6, size, size)}
+        with rasterio.open(tmp_path / f"{size}.tif", "w", driver="GTiff", height=120, width=150, count=3, dtype="uint8",
+                           photometric="rgb", **place) as file:  # fmt: skip
+            file.write(np.full((3, 120, 150), 220, np.uint8))
+    assert segment([str(tmp_path / f"{size}.tif") for size in (1, 2)], str(model), tmp_path / "out").exit_code == 0
+    results = Catalogue([tmp_path / "out"]).results()
+    for result in results:
+        region = ((10.0, 10.0), (60.0, 10.0), (60.0, 60.0), (10.0, 60.0))
+        review.add(result, review.Statement(verdict="to correct", label="ink", region=region))
+    dataset, _, _ = corrections.export(results, tmp_path / "fixes")
+    done = prepare(load_dataset(str(dataset), ()), tmp_path / "fixes", tmp_path / "fixes.zarr")
+    assert done.facts is not None, done.errors
+    assert [(image["height"], image["width"]) for image in done.facts["images"]] == [(120, 150)] * 2

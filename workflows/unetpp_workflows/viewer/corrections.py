@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from unetpp.durable import output_errors, write_file
 from unetpp.errors import ConfigError
-from unetpp.geometry import Box
+from unetpp.geometry import Box, Spacing
 from unetpp.io.resample import SPACING_TOLERANCE
 from unetpp.store import NO_DATA
 from unetpp_workflows.inputs import identity
@@ -103,25 +102,34 @@ def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_file(folder / TABLE, text.getvalue().encode())
-    write_file(folder / DATASET, _dataset(marked[0][0]).encode())
+    write_file(folder / DATASET, _dataset([result for result, _ in marked]).encode())
     return folder / DATASET, len(marked), sum(len(found) for _, found in marked)
 
 
-def _dataset(result: Result) -> str:
-    spacing = result.ground
-    # Only a network that takes level 0 as it is has seen pixels that are not square.
-    square = spacing is not None and math.isclose(spacing.y, spacing.x, rel_tol=SPACING_TOLERANCE)
-    at = f'spacing = "{spacing.x:.12g}{spacing.unit}"\n' if spacing is not None and square else ""
-    own = result.job.spacing_override
+def _dataset(results: Sequence[Result]) -> str:
+    side, job = _common_side([result.ground for result in results]), results[0].job
+    at, own = f'spacing = "{side}"\n' if side else "", job.spacing_override
     at += f'image_spacing = "{own.x:.12g}{own.unit}"\n' if own is not None else ""
     parts = [f'name = "corrections"\n\n[data]\ntable = "{TABLE}"\noutside = "ignore"\n{at}']
-    for info in result.job.classes:
+    for info in job.classes:
         background = "background = true\n" if info.background else ""
         parts.append(
             f"[[classes]]\nname = {json.dumps(info.name)}\nvalue = {info.value}\n"
             f"color = {list(info.color)}\n{background}"
         )
     return "\n".join(parts)
+
+
+def _common_side(sizes: Sequence[Spacing | None]) -> str:
+    """Return the side of all pixels, "" where they are not squares of one size.
+
+    Only a network that takes level 0 as it is has seen several; another's pixels are off its own by the tolerance.
+    """
+    known = [size for size in sizes if size is not None]
+    sides = [side for size in known for side in (size.y, size.x)]
+    if len(known) < len(sizes) or len({size.unit for size in known}) > 1:
+        return ""
+    return f"{known[0].x:.12g}{known[0].unit}" if max(sides) <= (1 + 2 * SPACING_TOLERANCE) * min(sides) else ""
 
 
 def _feature(result: Result, stored: dict[str, Any], name: str, shape: Any) -> dict[str, Any]:
