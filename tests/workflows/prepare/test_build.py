@@ -25,12 +25,14 @@ import tifffile
 import zarr
 from PIL import Image
 
+from tests.dicom import write_slide
 from unetpp.errors import StoreError
 from unetpp.geometry import Box
 from unetpp.train.content import known_images, source_content
 from unetpp.train.store import PatchStore
 from unetpp_workflows.prepare.build import Prepared, Run, discard_work, prepare, work_folder
 from unetpp_workflows.prepare.dataset import Dataset, load_dataset
+from unetpp_workflows.prepare.page import write_page
 
 GLOBS: dict[str, Any] = {
     "images": "images/*.png",
@@ -328,6 +330,19 @@ def test_a_vrt_of_a_file_that_is_not_there_is_one_of_all_faults(
     (tmp_path / "t.csv").write_text("\n".join(["image,labels,split", *rows, "images/v1.png,masks/v1.png,val"]))
     found = prepare(described(table="t.csv"), tmp_path, tmp_path / "s.zarr")
     assert sorted(fault.where for fault in found.errors) == ["b1", "c1"]
+
+
+def test_a_store_beside_a_dicom_slide_stays_finished(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    for name in "av":
+        write_slide(tmp_path, [np.random.default_rng(ord(name)).integers(0, 256, (256, 256, 3), np.uint8)], 0.5)
+        (tmp_path / "level0.dcm").rename(tmp_path / f"{name}.dcm")
+    Image.fromarray(np.ones((256, 256), np.uint8)).save(tmp_path / "m.png")
+    (tmp_path / "t.csv").write_text("image,labels,split\na.dcm,m.png,train\nv.dcm,m.png,val\n")
+    dataset = described(table="t.csv", tissue="none")
+    first = prepare(dataset, tmp_path, tmp_path / "s.zarr")
+    assert not first.errors, first.errors
+    assert write_page(first).parent == tmp_path
+    assert not prepare(dataset, tmp_path, tmp_path / "s.zarr").fresh
 
 
 def test_labels_saved_in_a_program_that_has_them_open_are_others(

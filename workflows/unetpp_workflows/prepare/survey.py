@@ -113,8 +113,9 @@ def survey_key(row: Row, settings: str, root: Path) -> str:
     for path in map(Path, row.files()):
         files = [path]
         with suppress(UnetppError):
-            # Statistics that a GIS saves beside an image which is looked at make it no other one.
-            files += [file for file in other_files(path) if not file.name.endswith(".aux.xml")]
+            # Statistics that a GIS saves beside an image which is looked at make it no other one, nor does a store's
+            # page among the files of a DICOM slide.
+            files += [file for file in other_files(path) if not file.name.endswith((".aux.xml", ".html"))]
         for file in files:
             stat = file.stat()
             digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
