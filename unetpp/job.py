@@ -46,6 +46,11 @@ class EngineChoice:
     precision: Literal["fp32", "fp16", "bf16"]
     threads: int
     device: str = "cpu"
+    tta: Literal["none", "flips", "d4"] = "none"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what identifies the engine; without test-time augmentation, that of versions which had none."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("tta", "none")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +147,7 @@ class SegmentJob:
             "out": str(self.out),
             "package": str(self.package),
             "classes": [asdict(c) for c in self.classes],
-            "engine": asdict(self.engine),
+            "engine": self.engine.to_json(),
             "grid": self.grid.to_json(),
             "plan": self.plan.to_json(),
             "spacing_override": asdict(self.spacing_override) if self.spacing_override else None,
@@ -208,7 +213,7 @@ def job_key(
         "format": OUTPUT_FORMAT,
         "input": fingerprint,
         "model": digest,
-        "engine": asdict(engine),
+        "engine": engine.to_json(),
         "tile": plan.tile_shape,
         "grid": grid.to_json(),
         "plan": plan.to_json(),

@@ -60,7 +60,9 @@ class JobOptions(TypedDict, total=False):
     tissue: "auto" finds tissue on slides; "none" segments the glass too. A mask of the user's wins.
     engine, precision: see `choose_engine`.
     threads: of one call of the engine; part of the key.
-    choice: the engine, where another machine has chosen it; then `engine`, `precision` and `threads` do not count.
+    tta: test-time augmentation, see `unetpp.model.turned`.
+    choice: the engine, where another machine has chosen it; then `engine`, `precision`, `threads` and `tta` do not
+        count.
     core, shard: see `make_plan`.
     maps: "probabilities" and "uncertainty": also write these beside the labels, see `unetpp.maps`.
     model_ref: version, alias and uri from a registry; kept in the job.
@@ -73,6 +75,7 @@ class JobOptions(TypedDict, total=False):
     engine: str
     precision: str
     threads: int
+    tta: Literal["none", "flips", "d4"]
     choice: EngineChoice | None
     core: int | Literal["auto"]
     shard: int | Literal["auto"]
@@ -186,6 +189,7 @@ def chosen_engine(package: Package, options: JobOptions) -> EngineChoice:
             name=options.get("engine", "auto"),
             precision=options.get("precision", "auto"),
             threads=options.get("threads", 1),
+            tta=options.get("tta", "none"),
         )
     )
 

@@ -33,6 +33,7 @@ from unetpp.io import open_raster
 from unetpp.io.resample import GridReader
 from unetpp.job import EngineChoice, SegmentJob
 from unetpp.lock import FolderLock
+from unetpp.model.turned import Tta
 from unetpp.package import ModelSpec, Package, load_package
 from unetpp.store import NO_DATA, LabelStore, Levels
 from unetpp.tiling import Shard, Tile, cut
@@ -255,17 +256,19 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] += time.perf_counter() - start
 
 
-_engines: OrderedDict[tuple[str, str, str, int], Engine] = OrderedDict()
+_engines: OrderedDict[tuple[str, str, str, int, str], Engine] = OrderedDict()
 _engines_lock = threading.Lock()
 
 
-def shared_engine(package: Package, *, name: str = "auto", precision: str = "auto", threads: int = 1) -> Engine:
+def shared_engine(
+    package: Package, *, name: str = "auto", precision: str = "auto", threads: int = 1, tta: Tta = "none"
+) -> Engine:
     """Return the process's engine for these settings, made once for all threads and jobs; errors: `choose_engine`."""
-    asked = (package.digest, name, precision, threads)
+    asked = (package.digest, name, precision, threads, tta)
     with _engines_lock:
         if asked not in _engines:
-            made = choose_engine(package, name=name, precision=precision, threads=threads)
-            exact = (package.digest, made.name, made.precision, made.threads)
+            made = choose_engine(package, name=name, precision=precision, threads=threads, tta=tta)
+            exact = (package.digest, made.name, made.precision, made.threads, made.tta)
             _engines[asked] = _engines.setdefault(exact, made)
             while len(_engines) > _ENGINES_KEPT:
                 _engines.popitem(last=False)
@@ -281,11 +284,14 @@ def engine_choice(engine: Engine) -> EngineChoice:
         precision=engine.precision,
         threads=engine.threads,
         device=engine.device,
+        tta=engine.tta,
     )
 
 
 def _planned_engine(package: Package, choice: EngineChoice) -> Engine:
-    engine = shared_engine(package, name=choice.name, precision=choice.precision, threads=choice.threads)
+    engine = shared_engine(
+        package, name=choice.name, precision=choice.precision, threads=choice.threads, tta=choice.tta
+    )
     if engine_choice(engine) != choice:
         raise EngineError(
             f"this worker has {engine_choice(engine)}, the job was planned for {choice}; install the same on every node"

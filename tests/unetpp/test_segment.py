@@ -232,6 +232,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "threads": lambda o: {**o, "threads": 2},
     "precision": lambda o: {**o, "precision": "bf16"},
     "engine": lambda o: {**o, "engine": "openvino"},
+    "tta": lambda o: {**o, "tta": "flips"},
     "spacing": lambda o: {**o, "spacing": Spacing(0.5, 0.5, "um")},
 }
 

@@ -61,7 +61,7 @@ def test_the_hash_depends_on_what_changes_results_and_on_nothing_else(tmp_path: 
     base = load_config().result_hash()
     for same in ("executor.kind=ray", "executor.workers=7", "tracking.uri=sqlite:///x.db", "model=other"):
         assert load_config(sets=[same]).result_hash() == base, same
-    for other in ("input.spacing=0.5um", "input.tissue=none", "tiling.core=512", "engine.threads=2"):
+    for other in ("input.spacing=0.5um", "input.tissue=none", "tiling.core=512", "engine.threads=2", "engine.tta=d4"):
         assert load_config(sets=[other]).result_hash() != base, other
 
 

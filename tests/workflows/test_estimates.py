@@ -67,6 +67,15 @@ def test_time_and_memory_follow_the_multiply_adds(home: Path, job: Any, tiny_pac
     assert larger is not None and ratio > 2 and larger.seconds == pytest.approx(found.seconds * ratio)
 
 
+def test_every_orientation_takes_its_time(home: Path, job: Any, tiny_package: Path) -> None:
+    architecture = load_package(tiny_package).spec.architecture
+    eight = replace(job, engine=replace(job.engine, tta="d4"))
+    assert estimates.computed_pixels(eight, architecture) == 8 * estimates.computed_pixels(job, architecture)
+    fused, whole = (replace(found, engine=replace(found.engine, name="openvino")) for found in (job, eight))
+    least = 8 * estimates.computed_pixels(fused, architecture)
+    assert least <= estimates.computed_pixels(whole, architecture) <= estimates.computed_pixels(eight, architecture)
+
+
 def test_what_was_not_measured_is_unknown(home: Path, job: Any, tiny_package: Path) -> None:
     assert estimates.load() is None
     architecture = load_package(tiny_package).spec.architecture

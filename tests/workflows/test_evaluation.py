@@ -66,6 +66,18 @@ def test_figures_are_those_computed_by_hand(
     assert Evaluation.from_json(perfect.to_json()) == perfect
 
 
+def test_orientations_make_another_evaluation(
+    data: EvaluationData, ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = resolve(ink_variant(tmp_path / "strict", 60))
+    plain, turned = (evaluated(model, data, tta=tta, output=tmp_path / tta) for tta in ("none", "d4"))  # type: ignore[arg-type]
+    assert turned.evaluation.key != plain.evaluation.key and not turned.found
+    assert (plain.evaluation.tta, turned.evaluation.tta) == ("none", "d4")
+    assert turned.evaluation.figures["iou"] == plain.evaluation.figures["iou"], "ink is ink from all sides"
+    assert "mean over 8 orientations" in turned.page and "mean over 8" not in plain.page
+    assert evaluated(model, data, tta="d4").found
+
+
 @pytest.mark.slow
 def test_speed_is_measured_in_a_process_of_its_own(ink_package: Path, tmp_path: Path) -> None:
     found = measure_speed(ink_package)

@@ -9,6 +9,7 @@ import numpy as np
 
 from unetpp.engine.base import Engine, Precision
 from unetpp.errors import EngineError
+from unetpp.model.turned import TTAS, Tta
 from unetpp.package import Package
 
 __all__ = ["Engine", "Precision", "choose_engine", "cpu_has_bf16", "engine_reasons"]
@@ -25,13 +26,15 @@ def choose_engine(
     name: str = "auto",
     precision: str = "auto",
     threads: int = 1,
+    tta: Tta = "none",
     tile_shape: tuple[int, int] | None = None,
 ) -> Engine:
     """Return the engine for this machine, or the one asked for.
 
     "auto" is the fused kernels on CUDA where there is a device that runs them (torch on an older one, and where they
     fail or disagree with torch), else OpenVINO where it is installed, else torch on the CPU; and fp16 for the fused
-    kernels, bf16 where other hardware has it, else fp32. With `tile_shape` the engine runs once, on zeros, so that the
+    kernels, bf16 where other hardware has it, else fp32. `tta` costs as many times as it has orientations, 4 or 8; see
+    `unetpp.model.turned`. With `tile_shape` the engine runs once, on zeros, so that the
     calling thread's first tile of that shape costs as much as the next.
 
     Raises:
@@ -41,6 +44,8 @@ def choose_engine(
         raise EngineError(f"engine {name!r} is unknown; choose auto, {', '.join(ENGINES)}")
     if precision not in ("auto", *PRECISIONS):
         raise EngineError(f"precision {precision!r} is unknown; choose auto, {', '.join(PRECISIONS)}")
+    if tta not in TTAS:
+        raise EngineError(f"tta {tta!r} is unknown; choose {', '.join(TTAS)}")
     if threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one thread")
     chosen, device = _available(name)
@@ -49,13 +54,13 @@ def choose_engine(
     if chosen == "openvino" and precision == "bf16" and not cpu_has_bf16():
         raise EngineError("this CPU does not multiply bf16 and OpenVINO does not emulate it; use --precision fp32")
     try:
-        engine = _build(package, chosen, device, _precision(precision, chosen, device), threads)
+        engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
     except (EngineError, RuntimeError) as error:
         if chosen != "triton" or name != "auto" or precision == "fp16":
             raise
         log.warning("the fused kernels are left out: %s", error)
         chosen = "torch"
-        engine = _build(package, chosen, device, _precision(precision, chosen, device), threads)
+        engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
     if tile_shape is not None:
         engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))
     return engine
@@ -125,18 +130,18 @@ def _precision(precision: str, engine: str, device: str) -> Precision:
     return "fp16" if precision == "fp16" else "bf16" if precision == "bf16" else "fp32"
 
 
-def _build(package: Package, name: str, device: str, precision: Precision, threads: int) -> Engine:
+def _build(package: Package, name: str, device: str, precision: Precision, threads: int, tta: Tta) -> Engine:
     if name == "triton":
         from unetpp.engine.triton import TritonEngine
 
-        return TritonEngine(package, precision=precision, threads=threads)
+        return TritonEngine(package, precision=precision, threads=threads, tta=tta)
     if name == "openvino":
         from unetpp.engine.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(package, precision=precision, threads=threads)
+        return OpenVinoEngine(package, precision=precision, threads=threads, tta=tta)
     from unetpp.engine.torch import TorchEngine
 
-    return TorchEngine(package, precision=precision, threads=threads, device=device)
+    return TorchEngine(package, precision=precision, threads=threads, device=device, tta=tta)
 
 
 def _cuda_device() -> str | None:

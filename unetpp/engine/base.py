@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from unetpp.errors import BandsError, ShapeError
 from unetpp.maps import MapName
 from unetpp.model.inner import NO_MARGINS, Margins
+from unetpp.model.turned import Tta
 from unetpp.package import ModelSpec
 
 T = TypeVar("T", bound=np.generic)
@@ -27,6 +28,7 @@ class Engine(Protocol):
         precision: what the layers store and multiply; normalisation is fp32 in all.
         threads: CPU threads that one call uses.
         device: "cpu" or "cuda".
+        tta: the orientations whose mean probability every result is, see `unetpp.model.turned`.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Engine(Protocol):
     precision: Precision
     threads: int
     device: str
+    tta: Tta
 
     def logits(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.float32]:
         """Return (K, H, W) logits for raw pixels (H, W, C) of the model's sample type, H and W >= 1.

@@ -18,6 +18,7 @@ from unetpp.engine import Engine, choose_engine
 from unetpp.errors import EngineError
 from unetpp.geometry import Box
 from unetpp.model.inner import NO_MARGINS, Margins, useful_share
+from unetpp.model.turned import Tta
 from unetpp.package import Package
 
 CORES = (256, 512, 1024, 1536)
@@ -64,6 +65,7 @@ def bench(
     tiles: Sequence[int] | None = None,
     workers: int = 1,
     threads: int = 1,
+    tta: Tta = "none",
     seconds: float = 5.0,
     whole: bool = False,
 ) -> list[BenchRow]:
@@ -71,7 +73,7 @@ def bench(
 
     Args:
         package: the model.
-        engine, precision, threads: as for `choose_engine`.
+        engine, precision, threads, tta: as for `choose_engine`.
         tiles: sides in pixels, halo included, multiples of the network's; by default cores of 256, 512, 1024 and
             1536 px plus the halo.
         workers: threads that call the engine at once, as the local executor does.
@@ -89,7 +91,7 @@ def bench(
             raise EngineError(f"tile {side}: give a multiple of {multiple} above twice the halo, {2 * halo}")
     rows = []
     for side in sides:
-        runner = choose_engine(package, name=engine, precision=precision, threads=threads)
+        runner = choose_engine(package, name=engine, precision=precision, threads=threads, tta=tta)
         rows.append(_measure(runner, package, side, halo, workers, seconds, whole=whole))
     return rows
 

@@ -18,12 +18,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.engine.base import Output, Precision, check_tile, pad_tile
+from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import EngineError, ShapeError
 from unetpp.maps import MapName
 from unetpp.model.inner import NO_MARGINS, Margins, strip_count
+from unetpp.model.turned import Tta, averaged
 from unetpp.package import ModelSpec, Package
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
@@ -64,16 +65,18 @@ class OpenVinoEngine:
         package: the model.
         precision: set explicitly; left alone, OpenVINO drops to bf16 wherever the CPU has it.
         threads: CPU threads of one call. Calls from several threads run side by side, with this many each.
+        tta: see `unetpp.model.turned`.
     """
 
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, package: Package, *, precision: Precision = "fp32", threads: int = 1) -> None:
+    def __init__(self, package: Package, *, precision: Precision = "fp32", threads: int = 1, tta: Tta = "none") -> None:
         self._openvino = import_openvino()
         self.version: str = openvino_version() or self._openvino.__version__
         self.precision = precision
         self.threads = threads
+        self.tta = tta
         self.spec = package.spec
         self.multiple = package.spec.architecture.multiple
         self._values = tuple(info.value for info in self.spec.classes)
@@ -119,11 +122,31 @@ class OpenVinoEngine:
         if not self._raw_in_graph:
             # In bf16 the graph would round raw values first: 10050 and 10000 become one number.
             pixels = (pixels.astype(np.float32) - self._mean) / self._std
+        found = self._infer(output, pixels, margins) if self.tta == "none" else self._averaged(output, pixels, margins)
+        return found[..., :height, :width]
+
+    def _averaged(self, output: Output, pixels: NDArray[Any], margins: Margins) -> NDArray[Any]:
+        import torch
+
+        from unetpp.engine.maps import decide
+
+        # Margins that are not alike lie elsewhere in every orientation, and each way would be one more graph.
+        inner = margins if len(set(margins)) == 1 else NO_MARGINS
+        each: Output = "heads" if output == "heads" else "logits"
+
+        def run(turned: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(self._infer(each, turned.numpy(), inner))
+
+        logits = averaged(run, torch.from_numpy(pixels), self.tta, (0, 1))
+        found: NDArray[Any] = (decide(logits, self._values) if output == "labels" else logits).numpy()
+        return found if inner == margins else without_margins(found, margins)
+
+    def _infer(self, output: Output, pixels: NDArray[Any], margins: Margins) -> NDArray[Any]:
         key: _Key = (output, (pixels.shape[0], pixels.shape[1]), margins)
         with self._request(key) as request:
             result = request.infer([np.ascontiguousarray(pixels)], share_inputs=True, share_outputs=True)[0]
             # The result is the request's own buffer, which its next call overwrites.
-            return np.array(result[..., :height, :width])
+            return np.array(result)
 
     @contextmanager
     def _request(self, key: _Key) -> Iterator[Any]:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from unetpp.allocation import keep_freed_memory
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
-from unetpp.engine.maps import layers
+from unetpp.engine.maps import decide, layers
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.errors import EngineError
 from unetpp.maps import MapName
 from unetpp.model.inner import NO_MARGINS, Margins
+from unetpp.model.turned import Tta, averaged
 from unetpp.package import Package
 
 
@@ -28,12 +29,19 @@ class TorchEngine:
         precision: bf16 stores weights and activations in bf16; fp32 on CUDA never uses TF32.
         threads: CPU threads of one call; torch keeps one such number per process.
         device: "cpu" or "cuda".
+        tta: see `unetpp.model.turned`.
     """
 
     name = "torch"
 
     def __init__(
-        self, package: Package, *, precision: Precision = "fp32", threads: int = 1, device: str = "cpu"
+        self,
+        package: Package,
+        *,
+        precision: Precision = "fp32",
+        threads: int = 1,
+        device: str = "cpu",
+        tta: Tta = "none",
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise EngineError("no CUDA device is visible to torch; use --engine openvino")
@@ -43,6 +51,7 @@ class TorchEngine:
         self.precision = precision
         self.threads = threads
         self.device = device
+        self.tta = tta
         self.spec = package.spec
         self.multiple = package.spec.architecture.multiple
         networks = tile_networks(package.load_model(), self.spec)
@@ -77,12 +86,18 @@ class TorchEngine:
             if self.device == "cpu":
                 if torch.get_num_threads() != self.threads:
                     torch.set_num_threads(self.threads)
-                result = self._networks[output](torch.from_numpy(pixels))
+                result = self._computed(output, torch.from_numpy(pixels))
                 result = finish(result) if finish else result
             else:
                 # These flags belong to the process, so that GPU calls of several threads take turns.
                 with self._flags, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-                    result = self._networks[output](torch.from_numpy(pixels).to(self.device))
+                    result = self._computed(output, torch.from_numpy(pixels).to(self.device))
                     result = (finish(result) if finish else result).cpu()
         array: NDArray[Any] = result[..., :height, :width].contiguous().numpy()
         return array
+
+    def _computed(self, output: Output, pixels: torch.Tensor) -> torch.Tensor:
+        if self.tta == "none":
+            return self._networks[output](pixels)  # type: ignore[no-any-return]
+        logits = averaged(self._networks["heads" if output == "heads" else "logits"], pixels, self.tta, (0, 1))
+        return decide(logits, self._networks["labels"].values) if output == "labels" else logits

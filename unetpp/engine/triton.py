@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from unetpp.engine.base import Precision, check_tile, pad_tile, without_margins
-from unetpp.engine.maps import layers
+from unetpp.engine.maps import decide, layers
 from unetpp.errors import EngineError
 from unetpp.maps import MapName
 from unetpp.model import Deployed, deploy
 from unetpp.model.inner import NO_MARGINS, Margins
+from unetpp.model.turned import Tta, averaged
 from unetpp.package import ModelSpec, Package
 from unetpp_kernels import device_implementation, forced
 
@@ -51,6 +52,7 @@ class TritonEngine:
         precision: "fp16" sums depthwise taps in fp16 too, "bf16" and "fp32" in fp32. fp32 multiplies matrices as three
             tf32 products unless torch's matmul precision is "medium".
         threads: recorded; nothing here runs on more than one.
+        tta: see `unetpp.model.turned`; all orientations are part of the captured graph.
 
     Raises:
         EngineError: no CUDA device with kernels, or they overflow or disagree with plain torch there.
@@ -59,7 +61,7 @@ class TritonEngine:
     name = "triton"
     device = "cuda"
 
-    def __init__(self, package: Package, *, precision: Precision = "fp16", threads: int = 1) -> None:
+    def __init__(self, package: Package, *, precision: Precision = "fp16", threads: int = 1, tta: Tta = "none") -> None:
         if not torch.cuda.is_available():
             raise EngineError("no CUDA device is visible to torch; use --engine openvino")
         implementation, why = device_implementation(torch.device("cuda"))
@@ -71,6 +73,7 @@ class TritonEngine:
         self.version: str = f"{triton.__version__} torch {torch.__version__}"
         self.precision = precision
         self.threads = threads
+        self.tta = tta
         self.spec = package.spec
         self.multiple = package.spec.architecture.multiple
         self._network = _deployed(package, _DTYPES[precision]).to(self.device)
@@ -133,15 +136,19 @@ class TritonEngine:
         return _Captured(graph, pixels, result)
 
     def _function(self, output: _Function) -> Callable[[torch.Tensor], torch.Tensor]:
-        if isinstance(output, str):
-            return self._network.logits if output == "logits" else self._network.labels
-        logits = self._network.heads if "uncertainty" in output else self._network.logits
         values = [info.value for info in self.spec.classes]
+        if output == "labels" and self.tta == "none":
+            return self._network.labels
+        every_head = not isinstance(output, str) and "uncertainty" in output
+
+        def heads(pixels: torch.Tensor) -> torch.Tensor:
+            return torch.cat(self._network.heads(pixels)) if every_head else self._network.logits(pixels)
 
         def run(pixels: torch.Tensor) -> torch.Tensor:
-            found = logits(pixels)
-            heads = torch.cat(found) if isinstance(found, tuple) else found
-            return layers(heads, values, output)[None]
+            logits = averaged(heads, pixels, self.tta, (1, 2))
+            if output == "logits":
+                return logits
+            return (decide(logits[0], values) if output == "labels" else layers(logits, values, output))[None]
 
         return run
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from unetpp.metrics import BoundaryF1, CalibrationError, Confusion, ObjectQuality, PrecisionRecall, Temperature
 from unetpp.model import UNet, UNetPlusPlus
+from unetpp.model.turned import Tta
 from unetpp.objects import split_objects
 from unetpp.train.normalise import Normalise
 from unetpp.train.source import Source, SourceImage
@@ -97,6 +98,7 @@ def measure(
     norm: Normalise,
     *,
     precision: str,
+    tta: Tta = "none",
     known: Mapping[int, Counts] | None = None,
     on_image: Callable[[int, Counts], None] | None = None,
 ) -> Measurement:
@@ -106,13 +108,14 @@ def measure(
     (`unetpp.objects`).
 
     Args:
+        tta: see `unetpp.model.turned`.
         known: counts of images by their index that need not be predicted again.
         on_image: called with index and counts after each image that was predicted.
     """
     classes = max(2, network.config.classes)
     found = Measurement()
     known = known or {}
-    predictions = predict(network, source, norm, precision=precision, skip=known)
+    predictions = predict(network, source, norm, precision=precision, tta=tta, skip=known)
     for index, counts in merge(sorted(known.items()), _counts(predictions, source, classes, on_image), key=_index):
         image = source.images[index]
         if not _whole(image):

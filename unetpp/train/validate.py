@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from unetpp.allocation import keep_freed_memory
 from unetpp.geometry import Box
 from unetpp.metrics import Confusion
 from unetpp.model import UNet, UNetPlusPlus
+from unetpp.model.turned import Tta, averaged
 from unetpp.tiling import cut, make_plan
 from unetpp.train.normalise import Normalise
 from unetpp.train.ranks import Ranks
@@ -44,6 +45,7 @@ def predict(
     *,
     precision: str,
     every_head: bool = False,
+    tta: Tta = "none",
     ranks: Ranks | None = None,
     skip: Container[int] = (),
 ) -> Iterator[Prediction]:
@@ -53,12 +55,15 @@ def predict(
         network: in eval mode afterwards, on the norm's device.
         precision: "bf16" (autocast) or "fp32".
         every_head: yield all heads' logits, not only the deepest's.
+        tta: see `unetpp.model.turned`; logits are then of mean probabilities.
         ranks: the workers that share the images.
         skip: indices of images to leave out.
     """
     network.eval()
-    forward: Callable[[Tensor], tuple[Tensor, ...]]
-    forward = network.heads if every_head else lambda pixels: (network(pixels),)
+
+    def forward(pixels: Tensor) -> Tensor:
+        return torch.stack(network.heads(pixels) if every_head else (network(pixels),))
+
     device = torch.device(norm.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -76,7 +81,7 @@ def predict(
             pixels = cut(crop.pixels, inside, tile.read_box, image.height, image.width)
             batch = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                heads = forward(norm(batch.float()))
+                heads = averaged(forward, norm(batch.float()), tta)
             written = tile.write_box.slices(tile.read_box)
             logits = tuple(head[0][(slice(None), *written)].float() for head in heads)
             truth = tile.write_box.slices(inside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from unetpp_workflows.cli_options import PART_FAILED, Tracking, check_folder, pl
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from unetpp.model.turned import Tta
     from unetpp_workflows.evaluation import Evaluation
 
 Data = Annotated[Path, typer.Option("--data", help="A store that `unetpp prepare` made.")]
@@ -29,6 +30,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder for evaluation.html and evaluation.json.")
     ] = None,
     precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16.")] = "fp32",
+    tta: Annotated[str, typer.Option("--tta", help="none, flips (4x the time) or d4 (8x), as in segment.")] = "none",
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     tracking_uri: Tracking = None,
 ) -> None:
@@ -45,6 +47,7 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from unetpp.errors import ConfigError
+    from unetpp.model.turned import TTAS
     from unetpp_workflows.evaluation import EvaluationData
     from unetpp_workflows.evaluation_tracking import PAGE, evaluated
     from unetpp_workflows.registry import resolve
@@ -53,6 +56,8 @@ def evaluate(
     check_folder("--data", data)
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"--precision {precision!r}: choose fp32 or bf16")
+    if tta not in TTAS:
+        raise ConfigError(f"--tta {tta!r}: choose {', '.join(TTAS)}")
     console = standard_output()
     resolved, opened = resolve(model, tracking_uri=tracking_uri), EvaluationData.open(data, split)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -71,6 +76,7 @@ def evaluate(
             resolved,
             opened,
             precision=precision,
+            tta=cast("Tta", tta),
             device=chosen_device(device),
             output=output,
             tracking_uri=tracking_uri,

@@ -58,6 +58,10 @@ Executor = Annotated[str | None, typer.Option("--executor", help="local (threads
 Workers = Annotated[int | None, typer.Option("--workers", help="Default: one per CPU core or GPU.")]
 Engine = Annotated[str | None, typer.Option("--engine", help="auto, triton, openvino or torch.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, fp16 (triton only) or bf16.")]
+Tta = Annotated[
+    str | None,
+    typer.Option("--tta", help="none, or mean over mirrored (flips, 4x the time) or also turned tiles (d4, 8x)."),
+]
 Formats = Annotated[
     str | None,
     typer.Option(

@@ -79,11 +79,16 @@ class TilingConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """What computes: the engine, its precision and its threads per worker (all three are part of the result's key)."""
+    """What computes: the engine, its precision, its threads per worker and in how many orientations each tile is seen.
+
+    All are part of the result's key. `tta` (test-time augmentation) averages the probabilities of 4 mirrored ("flips")
+    or 8 mirrored and turned ("d4") tiles, in as many times the time.
+    """
 
     name: Literal["auto", "triton", "openvino", "torch"] = "auto"
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     threads: int = Field(default=1, ge=1)
+    tta: Literal["none", "flips", "d4"] = "none"
 
 
 class ExecutorConfig(_Section):
@@ -172,6 +177,8 @@ class RunConfig(_Section):
     def result_hash(self) -> str:
         """Return the SHA-256 (hex) of every setting that can change a result; masks and polygons count by content."""
         values = self.model_dump(mode="json", include={"input", "tiling", "engine", "truth"})
+        if self.engine.tta == "none":
+            del values["engine"]["tta"]  # the hash of versions that had none
         if self.input.region is None:
             del values["input"]["region"]
         elif (file := parse_region(self.input.region).file) is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unetpp.durable import write_file
 from unetpp.model import GridConfig
 from unetpp.model.inner import multiply_adds, useful_share
+from unetpp.model.turned import turns
 from unetpp_workflows.machine import cpu_count, cpu_name
 from unetpp_workflows.mlflow_store import home
 
@@ -93,13 +94,17 @@ def estimate(measured: Measured, job: SegmentJob, architecture: GridConfig, vali
 def computed_pixels(job: SegmentJob, architecture: GridConfig) -> float:
     """Return the image's multiply-adds in those that a pixel needs without any halo."""
     height, width = job.plan.tile_shape
+    times = len(turns(job.engine.tta))
     if job.engine.name != "openvino":  # the others compute whole tiles
-        return float(job.plan.tile_count * height * width)
+        return float(times * job.plan.tile_count * height * width)
     total = 0.0
     for margins, number in job.plan.margin_kinds().items():
+        if times > 1 and len(set(margins)) > 1:  # see `OpenVinoEngine`
+            total += times * number * height * width
+            continue
         top, left, bottom, right = margins
         inner = (height - top - bottom) * (width - left - right)
-        total += number * inner / useful_share(architecture, height, width, margins)
+        total += times * number * inner / useful_share(architecture, height, width, margins)
     return total
 
 

@@ -22,6 +22,7 @@ from unetpp.errors import DataError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.metrics import Confusion
 from unetpp.model import halo
+from unetpp.model.turned import Tta
 from unetpp.package import ClassInfo, ModelSpec, Package
 from unetpp.train.content import known_images
 from unetpp.train.measure import Counts, Measurement, measure
@@ -43,7 +44,8 @@ class Evaluation:
     """What one model did on one frozen set of images.
 
     Attributes:
-        key: SHA-256 (hex) of everything the counts depend on: weights, images and labels, precision.
+        key: SHA-256 (hex) of everything the counts depend on: weights, images and labels, precision,
+            orientations.
         model: name, version, digest, uri.
         data: name, store (path), split, fingerprint (of the split), images, groups, within_group, shared (how many
             images the model was trained on, and validated on, as far as the package tells; see `shared_images`).
@@ -62,6 +64,7 @@ class Evaluation:
     data: dict[str, Any]
     classes: list[dict[str, Any]]
     precision: str
+    tta: Tta = "none"
     figures: dict[str, Any]
     groups: dict[str, dict[str, Any]]
     images: list[dict[str, Any]]
@@ -119,9 +122,9 @@ class EvaluationData:
         return str(self.store.facts.get("name") or self.store.path.stem)
 
 
-def evaluation_key(digest: str, data: EvaluationData, precision: str) -> str:
+def evaluation_key(digest: str, data: EvaluationData, precision: str, tta: Tta = "none") -> str:
     """Return what a repeated evaluation is recognised by."""
-    parts = [FORMAT, digest, data.source.fingerprint, data.split, precision]
+    parts = [FORMAT, digest, data.source.fingerprint, data.split, precision, *([tta] if tta != "none" else [])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -131,6 +134,7 @@ def evaluate(
     data: EvaluationData,
     *,
     precision: str = "fp32",
+    tta: Tta = "none",
     device: str = "cpu",
     known: Mapping[int, Counts] | None = None,
     on_image: Callable[[int, Counts], None] | None = None,
@@ -140,6 +144,7 @@ def evaluate(
     Args:
         model, package: what is evaluated, resolved and opened.
         precision: of the network in plain torch, "fp32" or "bf16".
+        tta: see `unetpp.model.turned`; counts and speed are then with it.
         device: where it runs, "cpu" or "cuda".
         known, on_image: see `unetpp.train.measure.measure`.
 
@@ -150,11 +155,11 @@ def evaluate(
     spec = package.spec
     network = package.load_model().to(device)
     norm = Normalise(spec.mean, spec.std, device)
-    found = measure(network, data.source, norm, precision=precision, known=known, on_image=on_image)
+    found = measure(network, data.source, norm, precision=precision, tta=tta, known=known, on_image=on_image)
     names = [info.name for info in spec.classes]
     total = found.total()
     return Evaluation(
-        key=evaluation_key(package.digest, data, precision),
+        key=evaluation_key(package.digest, data, precision, tta),
         model=dict(model.reference()),
         data={
             "name": data.name,
@@ -168,6 +173,7 @@ def evaluate(
         },
         classes=[{**dataclasses.asdict(info), "color": list(info.color)} for info in spec.classes],
         precision=precision,
+        tta=tta,
         figures={
             **figures(names, found),
             "average_precision": per_class(names, total.curves.average_precision),
@@ -176,7 +182,7 @@ def evaluate(
         groups={name: _group(counts) for name, counts in sorted(found.groups.items())},
         images=_images(data, found),
         totals={name: getattr(total, name).counts.tolist() for name in ("calibration", "temperature", "curves")},
-        speed=speed.measure_speed(package.folder),
+        speed=speed.measure_speed(package.folder, tta),
         skipped=found.skipped,
         software=software(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.metrics import CalibrationError, Confusion, PrecisionRecall
+from unetpp.model.turned import turns
 from unetpp_workflows.evaluation import Evaluation, mean_iou
 from unetpp_workflows.plots import Line, Row, curves, dot_rows
 
@@ -174,6 +175,10 @@ def _matrix(evaluation: Evaluation, total: NDArray[np.int64]) -> list[dict[str, 
     ]
 
 
+def _orientations(evaluation: Evaluation) -> str:
+    return "" if evaluation.tta == "none" else f", mean over {len(turns(evaluation.tta))} orientations"
+
+
 def _table(evaluation: Evaluation) -> list[tuple[str, str]]:
     model, data, speed = evaluation.model, evaluation.data, evaluation.speed
     peak = "not measured" if speed["peak_mb"] is None else f"{speed['peak_mb']:.0f} MB"
@@ -181,7 +186,7 @@ def _table(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("model", str(model["uri"])),
         ("digest", str(model["digest"])[:16]),
         ("images", f"{data['name']}, split {data['split']}, fingerprint {data['fingerprint'][:16]}"),
-        ("predicted", f"as whole images, in plain torch, {evaluation.precision}"),
+        ("predicted", f"as whole images, in plain torch, {evaluation.precision}{_orientations(evaluation)}"),
         (
             "speed",
             f"{speed['mpx_per_second']:.2f} Mpx of computed pixels per second of processor time; {speed['engine']} "

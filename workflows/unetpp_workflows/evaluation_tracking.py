@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetpp.durable import write_file
 from unetpp.errors import RegistryError, StoreError
+from unetpp.model.turned import Tta
 from unetpp.package import load_package
 from unetpp.train.measure import Counts
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, check_fit, evaluate, evaluation_key
@@ -57,6 +58,7 @@ def evaluated(
     data: EvaluationData,
     *,
     precision: str = "fp32",
+    tta: Tta = "none",
     device: str = "cpu",
     output: Path | None = None,
     tracking_uri: str | None = None,
@@ -75,7 +77,7 @@ def evaluated(
     """
     package = load_package(model.folder)
     check_fit(package.spec, data)
-    key = evaluation_key(package.digest, data, precision)
+    key = evaluation_key(package.digest, data, precision, tta)
     found, warning = _here(output, key), None
     if found is None:
         try:
@@ -96,7 +98,7 @@ def evaluated(
         advance = on_image or (lambda: None)
         for _ in known:
             advance()
-        made = evaluate(model, package, data, precision=precision, device=device, known=known, on_image=judged)
+        made = evaluate(model, package, data, precision=precision, tta=tta, device=device, known=known, on_image=judged)
         found = made, evaluation_page(made, *draw_cases(made, package, data))
     evaluation, page = found
     # The same weights may by now have another name or version; what was measured is the same.
@@ -157,7 +159,7 @@ def record_evaluation(evaluation: Evaluation, page: str, *, tracking_uri: str | 
         log(
             client,
             run_id,
-            params=flat({"model": model, "data": data, "precision": evaluation.precision}),
+            params=flat({"model": model, "data": data, "precision": evaluation.precision, "tta": evaluation.tta}),
             metrics=numbers(flat({**evaluation.figures, "speed": evaluation.speed})),
             tags={KEY_TAG: evaluation.key, "unetpp.data.fingerprint": data["fingerprint"], **tags},
         )

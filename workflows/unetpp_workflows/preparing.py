@@ -121,5 +121,6 @@ def _choice(call: Call) -> EngineChoice:
 
     engine = call.config.engine
     return chosen_engine(
-        call.package, {"engine": engine.name, "precision": engine.precision, "threads": engine.threads}
+        call.package,
+        {"engine": engine.name, "precision": engine.precision, "threads": engine.threads, "tta": engine.tta},
     )

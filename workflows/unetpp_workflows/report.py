@@ -264,6 +264,7 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     run = [
         ("engine", f"{engine.get('name', _NONE)} {engine.get('version', '')}".strip()),
         ("precision", f"{engine.get('precision', _NONE)}, {engine.get('threads', _NONE)} thread(s) per worker"),
+        *([("orientations", f"mean over {engine['tta']}")] if engine.get("tta") else []),
         ("executor", f"{record.executor.get('kind', _NONE)}, {record.executor.get('workers', _NONE)} worker(s)"),
         ("useful share", _number(plan.get("useful_share"), "{:.1%} of computed pixels are written")),
         ("shards", f"{shards.get('total', _NONE)} in all, {shards.get('invalid', 0)} without valid pixels"),

@@ -19,6 +19,7 @@ import unetpp.engine.openvino
 from unetpp.engine import choose_engine, cpu_has_bf16, engine_reasons
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import BandsError, EngineError, ShapeError
+from unetpp.maps import STEPS
 from unetpp.package import Package, load_package
 
 ENGINES = ("torch", "openvino")
@@ -85,6 +86,65 @@ def test_equal_logits_give_the_first_class(make_package: Callable[..., Package],
     constant = save_package(package.folder.with_name(f"{package.folder.name}zero"), model, package.spec, "")
     labels = choose_engine(constant, name=engine, precision="fp32").labels(picture(9, 9))
     assert (labels == constant.spec.classes[0].value).all()
+
+
+def seen_from_all_sides(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the mean probabilities (K, H, W) of the definition over eight orientations, in float64.
+
+    The image is padded first, as the network would pad the upright one.
+    """
+    height, width = image.shape[:2]
+    multiple = package.spec.architecture.multiple
+    padded = np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+    total: Any = 0
+    for quarter in range(4):
+        for mirrored in (False, True):
+            turned = np.rot90(padded, quarter)
+            logits = definition(package, np.fliplr(turned) if mirrored else turned)
+            logits = logits[..., ::-1] if mirrored else logits
+            logits = np.rot90(logits, -quarter, (1, 2))
+            logits = np.concatenate([np.zeros_like(logits), logits]) if len(logits) == 1 else logits
+            shares = np.exp(logits - logits.max(0))
+            total = total + shares / shares.sum(0)
+    mean: NDArray[np.float64] = total[:, :height, :width] / 8
+    return mean
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_tta_is_the_mean_of_the_definitions_probabilities(
+    make_package: Callable[..., Package], engine: str, classes: int
+) -> None:
+    package, image = make_package(classes=classes, spec={"name": f"t{classes}"}), picture(33, 70)
+    runner = choose_engine(package, name=engine, precision="fp32", tta="d4")
+    assert runner.tta == "d4"
+    expected = seen_from_all_sides(package, image)
+    logits = runner.logits(image)
+    assert logits.shape == (classes, 33, 70)
+    found = np.concatenate([np.zeros_like(logits), logits]) if classes == 1 else logits
+    shares = np.exp(found - found.max(0))
+    np.testing.assert_allclose(shares / shares.sum(0), expected, atol=2e-5)
+    values = np.array([info.value for info in package.spec.classes], np.uint8)
+    ranked = np.sort(expected, axis=0)
+    clear = ranked[-1] - ranked[-2] > 1e-4
+    np.testing.assert_array_equal(runner.labels(image)[clear], values[expected.argmax(0)][clear])
+    planes = runner.layers(image, ["probabilities"])
+    assert np.abs(planes[1:] - STEPS * expected).max() < 0.51
+    plain = choose_engine(package, name=engine, precision="fp32").layers(image, ["probabilities"])
+    assert np.abs(plain[1:].astype(int) - planes[1:]).max() > 5, "the network does not care"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tta_without_margins_is_the_middle_of_the_whole(package: Package, engine: str) -> None:
+    image = picture(96, 80)
+    runner = choose_engine(package, name=engine, precision="fp32", tta="d4")
+    whole, maps = runner.logits(image), runner.layers(image, ["probabilities", "uncertainty"])
+    for margins in ((28, 28, 28, 28), (28, 0, 28, 28)):
+        top, left, bottom, right = margins
+        inner = (slice(None), slice(top, 96 - bottom), slice(left, 80 - right))
+        np.testing.assert_allclose(runner.logits(image, margins), whole[inner], atol=1e-5)
+        found = runner.layers(image, ["probabilities", "uncertainty"], margins)
+        assert np.abs(found.astype(int) - maps[inner])[1:].max() <= 1 and (found[0] == maps[0][inner[1:]]).mean() > 0.99
 
 
 @pytest.mark.parametrize("engine", BF16_ENGINES)
@@ -266,6 +326,8 @@ def test_what_is_unknown_or_missing_is_named(package: Package, monkeypatch: pyte
         choose_engine(package, precision="int8")
     with pytest.raises(EngineError, match="at least one thread"):
         choose_engine(package, threads=0)
+    with pytest.raises(EngineError, match="tta 'eight' is unknown; choose none, flips, d4"):
+        choose_engine(package, tta="eight")  # type: ignore[arg-type]
     monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
     monkeypatch.setattr(unetpp.engine, "cpu_has_bf16", lambda: False)
     with pytest.raises(EngineError, match="does not multiply bf16"):

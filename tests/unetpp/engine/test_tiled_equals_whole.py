@@ -17,6 +17,7 @@ from unetpp.engine import Engine, choose_engine, cpu_has_bf16
 from unetpp.geometry import Box
 from unetpp.maps import MAPS
 from unetpp.model import UNet, UNetPlusPlus
+from unetpp.model.turned import Tta
 from unetpp.package import Package
 from unetpp.tiling import TilePlan, cut
 
@@ -158,6 +159,20 @@ def test_every_kind_of_network(
         spared == 1
     )
     runner = choose_engine(package, name=engine, precision="fp32")
+    assert_tiled_equals_whole(runner, plan, image)
+    assert_tiled_maps_equal_whole(runner, plan, image)
+
+
+@pytest.mark.parametrize(("engine", "spared"), [("torch", tiling.LEAST_SPARED), ("openvino", 1)])
+@pytest.mark.parametrize("tta", ["flips", "d4"])
+def test_means_over_orientations(
+    make_package: Callable[..., Package], plain: Package, engine: str, spared: int, tta: Tta,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tiling, "LEAST_SPARED", spared)
+    image = picture(113, 127)
+    plan = plan_for(plain, 113, 127, 40, 80)
+    runner = choose_engine(plain, name=engine, precision="fp32", tta=tta)
     assert_tiled_equals_whole(runner, plan, image)
     assert_tiled_maps_equal_whole(runner, plan, image)
 

@@ -17,6 +17,7 @@ from unetpp.engine.torch import TorchEngine
 from unetpp.engine.triton import TritonEngine
 from unetpp.errors import EngineError
 from unetpp.model import deploy
+from unetpp.model.turned import Tta
 from unetpp.package import Package
 
 
@@ -83,10 +84,10 @@ def test_kernels_that_fail_are_left_out_of_auto_and_named_otherwise(
 ) -> None:
     """A driver or compiler that breaks them must not stop a run that plain torch can do."""
 
-    def build(package: Package, name: str, device: str, precision: str, threads: int) -> TorchEngine:
+    def build(package: Package, name: str, device: str, precision: str, threads: int, tta: Tta) -> TorchEngine:
         if name == "triton":
             raise EngineError("the fused kernels differ from torch by 80%")
-        return TorchEngine(package, precision="bf16" if precision == "bf16" else "fp32", threads=threads)
+        return TorchEngine(package, precision="bf16" if precision == "bf16" else "fp32", threads=threads, tta=tta)
 
     monkeypatch.setattr(unetpp.engine, "_available", lambda name: ("triton", "cuda"))
     monkeypatch.setattr(unetpp.engine, "_build", build)
@@ -128,16 +129,24 @@ def test_labels_and_maps_of_one_graph_on_the_cpus_definitions(make_package: Call
     values = [info.value for info in spec.classes]
     engine._network = deploy(package.load_model(), mean=spec.mean, std=spec.std, values=values, dtype=torch.float32)
     image = picture(64, 96)
-    for maps in (("probabilities",), ("uncertainty",), ("probabilities", "uncertainty")):
-        found = engine._function(maps)(torch.from_numpy(image)[None])  # type: ignore[arg-type]
-        differ(found[0].numpy(), TorchEngine(package).layers(image, maps), 1)  # type: ignore[arg-type]
+    for engine.tta in ("none", "d4"):
+        plain = TorchEngine(package, tta=engine.tta)
+        for maps in (("probabilities",), ("uncertainty",), ("probabilities", "uncertainty")):
+            found = engine._function(maps)(torch.from_numpy(image)[None])  # type: ignore[arg-type]
+            differ(found[0].numpy(), plain.layers(image, maps), 1)  # type: ignore[arg-type]
+        pixels = torch.from_numpy(image)[None]
+        np.testing.assert_allclose(engine._function("logits")(pixels)[0], plain.logits(image), atol=1e-4)
+        assert (engine._function("labels")(pixels)[0].numpy() == plain.labels(image)).mean() > 0.999
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("tta", ["none", "d4"])
 @pytest.mark.parametrize(("precision", "steps"), [("fp32", 1), ("fp16", 8)])
-def test_labels_and_maps_on_the_device(make_package: Callable[..., Package], precision: str, steps: int) -> None:
+def test_labels_and_maps_on_the_device(
+    make_package: Callable[..., Package], precision: str, steps: int, tta: Tta
+) -> None:
     package, image = make_package(), picture(65, 97)
-    engine = choose_engine(package, name="triton", precision=precision)
+    engine = choose_engine(package, name="triton", precision=precision, tta=tta)
     found = engine.layers(image, ("probabilities", "uncertainty"))
-    differ(found, TorchEngine(package).layers(image, ("probabilities", "uncertainty")), steps)
+    differ(found, TorchEngine(package, tta=tta).layers(image, ("probabilities", "uncertainty")), steps)
     assert np.array_equal(found, engine.layers(image, ("probabilities", "uncertainty")))

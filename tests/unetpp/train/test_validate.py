@@ -9,6 +9,7 @@ import torch
 from unetpp.geometry import Box
 from unetpp.metrics import Confusion
 from unetpp.model import GridConfig, UNetPlusPlus
+from unetpp.model.turned import averaged
 from unetpp.train import ArraySource, Ranks
 from unetpp.train.normalise import Normalise
 from unetpp.train.source import Blocks
@@ -55,6 +56,23 @@ def test_tiles_give_the_whole_images_logits(network: UNetPlusPlus, monkeypatch: 
         torch.testing.assert_close(found.logits[-1], expected, atol=2e-5, rtol=0)
         np.testing.assert_array_equal(found.truth.labels, data.read(found.image, found.box).labels)
     assert all((count == 1).all() for count in seen)
+
+
+def test_the_mean_over_orientations_is_the_whole_images(network: UNetPlusPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unetpp.tiling.best_core", lambda *_, **__: 32)
+    data, norm = source(), Normalise(MEAN, STD, "cpu")
+    for index, image in enumerate(data.images):
+        pixels = data.read(index, Box(0, 0, image.height, image.width)).pixels
+        multiple = network.multiple
+        edges = ((0, -image.height % multiple), (0, -image.width % multiple), (0, 0))
+        x = torch.from_numpy(np.pad(pixels, edges, mode="edge")).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            expected = averaged(lambda y: torch.stack(network.heads(y)), norm(x.float()), "d4")
+        for found in predict(network, data, norm, precision="fp32", every_head=True, tta="d4"):
+            if found.image == index:
+                part = found.box.slices()
+                for head, whole in zip(found.logits, expected, strict=True):
+                    torch.testing.assert_close(head, whole[0][(slice(None), *part)], atol=2e-5, rtol=0)
 
 
 def test_only_tiles_with_labels_are_predicted(network: UNetPlusPlus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,85 @@
+"""Averages what a network says of an image in several orientations (test-time augmentation); knows tensors alone.
+
+Slides and scenes have no up: the class of a pixel does not change when the image is turned, a network's output does, a
+little. The mean of its probabilities over the orientations does not, except for rounding. It equals the mean over
+networks whose 3x3 kernels are turned instead of the image, so halo and tiles stay what they are: tiles whose sides are
+multiples of the network's are pooled at the same places in every orientation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+Tta = Literal["none", "flips", "d4"]
+"""No other orientation; mirrored up-down, left-right and both; these four and each of them transposed."""
+TTAS: Final[tuple[str, ...]] = get_args(Tta)
+_LEAST = 1e-30
+"""Probability that stands for 0 where its logarithm is taken."""
+
+
+class Turn(NamedTuple):
+    """One orientation: first mirrored along rows and columns, then transposed."""
+
+    up_down: bool
+    left_right: bool
+    transposed: bool
+
+    def of(self, x: Tensor, axes: tuple[int, int]) -> Tensor:
+        """Return `x`, with height and width at `axes`, in this orientation."""
+        x = x.flip(self._mirrored(axes))
+        return x.transpose(*axes) if self.transposed else x
+
+    def undone(self, x: Tensor, axes: tuple[int, int]) -> Tensor:
+        """Return the `x` of which `of` made this one."""
+        x = x.transpose(*axes) if self.transposed else x
+        return x.flip(self._mirrored(axes))
+
+    def _mirrored(self, axes: tuple[int, int]) -> list[int]:
+        return [axis for axis, mirrored in zip(axes, (self.up_down, self.left_right), strict=True) if mirrored]
+
+
+def turns(tta: Tta) -> tuple[Turn, ...]:
+    """Return the orientations, the image's own first."""
+    mirrors = [(False, False)] if tta == "none" else [(a, b) for a in (False, True) for b in (False, True)]
+    return tuple(Turn(a, b, t) for t in ((False, True) if tta == "d4" else (False,)) for a, b in mirrors)
+
+
+def averaged(run: Callable[[Tensor], Tensor], x: Tensor, tta: Tta, axes: tuple[int, int] = (-2, -1)) -> Tensor:
+    """Return the logits whose probabilities are the mean over all orientations of an image.
+
+    Args:
+        run: image -> logits (..., K, h, w), K = 1 for a single logit. What it leaves out of the image's edges must be
+            the same on all four sides.
+        x: an image whose sides are multiples of the network's: padding belongs to one orientation.
+        tta: which orientations; with "none" this is `run(x)`.
+        axes: of height and width in `x`.
+
+    Returns:
+        (..., K, h, w); float32 logarithms of the mean probabilities, or of their ratio where K = 1.
+    """
+    if tta == "none":
+        return run(x)
+    first, *others = turns(tta)
+    logits = _seen(run, x, first, axes)
+    total = _probabilities(logits)
+    for turn in others:
+        total += _probabilities(_seen(run, x, turn, axes))
+    logs = (total / (1 + len(others))).clamp_min(_LEAST).log()
+    return logs[..., 1:, :, :] - logs[..., :1, :, :] if logits.shape[-3] == 1 else logs
+
+
+def _seen(run: Callable[[Tensor], Tensor], x: Tensor, turn: Turn, axes: tuple[int, int]) -> Tensor:
+    """Return what `run` says of `x` in one orientation, in the orientation of `x`."""
+    return turn.undone(run(turn.of(x, axes).contiguous()), (-2, -1))
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Return (..., max(K, 2), h, w) float32; the first of two classes has logit 0 where there is a single one."""
+    logits = logits.float()
+    if logits.shape[-3] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], -3)
+    return logits.softmax(-3)
