@@ -17,7 +17,7 @@ from benchmarks import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
-    "README.md": "models tree speed cpu train scaling gpu read papers folds archive kills rivals view",
+    "README.md": "models tree speed cpu train scaling gpu read papers folds tta archive kills rivals view",
     "workflows/README.md": "handover",
 }
 """What stands in each file between marks. All but models and tree are files of results and functions of `tables`."""
@@ -28,7 +28,7 @@ def models() -> str:
         "| model | classes | data (CC0) | validation | IoU per class | command |",
         "|---|---|---|---|---|---|",
     ]
-    for name in ("nuclei", "landcover"):
+    for name in ("nuclei", "nuclei-full", "landcover"):
         spec = json.loads((ROOT / "unetpp/bundled" / name / "model.json").read_text(encoding="utf-8"))
         iou = ", ".join(f"{key} {value:.3f}" for key, value in spec["metrics"]["iou"].items() if value is not None)
         training = spec["training"]

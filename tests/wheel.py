@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 NEEDED = (
     "unetpp/bundled/nuclei/weights.safetensors",
     "unetpp/bundled/nuclei/model.json",
+    "unetpp/bundled/nuclei-full/weights.safetensors",
     "unetpp/bundled/landcover/weights.safetensors",
     "unetpp_workflows/recipes/nuclei.toml",
     "unetpp_workflows/recipes/landcover.toml",

@@ -205,6 +205,28 @@ def folds(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tta(facts: dict[str, Any]) -> str:
+    lines = [
+        "| model | images | `--tta` | IoU of nuclei, or mean over classes | Mpx/s | times the time |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    plain = {row["model"]: row["mpx_s"] for row in facts["rows"] if row["tta"] == "none"}
+    lines += [
+        f"| `{row['model']}` | {row['images']} | {row['tta']} | {row['score']:.4f} | {row['mpx_s']:.2f} | "
+        f"{plain[row['model']] / row['mpx_s']:.1f} |"
+        for row in facts["rows"]
+    ]
+    first = facts["rows"][0]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines += [
+        "",
+        f"Validation images, whole, in {first['engine']} {first['precision']}, pooled over all pixels; speed on tiles of "
+        f"{facts['tile']} px with {facts['threads']} threads; {facts['cpu']}, {facts['cores']} cores; {versions}; commit {facts['commit']}, "
+        f"{facts['date']}; `{facts['command']}`; every class in [tta.json](tests/benchmarks/tta.json).",
+    ]
+    return "\n".join(lines)
+
+
 def archive(facts: dict[str, Any]) -> str:
     lines = [
         "| slide | written Mpx/s, end to end | shards alone | engine alone | share of it | peak PSS MB | limits |",

@@ -1,0 +1,97 @@
+"""Measures what the mean over orientations gains and costs: bundled models on their validation images; writes tta.json.
+
+    make tta-bench                                     (needs UNETPP_DATA; ten minutes on two cores)
+
+Images are predicted whole, at full size, by the engine and precision that `unetpp segment` takes on this machine.
+Counts are pooled over the pixels of all images. Speed is that of a tile as archives have them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from speed import provenance
+
+from unetpp.engine import Engine, choose_engine
+from unetpp.geometry import Box
+from unetpp.metrics import Confusion
+from unetpp.model.turned import Tta
+from unetpp.package import bundled_package, load_package
+from unetpp.train.loop import judged_iou
+from unetpp.train.store import PatchStore
+
+RESULT = Path(__file__).with_name("tta.json")
+MODELS = {"nuclei": "nuclei", "nuclei-full": "nuclei", "landcover": "landcover"}
+"""Bundled model -> the recipe whose validation images it is judged on."""
+THREADS, TILE, ROUNDS = 2, 1024, 5
+COMMAND = "import sys; from unetpp_workflows.cli import main; sys.exit(main())"
+
+
+def prepared(recipe: str, root: Path, folder: Path) -> PatchStore:
+    store = folder / f"{recipe}.zarr"
+    command = ["prepare", recipe, "--data", str(root), "--output", str(store)]
+    subprocess.run([sys.executable, "-c", COMMAND, *command], check=True)
+    return PatchStore.open(store)
+
+
+def row(model: str, tta: Tta, store: PatchStore) -> dict[str, Any]:
+    package = load_package(bundled_package(model))
+    source = store.source("val")
+    engine = choose_engine(package, threads=THREADS, tta=tta)
+    found = Confusion(max(2, package.spec.architecture.classes))
+    ranks = np.full(256, 255, np.uint8)
+    ranks[[info.value for info in package.spec.classes]] = range(len(package.spec.classes))
+    for index, image in enumerate(source.images):
+        crop = source.read(index, Box(0, 0, image.height, image.width))
+        found.update(crop.labels, ranks[engine.labels(np.ascontiguousarray(crop.pixels))])
+    iou = [float(value) for value in found.iou]
+    names = [info.name for info in package.spec.classes]
+    made = {
+        "model": model, "tta": tta, "engine": engine.name, "precision": engine.precision, "images": len(source.images),
+        "score": round(judged_iou(tuple(iou)), 4), "mpx_s": round(speed(engine), 3),
+        "iou": dict(zip(names, np.round(iou, 4).tolist(), strict=True)),
+        "dice": dict(zip(names, found.dice.round(4).tolist(), strict=True)),
+    }  # fmt: skip
+    print(json.dumps(made), flush=True)
+    return made
+
+
+def speed(engine: Engine) -> float:
+    """Return million computed pixels per second; the median of some calls."""
+    tile = np.random.default_rng(0).integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
+    engine.labels(tile)  # compiles for this size
+    seconds = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        engine.labels(tile)
+        seconds.append(time.perf_counter() - began)
+    return TILE * TILE / statistics.median(seconds) / 1e6
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    root = Path(os.environ.get("UNETPP_DATA") or sys.exit("set UNETPP_DATA to the folder with dsb2018/ and dubai/"))
+    facts = {
+        **provenance(packages=("torch", "openvino")),
+        "command": "make tta-bench",
+        "threads": THREADS,
+        "tile": TILE,
+    }
+    with tempfile.TemporaryDirectory(prefix="unetpp-tta-") as scratch:
+        stores = {recipe: prepared(recipe, root, Path(scratch)) for recipe in dict.fromkeys(MODELS.values())}
+        rows = [row(model, tta, stores[recipe]) for model, recipe in MODELS.items() for tta in get_args(Tta)]
+    RESULT.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
