@@ -207,7 +207,7 @@ def folds(facts: dict[str, Any]) -> str:
 
 def tta(facts: dict[str, Any]) -> str:
     lines = [
-        "| model | images | `--tta` | IoU of nuclei, or mean over classes | Mpx/s | times the time |",
+        "| model | images | `--tta` | IoU of nuclei, or mean over classes | written Mpx/s | times the time |",
         "|---|--:|---|--:|--:|--:|",
     ]
     plain = {row["model"]: row["mpx_s"] for row in facts["rows"] if row["tta"] == "none"}
@@ -220,9 +220,10 @@ def tta(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines += [
         "",
-        f"Validation images, whole, in {first['engine']} {first['precision']}, pooled over all pixels; speed on tiles of "
-        f"{facts['tile']} px with {facts['threads']} threads; {facts['cpu']}, {facts['cores']} cores; {versions}; commit {facts['commit']}, "
-        f"{facts['date']}; `{facts['command']}`; every class in [tta.json](tests/benchmarks/tta.json).",
+        f"Validation images, whole, in {first['engine']} {first['precision']}, pooled over all pixels; written pixels "
+        f"of tiles of {facts['tile']} px by {facts['workers']} workers; {facts['cpu']}, {facts['cores']} cores; "
+        f"{versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`; every class in "
+        "[tta.json](tests/benchmarks/tta.json).",
     ]
     return "\n".join(lines)
 

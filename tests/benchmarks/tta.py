@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from speed import provenance
 
-from unetpp.engine import Engine, choose_engine
+from unetpp.engine import choose_engine
+from unetpp.engine.bench import bench
 from unetpp.geometry import Box
 from unetpp.metrics import Confusion
 from unetpp.model.turned import Tta
@@ -33,7 +32,7 @@ from unetpp.train.store import PatchStore
 RESULT = Path(__file__).with_name("tta.json")
 MODELS = {"nuclei": "nuclei", "nuclei-full": "nuclei", "landcover": "landcover"}
 """Bundled model -> the recipe whose validation images it is judged on."""
-THREADS, TILE, ROUNDS = 2, 1024, 5
+WORKERS, TILE, SECONDS = 2, 1024, 20.0
 COMMAND = "import sys; from unetpp_workflows.cli import main; sys.exit(main())"
 
 
@@ -47,7 +46,8 @@ def prepared(recipe: str, root: Path, folder: Path) -> PatchStore:
 def row(model: str, tta: Tta, store: PatchStore) -> dict[str, Any]:
     package = load_package(bundled_package(model))
     source = store.source("val")
-    engine = choose_engine(package, threads=THREADS, tta=tta)
+    engine = choose_engine(package, tta=tta)
+    [measured] = bench(package, tiles=[TILE], workers=WORKERS, tta=tta, seconds=SECONDS)
     found = Confusion(max(2, package.spec.architecture.classes))
     ranks = np.full(256, 255, np.uint8)
     ranks[[info.value for info in package.spec.classes]] = range(len(package.spec.classes))
@@ -58,24 +58,12 @@ def row(model: str, tta: Tta, store: PatchStore) -> dict[str, Any]:
     names = [info.name for info in package.spec.classes]
     made = {
         "model": model, "tta": tta, "engine": engine.name, "precision": engine.precision, "images": len(source.images),
-        "score": round(judged_iou(tuple(iou)), 4), "mpx_s": round(speed(engine), 3),
+        "score": round(judged_iou(tuple(iou)), 4), "mpx_s": round(measured.written_mpx_s, 3),
         "iou": dict(zip(names, np.round(iou, 4).tolist(), strict=True)),
         "dice": dict(zip(names, found.dice.round(4).tolist(), strict=True)),
     }  # fmt: skip
     print(json.dumps(made), flush=True)
     return made
-
-
-def speed(engine: Engine) -> float:
-    """Return million computed pixels per second; the median of some calls."""
-    tile = np.random.default_rng(0).integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
-    engine.labels(tile)  # compiles for this size
-    seconds = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        engine.labels(tile)
-        seconds.append(time.perf_counter() - began)
-    return TILE * TILE / statistics.median(seconds) / 1e6
 
 
 def main() -> None:
@@ -84,7 +72,7 @@ def main() -> None:
     facts = {
         **provenance(packages=("torch", "openvino")),
         "command": "make tta-bench",
-        "threads": THREADS,
+        "workers": WORKERS,
         "tile": TILE,
     }
     with tempfile.TemporaryDirectory(prefix="unetpp-tta-") as scratch:
