@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import unetpp.engine
 import unetpp.engine.openvino
 from unetpp.engine import choose_engine, cpu_has_bf16, engine_reasons
+from unetpp.engine.network import tile_networks
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import BandsError, EngineError, ShapeError
 from unetpp.maps import STEPS
@@ -178,6 +179,29 @@ def test_openvino_gives_the_same_bits_for_any_threads_and_callers(package: Packa
     with ThreadPoolExecutor(3) as pool:
         for logits in pool.map(lambda _: one.logits(image), range(9)):
             np.testing.assert_array_equal(logits, expected)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"conv": "dw_pw", "classes": 1}, {"network": "unet", "upsample": "deconv"}], ids=str
+)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_graphs_are_those_of_openvinos_own_converter(
+    make_package: Callable[..., Package], config: dict[str, Any], dtype: str
+) -> None:
+    openvino = unetpp.engine.openvino.import_openvino()
+    package = make_package(**config, spec={"dtype": dtype, "name": "converted"})
+    network = tile_networks(package.load_model(), package.spec)["labels"]
+    example = torch.zeros(32, 48, 3, dtype=getattr(torch, dtype))
+    traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
+    ours = unetpp.engine.openvino.converted(traced, example)
+    theirs = openvino.convert_model(traced, example_input=example, input=[-1, -1, 3])
+    del traced, network
+    kinds = [[node.get_type_name() for node in graph.get_ordered_ops()] for graph in (ours, theirs)]
+    assert kinds[0] == kinds[1] and ours.inputs[0].get_partial_shape() == theirs.inputs[0].get_partial_shape()
+    image = picture(64, 96).astype(dtype)
+    found, expected = (openvino.compile_model(graph, "CPU")([image])[0] for graph in (ours, theirs))
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found)) > 1
 
 
 def test_openvino_compiles_once_per_shape_and_concurrent_call(
