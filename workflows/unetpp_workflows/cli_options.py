@@ -33,7 +33,9 @@ Inputs = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="models:/name@alias, models:/name/3, a bundled name (nuclei, nuclei-full, landcover) or a folder."
+        "--model",
+        "-m",
+        help="models:/name@alias, models:/name/3, a bundled name (nuclei, nuclei-full, landcover) or a folder.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for results; one folder per image.")]
