@@ -146,7 +146,7 @@ class OpenVinoEngine:
             # In bf16 the graph would round raw values first: 10050 and 10000 become one number.
             pixels = (pixels.astype(np.float32) - self._mean) / self._std
         found = self._infer(output, pixels, margins) if self.tta == "none" else self._averaged(output, pixels, margins)
-        return found[..., :height, :width]
+        return np.ascontiguousarray(found[..., :height, :width])
 
     def _averaged(self, output: Output, pixels: NDArray[Any], margins: Margins) -> NDArray[Any]:
         import torch
@@ -160,7 +160,9 @@ class OpenVinoEngine:
         def run(turned: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(self._infer(each, turned.numpy(), inner))
 
-        logits = averaged(run, torch.from_numpy(pixels), self.tta, (0, 1))
+        # Torch takes no negative strides, and warns of arrays that it could write to and must not.
+        image = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
+        logits = averaged(run, image, self.tta, (0, 1))
         found: NDArray[Any] = (decide(logits, self._values) if output == "labels" else logits).numpy()
         return found if inner == margins else without_margins(found, margins)
 

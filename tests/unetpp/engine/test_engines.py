@@ -21,6 +21,7 @@ from unetpp.engine.network import tile_networks
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import BandsError, EngineError, ShapeError
 from unetpp.maps import STEPS
+from unetpp.model.turned import Tta
 from unetpp.package import Package, load_package
 
 ENGINES = ("torch", "openvino")
@@ -146,6 +147,26 @@ def test_tta_without_margins_is_the_middle_of_the_whole(package: Package, engine
         np.testing.assert_allclose(runner.logits(image, margins), whole[inner], atol=1e-5)
         found = runner.layers(image, ["probabilities", "uncertainty"], margins)
         assert np.abs(found.astype(int) - maps[inner])[1:].max() <= 1 and (found[0] == maps[0][inner[1:]]).mean() > 0.99
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("tta", ["none", "d4"])
+def test_arrays_may_be_views_and_results_are_none(package: Package, engine: str, tta: Tta) -> None:
+    runner, image = choose_engine(package, name=engine, precision="fp32", tta=tta), picture(48, 64)
+    np.testing.assert_array_equal(runner.labels(image[::-1, ::-1]), runner.labels(image[::-1, ::-1].copy()))
+    assert runner.labels(image[:47, :61]).flags.c_contiguous and runner.logits(image[:47, :61]).flags.c_contiguous
+
+
+@pytest.mark.filterwarnings("error")
+def test_openvino_takes_arrays_that_must_not_be_written_to(package: Package) -> None:
+    image = picture(32, 32)
+    image.setflags(write=False)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # torch would warn of them once per process
+    try:
+        choose_engine(package, name="openvino", precision="fp32", tta="flips").labels(image)
+    finally:
+        torch.set_warn_always(before)
 
 
 @pytest.mark.parametrize("engine", BF16_ENGINES)
