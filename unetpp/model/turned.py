@@ -65,11 +65,13 @@ def averaged(run: Callable[[Tensor], Tensor], x: Tensor, tta: Tta, axes: tuple[i
         return run(x)
     first, *others = turns(tta)
     logits = _seen(run, x, first, axes)
+    single = logits.shape[-3] == 1
     total = _probabilities(logits)
+    del logits  # a tile's are tens of megabytes, which nobody reads while the other orientations are computed
     for turn in others:
         total += _probabilities(_seen(run, x, turn, axes))
-    logs = (total / (1 + len(others))).clamp_min(_LEAST).log()
-    return logs[..., 1:, :, :] - logs[..., :1, :, :] if logits.shape[-3] == 1 else logs
+    logs = total.div_(1 + len(others)).clamp_min_(_LEAST).log_()
+    return logs[..., 1:, :, :] - logs[..., :1, :, :] if single else logs
 
 
 def _seen(run: Callable[[Tensor], Tensor], x: Tensor, turn: Turn, axes: tuple[int, int]) -> Tensor:
