@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from unetpp.errors import DataError, EngineError, StoreError
@@ -22,7 +24,9 @@ from unetpp.geometry import Spacing
 from unetpp.package import ClassInfo, load_package
 from unetpp.train.store import PatchStore
 from unetpp_workflows import evaluation_tracking
+from unetpp_workflows.cases import draw_cases
 from unetpp_workflows.cli import app
+from unetpp_workflows.cli_evaluate import print_evaluation
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, evaluate, mean_iou, shared_images
 from unetpp_workflows.evaluation_tracking import evaluated, find_evaluation
 from unetpp_workflows.mlflow_store import init_store, store_uri
@@ -76,6 +80,19 @@ def test_orientations_make_another_evaluation(
     assert turned.evaluation.figures["iou"] == plain.evaluation.figures["iou"], "ink is ink from all sides"
     assert "mean over 8 orientations" in turned.page and "mean over 8" not in plain.page
     assert evaluated(model, data, tta="d4").found
+    text = io.StringIO()
+    print_evaluation(turned.evaluation, Console(file=text, width=200))
+    assert "3 images in 3 groups, mean over 8 orientations" in text.getvalue()
+
+
+def test_pictures_show_the_mean_over_orientations(
+    data: EvaluationData, ink_package: Path, tiny_package: Path, tmp_path: Path
+) -> None:
+    found = run(ink_package, data)
+    package = load_package(tiny_package)  # unlike ink, its random weights see another class in a turned image
+    plain, turned = (draw_cases(dataclasses.replace(found, tta=tta), package, data)[0] for tta in ("none", "d4"))  # type: ignore[arg-type]
+    assert [case.picture for case in plain] == [case.picture for case in turned]
+    assert all(a.prediction != b.prediction for a, b in zip(plain, turned, strict=True))
 
 
 @pytest.mark.slow

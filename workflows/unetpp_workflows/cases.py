@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.geometry import Box
+from unetpp.model.turned import Tta, averaged
 from unetpp.tiling import cut
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, mean_iou
 from unetpp_workflows.prepare.page import jpeg, overlay
@@ -45,18 +46,18 @@ def draw_cases(evaluation: Evaluation, package: Package, data: EvaluationData) -
     known = sorted((found for found in figures if np.isfinite(found[0])), key=lambda found: found[0])
     half = min(EACH, (len(known) + 1) // 2)
     worst, best = known[:half], known[::-1][: min(EACH, len(known) - half)]
-    painter = _Painter(package, data)
+    painter = _Painter(package, data, evaluation.tta)
     return [painter.case(iou, row, worst=True) for iou, row in worst], [
         painter.case(iou, row, worst=False) for iou, row in best
     ]
 
 
 class _Painter:
-    def __init__(self, package: Package, data: EvaluationData) -> None:
+    def __init__(self, package: Package, data: EvaluationData, tta: Tta) -> None:
         import torch
 
         self._torch = torch
-        self._data, self._spec = data, package.spec
+        self._data, self._spec, self._tta = data, package.spec, tta
         self._network = package.load_model()
         self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (package.spec.mean, package.spec.std))
 
@@ -102,7 +103,7 @@ class _Painter:
         pixels = cut(self._data.source.read(index, inside).pixels, inside, read, image.height, image.width)
         x = torch.from_numpy(np.ascontiguousarray(pixels, np.float32)).permute(2, 0, 1)
         with torch.inference_mode():
-            logits = network(((x - self._mean) / self._std)[None])[0]
+            logits = averaged(network, ((x - self._mean) / self._std)[None], self._tta)[0]
         labels: NDArray[np.uint8] = decide(logits).numpy()[box.slices(read)]
         return labels
 

@@ -98,7 +98,7 @@ def evaluate(
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print one row per class and two lines."""
-    from unetpp_workflows.evaluation_page import interval, model_title, text
+    from unetpp_workflows.evaluation_page import interval, model_title, orientations, text
 
     figures = evaluation.figures
     names = {"iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "boundary_f1": "boundary F1"}
@@ -109,7 +109,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     data, speed = evaluation.data, evaluation.speed
     console.print(
         f"{model_title(evaluation)} on {data['name']}, split {data['split']}: {data['images']} images in "
-        f"{data['groups']} groups",
+        f"{data['groups']} groups{orientations(evaluation)}",
         highlight=False,
         markup=False,
     )

@@ -175,7 +175,8 @@ def _matrix(evaluation: Evaluation, total: NDArray[np.int64]) -> list[dict[str, 
     ]
 
 
-def _orientations(evaluation: Evaluation) -> str:
+def orientations(evaluation: Evaluation) -> str:
+    """Say over how many orientations probabilities were averaged, behind a comma; nothing where over none."""
     return "" if evaluation.tta == "none" else f", mean over {len(turns(evaluation.tta))} orientations"
 
 
@@ -186,7 +187,7 @@ def _table(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("model", str(model["uri"])),
         ("digest", str(model["digest"])[:16]),
         ("images", f"{data['name']}, split {data['split']}, fingerprint {data['fingerprint'][:16]}"),
-        ("predicted", f"as whole images, in plain torch, {evaluation.precision}{_orientations(evaluation)}"),
+        ("predicted", f"as whole images, in plain torch, {evaluation.precision}{orientations(evaluation)}"),
         (
             "speed",
             f"{speed['mpx_per_second']:.2f} Mpx of computed pixels per second of processor time; {speed['engine']} "
