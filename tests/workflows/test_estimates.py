@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,13 @@ def test_every_orientation_takes_its_time(home: Path, job: Any, tiny_package: Pa
     fused, whole = (replace(found, engine=replace(found.engine, name="openvino")) for found in (job, eight))
     least = 8 * estimates.computed_pixels(fused, architecture)
     assert least <= estimates.computed_pixels(whole, architecture) <= estimates.computed_pixels(eight, architecture)
+    estimates.save(architecture, [ROW])
+    measured = estimates.load()
+    assert measured is not None
+    plain, turned = (estimates.estimate(measured, of, architecture, 1.0) for of in (job, eight))
+    assert plain is not None and plain.memory_mb and turned is not None and turned.memory_mb
+    # Two workers, three classes, 120 x 120 px.
+    assert turned.memory_mb - plain.memory_mb == pytest.approx(2 * 12 * 4 * 3 * 120 * 120 / 1e6)
 
 
 def test_what_was_not_measured_is_unknown(home: Path, job: Any, tiny_package: Path) -> None:
@@ -92,10 +100,9 @@ def test_plan_says_time_and_memory_or_how_to_know(home: Path, tiny_package: Path
     from unetpp_workflows.config import RunConfig
     from unetpp_workflows.plan import print_plan
 
-    values = {"model": str(tiny_package), "engine": {"name": "torch", "precision": "fp32"}, "tiling": {"core": 64}}
-    config = RunConfig.model_validate(values)
-
-    def shown() -> str:
+    def shown(**engine: str) -> str:
+        values = {"name": "torch", "precision": "fp32", **engine}
+        config = RunConfig.model_validate({"model": str(tiny_package), "engine": values, "tiling": {"core": 64}})
         file = io.StringIO()
         assert print_plan([job.uri], config, tmp_path / "none", Console(file=file, width=200)) == 0
         return file.getvalue()
@@ -104,3 +111,7 @@ def test_plan_says_time_and_memory_or_how_to_know(home: Path, tiny_package: Path
     estimates.save(load_package(tiny_package).spec.architecture, [replace(ROW, written_mpx_s=0.001)])
     text = shown()
     assert "2 min of computing with 2 workers" in text and "about 0.6 GB of memory" in text
+    turned = shown(tta="d4")
+    assert "19 min of computing" in turned and "engine torch fp32 with tta d4" in turned and "with tta" not in text
+    share = r"120x120 +(\d+%)"
+    assert re.findall(share, turned) == re.findall(share, text) != [], "tiles are no worse for being turned"

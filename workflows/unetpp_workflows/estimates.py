@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _BASE_MB = 600
 """Resident before the first tile: the interpreter, torch, OpenVINO, zarr (measured)."""
+_AVERAGING = 12
+"""Float32 arrays of a tile's probabilities that a worker takes to average them, above what labels alone take: 8 to 13
+measured with OpenVINO on tiles of 1024 px."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def estimate(measured: Measured, job: SegmentJob, architecture: GridConfig, vali
     rate = row["written_mpx_s"] * 1e6 * each / row["useful_share"]  # multiply-adds per second, useful or not
     factor = multiply_adds(architecture) / each
     memory = None if row["peak_mb"] is None else _BASE_MB + row["peak_mb"] * factor * area / row["tile"] ** 2
+    if memory is not None and engine.tta != "none":
+        memory += row["workers"] * _AVERAGING * 4 * max(2, architecture.classes) * area / 1e6
     work = computed_pixels(job, architecture) * multiply_adds(architecture)
     return Estimate(work * valid_share / rate, memory)
 

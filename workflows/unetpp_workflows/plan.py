@@ -17,6 +17,7 @@ from rich.table import Table
 from unetpp.errors import UnetppError
 from unetpp.geometry import Box
 from unetpp.model import GridConfig
+from unetpp.model.turned import turns
 from unetpp.region import Region
 from unetpp_workflows.cli_options import DONE, PART_FAILED, plain_table
 from unetpp_workflows.config import RunConfig
@@ -25,7 +26,7 @@ from unetpp_workflows.pipeline import find_sources, start_call
 from unetpp_workflows.steps import Call, job_options
 
 if TYPE_CHECKING:
-    from unetpp.job import SegmentJob
+    from unetpp.job import EngineChoice, SegmentJob
     from unetpp_workflows.inputs import Source
 
 _THUMBNAIL_SIDE = 1024
@@ -156,20 +157,26 @@ def _table(plans: list[ImagePlan], *, wide: bool) -> Table:
 
 
 def _tiles(plan: ImagePlan) -> tuple[str, str]:
-    """Return the tiles' size and how much of what they compute is written."""
+    """Return the tiles' size and how much of what they compute, in each orientation, is written."""
     shape = "x".join(str(side) for side in reversed(plan.job.plan.tile_shape))
-    return shape, f"{plan.pixels / computed_pixels(plan.job, plan.architecture):.0%}"
+    written = plan.pixels * len(turns(plan.job.engine.tta))
+    return shape, f"{written / computed_pixels(plan.job, plan.architecture):.0%}"
 
 
 def _totals(plans: list[ImagePlan]) -> str:
     pixels, shards, done = (sum(getattr(plan, name) for plan in plans) for name in ("pixels", "shards", "committed"))
     valid = sum(plan.valid_share * plan.pixels for plan in plans)
-    engines = dict.fromkeys(f"{plan.job.engine.name} {plan.job.engine.precision}" for plan in plans)
+    engines = dict.fromkeys(_engine(plan.job.engine) for plan in plans)
     return (
         f"{len(plans)} image{'s' if len(plans) > 1 else ''}, {pixels / 1e6:,.1f} Mpx of which {valid / pixels:.0%} are "
         f"valid, {shards:,} shards of which {done:,} are done; {decimal(sum(plan.source_bytes for plan in plans))} in, "
         f"{decimal(pixels)} of labels before compression; engine {', '.join(engines)}"
     )
+
+
+def _engine(choice: EngineChoice) -> str:
+    orientations = "" if choice.tta == "none" else f" with tta {choice.tta}"
+    return f"{choice.name} {choice.precision}{orientations}"
 
 
 def _cost(plans: list[ImagePlan], measured: Measured | None) -> str:
