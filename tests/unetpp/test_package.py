@@ -162,6 +162,8 @@ def test_class_values_keep_255_for_no_data() -> None:
 
 def test_bundled_names_cannot_walk_out(folder: Path) -> None:
     for name in bundled_names():
-        assert load_package(bundled_package(name)).spec.name == name
+        spec = load_package(bundled_package(name)).spec
+        assert spec.name == name
+        assert [row["level"] for row in spec.training["levels"] if row["kept"]] == [spec.architecture.last], name
     with pytest.raises(ModelNotFoundError):
         bundled_package("../model")

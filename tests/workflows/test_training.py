@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,15 @@ def test_a_recipe_becomes_a_registered_model_with_its_run(tmp_path: Path) -> Non
     files = {file.path for file in client.list_artifacts(run_id)}
     assert {"recipe.json", "history.json", "levels.json", "MODEL_CARD.md", "overlays"} <= files
     assert len(client.list_artifacts(run_id, "overlays")) == 3
+
+
+def test_the_package_of_every_level_says_which_level_it_is(tmp_path: Path, store: Path) -> None:
+    run(tmp_path, store, [*SMALL, "network.filters=[4, 4, 4]", "train.steps=8", "result.level=1"])
+    for folder, level in ((tmp_path, 1), (tmp_path / "full", 2)):
+        spec = load_package(folder).spec
+        assert spec.architecture.last == level
+        assert [row["level"] for row in spec.training["levels"] if row["kept"]] == [level]
+        assert re.findall(r"\| (\d) \|.*this package", (folder / "MODEL_CARD.md").read_text()) == [str(level)]
 
 
 def test_a_finished_training_is_left_alone(tmp_path: Path, store: Path) -> None:

@@ -66,7 +66,8 @@ def write_package(
         level = smallest_good(scores, recipe.result.drop) if recipe.result.level == "auto" else recipe.result.level
         levels = [_row(found, level, trained, recipe, data) for found in scores]
         if level < trained.config.last:
-            full = _spec(recipe, data, result, trained, norm, levels, start, command)
+            every = [{**row, "kept": row["level"] == trained.config.last} for row in levels]
+            full = _spec(recipe, data, result, trained, norm, every, start, command)
             save_package(output / FULL, trained, full, model_card(full, recipe.intended))
         kept = trained.prune(level)
     spec = _spec(recipe, data, result, kept, norm, levels, start, command)
