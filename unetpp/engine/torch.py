@@ -99,5 +99,7 @@ class TorchEngine:
     def _computed(self, output: Output, pixels: torch.Tensor) -> torch.Tensor:
         if self.tta == "none":
             return self._networks[output](pixels)  # type: ignore[no-any-return]
+        if pixels.dtype != torch.uint8:
+            pixels = pixels.float()  # torch mirrors no uint16 on a device; float32 holds every one of them
         logits = averaged(self._networks["heads" if output == "heads" else "logits"], pixels, self.tta, (0, 1))
         return decide(logits, self._networks["labels"].values) if output == "labels" else logits
