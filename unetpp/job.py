@@ -46,7 +46,7 @@ class EngineChoice:
     precision: Literal["fp32", "fp16", "bf16"]
     threads: int
     device: str = "cpu"
-    tta: Literal["none", "flips", "d4"] = "none"
+    tta: Literal["none", "mirror", "flips", "d4"] = "none"
 
     def to_json(self) -> dict[str, Any]:
         """Return what identifies the engine; without test-time augmentation, that of versions which had none."""

@@ -75,7 +75,7 @@ class JobOptions(TypedDict, total=False):
     engine: str
     precision: str
     threads: int
-    tta: Literal["none", "flips", "d4"]
+    tta: Literal["none", "mirror", "flips", "d4"]
     choice: EngineChoice | None
     core: int | Literal["auto"]
     shard: int | Literal["auto"]

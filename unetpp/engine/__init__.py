@@ -33,9 +33,9 @@ def choose_engine(
 
     "auto" is the fused kernels on CUDA where there is a device that runs them (torch on an older one, and where they
     fail or disagree with torch), else OpenVINO where it is installed, else torch on the CPU; and fp16 for the fused
-    kernels, bf16 where other hardware has it, else fp32. `tta` costs as many times as it has orientations, 4 or 8; see
-    `unetpp.model.turned`. With `tile_shape` the engine runs once, on zeros, so that the
-    calling thread's first tile of that shape costs as much as the next.
+    kernels, bf16 where other hardware has it, else fp32. `tta` costs as many times as it has orientations, 2, 4
+    or 8; see `unetpp.model.turned`. With `tile_shape` the engine runs once, on zeros, so that the calling thread's
+    first tile of that shape costs as much as the next.
 
     Raises:
         EngineError: an engine or precision that is unknown or not available here.

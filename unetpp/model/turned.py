@@ -1,7 +1,8 @@
 """Averages what a network says of an image in several orientations (test-time augmentation); knows tensors alone.
 
-Slides and scenes have no up: the class of a pixel does not change when the image is turned, a network's output does, a
-little. The mean of its probabilities over the orientations does not, except for rounding. It equals the mean over
+Slides and scenes from above have no up: the class of a pixel does not change when the image is turned, a network's
+output does, a little. The mean of its probabilities over the orientations does not, except for rounding. (Photos of
+streets have an up: there only "mirror" is right.) It equals the mean over
 networks whose 3x3 kernels are turned instead of the image, so halo and tiles stay what they are: tiles whose sides are
 multiples of the network's are pooled at the same places in every orientation.
 """
@@ -14,8 +15,8 @@ from typing import Final, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-Tta = Literal["none", "flips", "d4"]
-"""No other orientation; mirrored up-down, left-right and both; these four and each of them transposed."""
+Tta = Literal["none", "mirror", "flips", "d4"]
+"""The image as it is; also mirrored left-right, as training images are; also up-down and both; also these transposed."""
 TTAS: Final[tuple[str, ...]] = get_args(Tta)
 _LEAST = 1e-30
 """Probability that stands for 0 where its logarithm is taken."""
@@ -44,8 +45,10 @@ class Turn(NamedTuple):
 
 def turns(tta: Tta) -> tuple[Turn, ...]:
     """Return the orientations, the image's own first."""
-    mirrors = [(False, False)] if tta == "none" else [(a, b) for a in (False, True) for b in (False, True)]
-    return tuple(Turn(a, b, t) for t in ((False, True) if tta == "d4" else (False,)) for a, b in mirrors)
+    sides = [False] if tta == "none" else [False, True]
+    up_down = [False, True] if tta in ("flips", "d4") else [False]
+    transposed = [False, True] if tta == "d4" else [False]
+    return tuple(Turn(a, b, t) for t in transposed for a in up_down for b in sides)
 
 
 def averaged(run: Callable[[Tensor], Tensor], x: Tensor, tta: Tta, axes: tuple[int, int] = (-2, -1)) -> Tensor:

@@ -30,7 +30,9 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder for evaluation.html and evaluation.json.")
     ] = None,
     precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16.")] = "fp32",
-    tta: Annotated[str, typer.Option("--tta", help="none, flips (4x the time) or d4 (8x), as in segment.")] = "none",
+    tta: Annotated[
+        str, typer.Option("--tta", help="none, mirror (2x the time), flips (4x) or d4 (8x), as in segment.")
+    ] = "none",
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     tracking_uri: Tracking = None,
 ) -> None:

@@ -62,7 +62,11 @@ Engine = Annotated[str | None, typer.Option("--engine", help="auto, triton, open
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, fp16 (triton only) or bf16.")]
 Tta = Annotated[
     str | None,
-    typer.Option("--tta", help="none, or mean over mirrored (flips, 4x the time) or also turned tiles (d4, 8x)."),
+    typer.Option(
+        "--tta",
+        help="none, or mean over tiles mirrored left-right (mirror, 2x the time), in both directions (flips, 4x), also "
+        "turned (d4, 8x).",
+    ),
 ]
 Formats = Annotated[
     str | None,

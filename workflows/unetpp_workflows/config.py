@@ -81,14 +81,14 @@ class TilingConfig(_Section):
 class EngineConfig(_Section):
     """What computes: the engine, its precision, its threads per worker and in how many orientations each tile is seen.
 
-    All are part of the result's key. `tta` (test-time augmentation) averages the probabilities of 4 mirrored ("flips")
-    or 8 mirrored and turned ("d4") tiles, in as many times the time.
+    All are part of the result's key. `tta` (test-time augmentation) averages the probabilities of 2 ("mirror",
+    left-right: for images with an up), 4 ("flips") or 8 mirrored and turned tiles ("d4"), in as many times the time.
     """
 
     name: Literal["auto", "triton", "openvino", "torch"] = "auto"
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     threads: int = Field(default=1, ge=1)
-    tta: Literal["none", "flips", "d4"] = "none"
+    tta: Literal["none", "mirror", "flips", "d4"] = "none"
 
 
 class ExecutorConfig(_Section):

@@ -371,7 +371,7 @@ def test_what_is_unknown_or_missing_is_named(package: Package, monkeypatch: pyte
         choose_engine(package, precision="int8")
     with pytest.raises(EngineError, match="at least one thread"):
         choose_engine(package, threads=0)
-    with pytest.raises(EngineError, match="tta 'eight' is unknown; choose none, flips, d4"):
+    with pytest.raises(EngineError, match="tta 'eight' is unknown; choose none, mirror, flips, d4"):
         choose_engine(package, tta="eight")  # type: ignore[arg-type]
     monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
     monkeypatch.setattr(unetpp.engine, "cpu_has_bf16", lambda: False)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.model.turned import Tta, averaged, turns
 
-COUNTS: dict[Tta, int] = {"none": 1, "flips": 4, "d4": 8}
+COUNTS: dict[Tta, int] = {"none": 1, "mirror": 2, "flips": 4, "d4": 8}
 
 
 def network(classes: int = 3) -> UNetPlusPlus:
@@ -26,7 +26,7 @@ def image(height: int = 40, width: int = 52) -> torch.Tensor:
 
 def orientations(tta: str) -> list[tuple[int, bool]]:
     """Quarter turns and whether mirrored afterwards; a half turn mirrored is mirrored the other way."""
-    quarters = {"none": (0,), "flips": (0, 2), "d4": (0, 1, 2, 3)}[tta]
+    quarters = {"none": (0,), "mirror": (0,), "flips": (0, 2), "d4": (0, 1, 2, 3)}[tta]
     return [(quarter, mirrored) for quarter in quarters for mirrored in ((False, True) if tta != "none" else (False,))]
 
 
