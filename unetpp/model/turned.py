@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Tta = Literal["none", "mirror", "flips", "d4"]
-"""The image as it is; also mirrored left-right, as training images are; also up-down and both; also these transposed."""
+"""The image as it is; also mirrored left-right, as training images are; also up-down, both; also these transposed."""
 TTAS: Final[tuple[str, ...]] = get_args(Tta)
 _LEAST = 1e-30
 """Probability that stands for 0 where its logarithm is taken."""
