@@ -199,20 +199,23 @@ def test_exactly_with_integer_weights(
     monkeypatch.setattr("unetpp.model.inner._STRIP", strip)
     monkeypatch.setattr(tiling, "LEAST_SPARED", spared)
     package = make_package(integer=True, norm="none", upsample=upsample)
-    image = picture(89, 97, top=3)
     runner = choose_engine(package, name=engine, precision="fp32")
-    whole = runner.logits(image)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].double()
-    with torch.no_grad():
-        np.testing.assert_array_equal(whole, package.load_model().double()(pixels)[0].numpy())
-    assert len(np.unique(whole)) > 50
-    for core, shard in ((12, 36), (20, 20), (64, 64)) if spared > 1 else ((28, 28),):
-        plan = plan_for(package, 89, 97, core, shard)
-        np.testing.assert_array_equal(tiled(plan, image, runner.logits), whole)
-        np.testing.assert_array_equal(tiled(plan, image, runner.labels), runner.labels(image))
-        if spared == 1:
-            maps = tiled(plan, image, lambda tile, margins: runner.layers(tile, MAPS, margins))
-            np.testing.assert_array_equal(maps, runner.layers(image, MAPS))
+    # Every kind of margins is a graph of its own: those of rows and of columns are looked at one after the other.
+    for height, width in ((89, 97),) if spared > 1 else ((89, 28), (28, 97)):
+        image = picture(height, width, top=3)
+        whole = runner.logits(image)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+        with torch.no_grad():
+            np.testing.assert_array_equal(whole, package.load_model().double()(pixels)[0].numpy())
+        assert len(np.unique(whole)) > 50
+        for core, shard in ((12, 36), (20, 20), (64, 64)) if spared > 1 else ((28, 28),):
+            plan = plan_for(package, height, width, core, shard)
+            assert any(map(any, plan.margin_kinds())) == (spared == 1)
+            np.testing.assert_array_equal(tiled(plan, image, runner.logits), whole)
+            np.testing.assert_array_equal(tiled(plan, image, runner.labels), runner.labels(image))
+            if spared == 1:
+                maps = tiled(plan, image, lambda tile, margins: runner.layers(tile, MAPS, margins))
+                np.testing.assert_array_equal(maps, runner.layers(image, MAPS))
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
