@@ -39,6 +39,7 @@ from unetpp.job import (
 )
 from unetpp.lock import FolderLock
 from unetpp.maps import MAPS, MapName, map_folder, ordered
+from unetpp.model.turned import Tta
 from unetpp.package import ModelSpec, Package, load_package
 from unetpp.region import Coverage, load_region
 from unetpp.shard_worker import ShardWorker, engine_choice, shared_engine
@@ -75,7 +76,7 @@ class JobOptions(TypedDict, total=False):
     engine: str
     precision: str
     threads: int
-    tta: Literal["none", "mirror", "flips", "d4"]
+    tta: Tta
     choice: EngineChoice | None
     core: int | Literal["auto"]
     shard: int | Literal["auto"]
