@@ -31,12 +31,18 @@ def picture(height: int, width: int, bands: int = 3, seed: int = 0) -> NDArray[n
     return np.random.default_rng(seed).integers(0, 256, (height, width, bands), dtype=np.uint8)
 
 
-def definition(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the unfolded network's logits in float64."""
+def every_head(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the unfolded network's logits (L, K, H, W) in float64, deepest head last."""
     pixels = (image.astype(np.float64) - package.spec.mean) / package.spec.std
     with torch.no_grad():
-        logits = package.load_model().double()(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    result: NDArray[np.float64] = logits[0].numpy()
+        heads = package.load_model().double().heads(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    result: NDArray[np.float64] = torch.cat(heads).numpy()
+    return result
+
+
+def definition(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the unfolded network's logits in float64."""
+    result: NDArray[np.float64] = every_head(package, image)[-1]
     return result
 
 
@@ -85,7 +91,7 @@ def test_equal_logits_give_the_first_class(make_package: Callable[..., Package],
 
 
 def seen_from_all_sides(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the mean probabilities (K, H, W) of the definition over eight orientations, in float64.
+    """Return the mean probabilities (L, K, H, W) of the definition's heads over eight orientations, in float64.
 
     The image is padded first, as the network would pad the upright one.
     """
@@ -96,14 +102,25 @@ def seen_from_all_sides(package: Package, image: NDArray[Any]) -> NDArray[np.flo
     for quarter in range(4):
         for mirrored in (False, True):
             turned = np.rot90(padded, quarter)
-            logits = definition(package, np.fliplr(turned) if mirrored else turned)
+            logits = every_head(package, np.fliplr(turned) if mirrored else turned)
             logits = logits[..., ::-1] if mirrored else logits
-            logits = np.rot90(logits, -quarter, (1, 2))
-            logits = np.concatenate([np.zeros_like(logits), logits]) if len(logits) == 1 else logits
-            shares = np.exp(logits - logits.max(0))
-            total = total + shares / shares.sum(0)
-    mean: NDArray[np.float64] = total[:, :height, :width] / 8
+            logits = np.rot90(logits, -quarter, (2, 3))
+            logits = np.concatenate([np.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+            shares = np.exp(logits - logits.max(1, keepdims=True))
+            total = total + shares / shares.sum(1, keepdims=True)
+    mean: NDArray[np.float64] = total[..., :height, :width] / 8
     return mean
+
+
+def disagreement(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (H, W) of heads (L, K, H, W): the root of their Jensen-Shannon divergence as a share of the largest."""
+
+    def entropy(p: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = -(p * np.log(p)).sum(axis)
+        return found
+
+    divergence = entropy(shares.mean(0), 0) - entropy(shares, 1).mean(0)
+    return np.sqrt(divergence.clip(0) / np.log(min(shares.shape[:2])))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -114,7 +131,8 @@ def test_tta_is_the_mean_of_the_definitions_probabilities(
     package, image = make_package(classes=classes, spec={"name": f"t{classes}"}), picture(33, 70)
     runner = choose_engine(package, name=engine, precision="fp32", tta="d4")
     assert runner.tta == "d4"
-    expected = seen_from_all_sides(package, image)
+    heads = seen_from_all_sides(package, image)
+    expected = heads[-1]
     logits = runner.logits(image)
     assert logits.shape == (classes, 33, 70)
     found = np.concatenate([np.zeros_like(logits), logits]) if classes == 1 else logits
@@ -124,10 +142,11 @@ def test_tta_is_the_mean_of_the_definitions_probabilities(
     ranked = np.sort(expected, axis=0)
     clear = ranked[-1] - ranked[-2] > 1e-4
     np.testing.assert_array_equal(runner.labels(image)[clear], values[expected.argmax(0)][clear])
-    planes = runner.layers(image, ["probabilities"])
-    assert np.abs(planes[1:] - STEPS * expected).max() < 0.51
+    planes = runner.layers(image, ["probabilities", "uncertainty"])
+    assert np.abs(planes[1:-1] - STEPS * expected).max() < 0.51
+    assert np.abs(planes[-1] - STEPS * disagreement(heads)).max() < 1 and np.ptp(planes[-1]) > 5
     plain = choose_engine(package, name=engine, precision="fp32").layers(image, ["probabilities"])
-    assert np.abs(plain[1:].astype(int) - planes[1:]).max() > 5, "the network does not care"
+    assert np.abs(plain[1:].astype(int) - planes[1:-1]).max() > 5, "the network does not care"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -58,6 +58,8 @@ def test_probabilities_are_the_mean_of_every_orientation(tta: Tta, classes: int)
         found = torch.cat([torch.zeros_like(found), found], 1)
     expected = mean_probabilities(model, x, tta)
     np.testing.assert_allclose(found.softmax(1).numpy(), expected, atol=1e-6)
+    if classes > 1 and tta != "none":
+        np.testing.assert_allclose(found.exp().numpy(), expected, atol=1e-6)
     if tta != "none":
         assert np.abs(expected - mean_probabilities(model, x, "none")).max() > 0.01, "the network does not care"
 
