@@ -15,7 +15,6 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -37,17 +36,10 @@ from unetpp.model.turned import Tta
 from unetpp.package import ModelSpec, Package, load_package
 from unetpp.store import NO_DATA, LabelStore, Levels
 from unetpp.tiling import Shard, Tile, cut
+from unetpp.turns import OpenShard, Turns
 
 _ENGINES_KEPT = 4
 _PART_LEVEL = 1
-
-
-class Turns:
-    """How many of the shards that one process has open may compute, and how many may be written, at once."""
-
-    def __init__(self, compute: int, write: int = 1) -> None:
-        self.compute = threading.BoundedSemaphore(compute)
-        self.write = threading.BoundedSemaphore(write)
 
 
 class ShardWorker:
@@ -55,9 +47,9 @@ class ShardWorker:
 
     Args:
         stop: when set, the running shard ends before its next tile with `CancelledError`, uncommitted.
-        turns: how many shards may compute and be written at once, counted over all workers that are given the same.
-            With more workers than may compute, some read and write meanwhile; each holds one tile's window and what
-            it has computed, compressed.
+        turns: how many shards may compute and be written at once, counted over all workers that are given the same;
+            of these, each may help with the shards of the others. With more workers than may compute, some read and
+            write meanwhile; each holds one tile's window and what it has computed, compressed.
 
     Raises:
         ModelPackageError: the model package changed since the job was prepared.
@@ -65,10 +57,10 @@ class ShardWorker:
         Also what `open_raster` and `choose_engine` raise.
     """
 
-    def __init__(self, job: SegmentJob, stop: threading.Event | None = None, turns: Turns | None = None) -> None:
+    def __init__(self, job: SegmentJob, stop: threading.Event | None = None, turns: Turns[_Made] | None = None) -> None:
         self.job = job
         self._stop = stop or threading.Event()
-        self._turns = turns or Turns(1)
+        self._turns: Turns[_Made] = turns or Turns(1)
         self._stores: tuple[Levels, ...] = (LabelStore(job.out, job.plan), *job.map_stores)
         package = load_package(job.package)
         if package.digest != job.model_ref["digest"]:
@@ -102,21 +94,19 @@ class ShardWorker:
         if done is not None:
             return done
         commit.revoke(self.job.store, shard)
-        seconds: defaultdict[str, float] = defaultdict(float)
-        counts = dict.fromkeys((c.value for c in self.job.classes), 0)
-        parts = self._parts(shard, counts, seconds)
-        with self._turns.write, _timed(seconds, "write"):
-            (_, digest, size), *maps = self._write(shard, parts)
+        made = self._compute(shard)
+        with self._turns.write, _timed(made.seconds, "write"):
+            (_, digest, size), *maps = self._write(shard, made.parts)
         record = CommitRecord(
             shard=shard.id,
             key=self.job.key,
             sha256=digest,
             size=size,
-            valid_px=sum(counts.values()),
-            counts=counts,
+            valid_px=sum(made.counts.values()),
+            counts=made.counts,
             attempt=attempt,
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            seconds=dict(seconds),
+            seconds=dict(made.seconds),
             maps={name: {"sha256": sha256, "size": size} for name, sha256, size in maps},
         )
         commit.write(self.job.store, record)
@@ -138,27 +128,47 @@ class ShardWorker:
             begin = end
         return written
 
-    def _parts(self, shard: Shard, counts: dict[int, int], seconds: dict[str, float]) -> list[_Part]:
-        """Return labels and maps of the shard's tiles; their pixels per class are added to `counts`."""
-        parts: list[_Part] = []
-        window: _Window | None = None
+    def help(self, shard: OpenShard[_Made]) -> None:
+        """Compute tiles of a shard that another worker of the same job has begun, as long as there are any.
+
+        Raises:
+            CorruptImageError, EngineError: see `run`; the other worker's shard fails by it.
+        """
+        made = _Made.of(self.job)
+        while (tile := shard.last()) is not None:
+            self._add(tile, None, made)
+        shard.made.append(made)
+
+    def _compute(self, shard: Shard) -> _Made:
+        """Return labels and maps of the shard's tiles, those computed by helpers included."""
+        made = _Made.of(self.job)
         tiles = [tile for tile in self.job.plan.tiles(shard) if self._coverage.any(tile.write_box)]
         tiles.sort(key=lambda tile: tile.write_box.x0)
-        for tile, below in zip_longest(tiles, tiles[1:]):
+        window: _Window | None = None
+        with self._turns.opened(self.job, tiles) as opened:
+            while (tile := opened.first()) is not None:
+                window = self._add(tile, window, made)
+                below = opened.next
+                window = None if below is None else window.top_of(self._inside(below.read_box))
+        for helped in opened.made:
+            made.merge(helped)
+        return made
+
+    def _add(self, tile: Tile, top: _Window | None, made: _Made) -> _Window:
+        """Add one tile to what is made; returns its window."""
+        if self._stop.is_set():
+            raise CancelledError
+        with _timed(made.seconds, "read"):
+            window = self._read(tile.read_box, top)
+        with self._turns.compute, _timed(made.seconds, "compute"):
             if self._stop.is_set():
                 raise CancelledError
-            with _timed(seconds, "read"):
-                window = self._read(tile.read_box, window)
-            with self._turns.compute, _timed(seconds, "compute"):
-                if self._stop.is_set():
-                    raise CancelledError
-                part = self._tile(tile, window)
-            if part is not None:
-                parts.append(_Part(tile.write_box, part.shape, zstd.compress(part, _PART_LEVEL)))
-                for value in counts:
-                    counts[value] += int(np.count_nonzero(part[0] == value))
-            window = None if below is None else window.top_of(self._inside(below.read_box))
-        return parts
+            part = self._tile(tile, window)
+        if part is not None:
+            made.parts.append(_Part(tile.write_box, part.shape, zstd.compress(part, _PART_LEVEL)))
+            for value in made.counts:
+                made.counts[value] += int(np.count_nonzero(part[0] == value))
+        return window
 
     def _inside(self, box: Box) -> Box:
         return box.clip(self.job.plan.height, self.job.plan.width)
@@ -230,6 +240,26 @@ class _Part:
 
     def values(self) -> NDArray[np.uint8]:
         return np.frombuffer(zstd.decompress(self.content), np.uint8).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What one thread has made of a shard: parts, pixels per class, seconds per stage."""
+
+    parts: list[_Part]
+    counts: dict[int, int]
+    seconds: defaultdict[str, float]
+
+    @classmethod
+    def of(cls, job: SegmentJob) -> _Made:
+        return cls([], dict.fromkeys((info.value for info in job.classes), 0), defaultdict(float))
+
+    def merge(self, other: _Made) -> None:
+        self.parts.extend(other.parts)
+        for value, count in other.counts.items():
+            self.counts[value] += count
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
 
 
 def _assembled(shard: Shard, parts: list[_Part], planes: slice) -> NDArray[np.uint8]:

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from skimage.data import immunohistochemistry
 
+from unetpp import commit
 from unetpp.commit import CommitRecord, verify
+from unetpp.errors import CorruptImageError
 from unetpp.segment import SegmentJob, ShardWorker, pending, progress
-from unetpp_workflows.executors.base import Outcome
+from unetpp_workflows.executors.base import Crew, Outcome, Worker
 from unetpp_workflows.executors.local import run_local
 
 Prepare = Callable[..., SegmentJob]
@@ -170,3 +172,75 @@ def test_one_shard_is_read_while_another_computes(
     assert run_local([job], workers=1) == (Outcome(12),)
     assert together["compute"] == 1 and 1 <= together["read"] <= 2 and together["both"] > 5
     assert hashes(job) == hashes(expected)
+
+
+def test_threads_without_a_shard_compute_tiles_of_others(
+    prepare: Prepare, hashes: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, job = prepare("expected", shard=448), prepare("helped", shard=448)
+    monkeypatch.setattr(Crew, "help", lambda self: None)
+    run_local([expected])
+    monkeypatch.undo()
+    by: dict[str, set[str]] = {}
+    tile = ShardWorker._tile
+
+    def watched(self: ShardWorker, *arguments: Any) -> Any:
+        by.setdefault(str(self.job.out.name), set()).add(threading.current_thread().name)
+        time.sleep(0.005)
+        return tile(self, *arguments)
+
+    monkeypatch.setattr(ShardWorker, "_tile", watched)
+    opened, closed = [], []
+    make, close = ShardWorker.__init__, ShardWorker.close
+    monkeypatch.setattr(ShardWorker, "__init__", lambda *a, **k: (opened.append(a[0]), make(*a, **k))[1])
+    monkeypatch.setattr(ShardWorker, "close", lambda self: (closed.append(self), close(self))[1])
+
+    def on_commit(_: SegmentJob, __: CommitRecord) -> None:
+        assert len(opened) >= 3 and len(closed) == len(opened) - 1  # nobody who helped keeps the folder from finishing
+
+    assert len(job.plan.shards()) == 1
+    assert run_local([job], workers=3, on_commit=on_commit) == (Outcome(1),)
+    assert len(by["helped"]) >= 3
+    assert hashes(job) == hashes(expected)
+    kept, made = (commit.committed_record(j.store, j.plan.shards()[0], j.key) for j in (expected, job))
+    assert kept is not None and made is not None and kept.counts == made.counts and kept.sha256 == made.sha256
+
+
+def test_a_tile_that_fails_a_helper_fails_the_shard_and_is_tried_again(
+    prepare: Prepare, hashes: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, job = prepare("expected", shard=448), prepare("helped", shard=448)
+    run_local([expected])
+    tile, failed = ShardWorker._tile, threading.Event()
+    owner: list[int] = []
+
+    def failing(self: ShardWorker, *arguments: Any) -> Any:
+        owner.append(threading.get_ident())
+        if threading.get_ident() != owner[0] and not failed.is_set():
+            failed.set()
+            raise CorruptImageError("tile 3: once only")
+        time.sleep(0.01)
+        return tile(self, *arguments)
+
+    monkeypatch.setattr(ShardWorker, "_tile", failing)
+    assert run_local([job], workers=2, attempts=2) == (Outcome(1),) and failed.is_set()
+    record = commit.committed_record(job.store, job.plan.shards()[0], job.key)
+    assert record is not None and record.attempt == 2 and hashes(job) == hashes(expected)
+
+
+def test_a_helper_that_cannot_open_the_image_is_done_without(
+    prepare: Prepare, hashes: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, job = prepare("expected", shard=448), prepare("alone", shard=448)
+    run_local([expected])
+    first, opened = Worker._worker, threading.Event()
+
+    def once(self: Worker, job: SegmentJob) -> ShardWorker:
+        if opened.is_set():
+            raise CorruptImageError("it was there a moment ago")
+        opened.set()
+        return first(self, job)
+
+    monkeypatch.setattr(Worker, "_worker", once)
+    assert run_local([job], workers=3) == (Outcome(1),)
+    assert "cannot help" in caplog.text and hashes(job) == hashes(expected)

@@ -17,8 +17,8 @@ from unetpp_workflows.machine import return_freed_memory
 if TYPE_CHECKING:
     from unetpp.commit import CommitRecord
     from unetpp.segment import SegmentJob, ShardWorker
-    from unetpp.shard_worker import Turns
     from unetpp.tiling import Shard
+    from unetpp.turns import Turns
 
 ATTEMPTS = 3
 SHARDS_PER_SLOT = 2
@@ -195,25 +195,31 @@ class Crew:
     """
 
     def __init__(self, slots: int, threads: int) -> None:
-        from unetpp.shard_worker import Turns
+        from unetpp.turns import Turns
 
         return_freed_memory()
         self.stop = threading.Event()
         # Writing takes a whole shard's plain labels, up to 17 MB; shards that take turns at computing end together.
-        self._turns = Turns(compute=slots, write=max(1, threads // 2))
+        self._turns: Turns[Any] = Turns(compute=slots, write=max(1, threads // 2))
         self._own = threading.local()
         self._all: list[Worker] = []
 
     def run(self, job: SegmentJob, shard_id: str, attempt: int) -> Result:
         """See `Worker.run`."""
-        if not hasattr(self._own, "worker"):
-            self._own.worker = Worker(self.stop, self._turns)
-            self._all.append(self._own.worker)
-        worker: Worker = self._own.worker
+        worker = self._worker()
         # An image whose shards are all done is finished while others are computed: nobody may hold it open.
         for other in self._all:
             other.rest(unless=job)
         return worker.run(job, shard_id, attempt)
+
+    def help(self) -> None:
+        """Help with the shards that others compute until helpers are sent home."""
+        worker = self._worker()
+        while worker.help():
+            pass
+
+    def send_helpers_home(self) -> None:
+        self._turns.send_helpers_home()
 
     def rest(self) -> None:
         """Close the images of all workers that have nothing to do."""
@@ -224,11 +230,18 @@ class Crew:
         for worker in self._all:
             worker.close()
 
+    def _worker(self) -> Worker:
+        if not hasattr(self._own, "worker"):
+            self._own.worker = Worker(self.stop, self._turns)
+            self._all.append(self._own.worker)
+        worker: Worker = self._own.worker
+        return worker
+
 
 class Worker:
     """Computes shards one at a time, keeping the image of the last job open."""
 
-    def __init__(self, stop: threading.Event | None = None, turns: Turns | None = None) -> None:
+    def __init__(self, stop: threading.Event | None = None, turns: Turns[Any] | None = None) -> None:
         self._stop = stop
         self._turns = turns
         self._current: ShardWorker | None = None
@@ -238,6 +251,29 @@ class Worker:
         """Compute and commit one shard. Errors come back as results; only a stop raises `CancelledError`."""
         with self._busy:
             return self._run(job, shard_id, attempt)
+
+    def help(self) -> bool:
+        """Wait for a shard that another worker computes and compute tiles of it; says whether to call again.
+
+        Its image is closed before the other worker goes on: that may have been the last shard, and finishing wants the
+        folder alone. Errors at a tile are the shard's.
+        """
+        assert self._turns is not None, "a worker without turns knows no other"
+        with self._turns.helping() as shard:
+            if shard is None:
+                return False
+            with self._busy:
+                try:
+                    worker = self._worker(shard.job)
+                except Exception:
+                    # The other has it open and does without.
+                    log.warning("cannot help with %s", shard.job.uri, exc_info=True)
+                    return False
+                try:
+                    worker.help(shard)
+                finally:
+                    self.close()
+        return True
 
     def rest(self, unless: SegmentJob | None = None) -> None:
         """Close the image where no shard of it is being computed; the next shard opens it again."""

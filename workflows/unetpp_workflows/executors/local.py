@@ -37,15 +37,15 @@ def run_local(
     """Compute every pending shard of the jobs, `workers` at once; returns one outcome per job, in their order.
 
     Args:
-        workers: shards that compute at once; half as many again are read or written meanwhile, as many again of remote
-            images, and one per core on a GPU.
+        workers: tiles that are computed at once; half as many shards again are read or written meanwhile, as many again
+            of remote images, and one per core on a GPU. Threads that no shard is left for help with those of others.
         attempts, on_commit, on_ended, places: see `ShardQueue`; called in the calling thread.
 
     Raises:
         KeyboardInterrupt: after the running tiles have ended; committed shards stay committed.
     """
     queue = ShardQueue(jobs, attempts, on_commit, on_ended, places)
-    workers = max(1, min(workers, len(queue)))
+    workers = max(1, min(workers, len(queue) * max((_tiles_per_shard(job) for job in jobs), default=1)))
     # From a local disk reading is short, from afar it mostly waits.
     remote = any(is_remote(job.uri) for job in jobs)
     threads = SHARDS_PER_SLOT * workers if remote else workers + (workers + 1) // 2
@@ -53,12 +53,14 @@ def run_local(
         threads = max(threads, workers + cpu_count())
     crew = Crew(workers, threads)
     try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
+        # Twice: a shard that failed may be tried again when all threads help.
+        with ThreadPoolExecutor(2 * threads, thread_name_prefix="shard") as pool:
             try:
                 _drain(queue, crew, pool, threads)
             finally:
                 # Also on Ctrl-C and on an error of the callback: threads end at their next tile.
                 crew.stop.set()
+                crew.send_helpers_home()
     finally:
         crew.close()
     return queue.outcomes()
@@ -66,13 +68,21 @@ def run_local(
 
 def _drain(queue: ShardQueue, crew: Crew, pool: ThreadPoolExecutor, threads: int) -> None:
     running: dict[Future[Result], Task] = {}
+    helpers = 0
     while True:
         while len(running) < threads and (task := queue.take()) is not None:
             job = queue.jobs[task.job]
             running[pool.submit(crew.run, job, task.shard, task.attempt)] = task
         if not running:
             return
+        while helpers < threads - len(running):
+            pool.submit(crew.help)
+            helpers += 1
         if len(running) < threads:
             crew.rest()
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             queue.settle(running.pop(future), future.result())
+
+
+def _tiles_per_shard(job: SegmentJob) -> int:
+    return (job.plan.shard // job.plan.core) ** 2

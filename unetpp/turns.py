@@ -1,0 +1,126 @@
+"""What the shard workers of one process share: turns, and tiles for threads with nothing to do; knows no pixels."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from unetpp.job import SegmentJob
+    from unetpp.tiling import Tile
+
+R = TypeVar("R")
+
+
+class Turns(Generic[R]):
+    """How many shards may compute, and how many may be written, at once; and which have tiles that others may take.
+
+    Near the end of a run fewer shards are left than workers. Shards are files and stay whole; their tiles need not be
+    computed by one thread.
+
+    Args:
+        compute, write: at once.
+    """
+
+    def __init__(self, compute: int, write: int = 1) -> None:
+        self.compute = threading.BoundedSemaphore(compute)
+        self.write = threading.BoundedSemaphore(write)
+        self._changed = threading.Condition()
+        self._open: list[OpenShard[R]] = []
+        self._over = False
+
+    @contextmanager
+    def opened(self, job: SegmentJob, tiles: Sequence[Tile]) -> Iterator[OpenShard[R]]:
+        """Lend a shard of these tiles, which others see meanwhile; the block ends when none of them is at it any more.
+
+        Raises:
+            Exception: what a thread that helped has raised.
+        """
+        shard: OpenShard[R] = OpenShard(job, tiles)
+        with self._changed:
+            self._open.append(shard)
+            self._changed.notify_all()
+        try:
+            yield shard
+        finally:
+            with self._changed:
+                self._open.remove(shard)
+                shard.clear()  # more than none where this thread has failed
+                self._changed.wait_for(lambda: not shard.helpers)
+        if shard.error is not None:
+            raise shard.error
+
+    @contextmanager
+    def helping(self) -> Iterator[OpenShard[R] | None]:
+        """Wait for a shard with tiles to take and lend it to one more thread; None when helpers have been sent home."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or any(shard.left for shard in self._open))
+            shard = None if self._over else max(self._open, key=lambda shard: shard.left)
+            if shard is not None:
+                shard.helpers += 1
+        if shard is None:
+            yield None
+            return
+        try:
+            yield shard
+        except Exception as error:  # noqa: BLE001 (it is raised where the shard was opened)
+            shard.error = error
+        finally:
+            with self._changed:
+                shard.helpers -= 1
+                self._changed.notify_all()
+
+    def send_helpers_home(self) -> None:
+        """Let every `helping` return None, now and later."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+
+class OpenShard(Generic[R]):
+    """The tiles of one shard that nobody has begun: its own thread takes them from the front, others from the back.
+
+    Attributes:
+        helpers: other threads that are at it.
+        error: what one of them has raised.
+        made: what they have made of their tiles.
+    """
+
+    def __init__(self, job: SegmentJob, tiles: Sequence[Tile]) -> None:
+        self.job = job
+        self.helpers = 0
+        self.error: Exception | None = None
+        self.made: list[R] = []
+        self._tiles = deque(tiles)
+
+    def clear(self) -> None:
+        self._tiles.clear()
+
+    @property
+    def left(self) -> int:
+        return len(self._tiles)
+
+    @property
+    def next(self) -> Tile | None:
+        """Return what `first` will return, if anything: others may take it before."""
+        try:
+            return self._tiles[0]
+        except IndexError:
+            return None
+
+    def first(self) -> Tile | None:
+        """Take the next tile of the shard's own thread; None when none is left or a helper has failed."""
+        try:
+            return self._tiles.popleft() if self.error is None else None
+        except IndexError:
+            return None
+
+    def last(self) -> Tile | None:
+        """Take a tile for another thread; None when none is left."""
+        try:
+            return self._tiles.pop()
+        except IndexError:
+            return None
