@@ -40,18 +40,20 @@ def _ids(begun: Bytes, labels: Bytes, first: Ints) -> Bytes:
     """Return (n, 36) the text of the ids; every name begins with the same bytes."""
     text = np.empty((len(labels), _TEXT), np.uint8)
     message = np.zeros(len(begun) + _MOST_DIGITS + 2 * _BLOCK, np.uint8)
-    message[: len(begun)] = begun
+    for k in range(len(begun)):  # slices take seconds to compile
+        message[k] = begun[k]
     words, digits, begin, state = np.empty(80, np.int64), np.empty(21, np.uint8), _START.copy(), _START.copy()
     shared = len(begun) // _BLOCK * _BLOCK
     for at in range(0, shared, _BLOCK):
         _compress(begin, message[at : at + _BLOCK], words)
     for n in range(len(labels)):
-        used = _decimal(message, len(begun), labels[n], digits)
+        used = _decimal(message, len(begun), np.int64(labels[n]), digits)
         for axis in range(2):
             message[used] = 47  # a stroke
             used = _decimal(message, used + 1, first[n, axis], digits)
         end = _padded(message, used)
-        state[:] = begin
+        for k in range(len(state)):
+            state[k] = begin[k]
         for at in range(shared, end, _BLOCK):
             _compress(state, message[at : at + _BLOCK], words)
         _write(state, text[n])
@@ -61,7 +63,7 @@ def _ids(begun: Bytes, labels: Bytes, first: Ints) -> Bytes:
 @compiled
 def _decimal(message: Bytes, used: int, value: int, digits: Bytes) -> int:
     """Append a number >= 0 to the message; returns where that ends."""
-    count, rest = 0, np.int64(value)
+    count, rest = 0, value
     while count == 0 or rest > 0:
         digits[count] = 48 + rest % 10
         rest //= 10
@@ -76,7 +78,8 @@ def _padded(message: Bytes, used: int) -> int:
     """Pad the message as SHA-1 wants it: a one, zeros, and its bits as a number of 64 bits; returns where that ends."""
     end = (used + 8) // _BLOCK * _BLOCK + _BLOCK
     message[used] = 0x80
-    message[used + 1 : end] = 0
+    for k in range(used + 1, end):
+        message[k] = 0
     bits = 8 * used
     for k in range(8):
         message[end - 1 - k] = bits >> (8 * k) & 0xFF

@@ -89,14 +89,24 @@ def _turns(ring: Ints) -> Ints:
 
 @compiled
 def _places(ring: Ints) -> Ints:
-    """Number the lattice points that a ring visits; equal points have equal numbers."""
-    code = (ring[:, 1] << 32) + ring[:, 0]
-    order = np.argsort(code)
+    """Number the lattice points that a ring visits: each has the index of its first visit.
+
+    The table holds the first visits, each at its point's hash or behind it. Sorting would take as long to compile as
+    all the rest of this module.
+    """
+    most = 2
+    while most < 2 * len(ring):
+        most *= 2
+    table = np.zeros(most, np.int64)  # indices from 1
     found = np.empty(len(ring), np.int64)
-    number = 0
-    for k in range(len(order)):
-        number += k > 0 and code[order[k]] != code[order[k - 1]]
-        found[order[k]] = number
+    for k in range(len(ring)):
+        mixed = ring[k, 0] * 0x2545F491 + ring[k, 1] * 0x9E3779B1
+        at = (mixed ^ mixed >> 16) & (most - 1)
+        while table[at] and (ring[table[at] - 1, 0] != ring[k, 0] or ring[table[at] - 1, 1] != ring[k, 1]):
+            at = (at + 1) & (most - 1)
+        if table[at] == 0:
+            table[at] = k + 1
+        found[k] = table[at] - 1
     return found
 
 
