@@ -11,8 +11,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+ZERO = cast("int", np.int64(0))
+"""0 for compiled code: of a plain one Numba makes a type of its own, and compiles again what it is given to."""
 
 
 def compiled(function: Function) -> Function:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.finalize.areas import Measure
-from unetpp.finalize.compiled import compiled
+from unetpp.finalize.compiled import ZERO, compiled
 from unetpp.finalize.identities import Bytes
 from unetpp.finalize.lonlat import LonLat
 from unetpp.finalize.outlines import Ints, Outlines
@@ -129,8 +129,6 @@ class Rfc7946(_FeatureCollection):
 
 _SEPARATOR = b",\n"
 _OPEN, _CLOSE, _COMMA = ord("["), ord("]"), ord(",")
-_ZERO = np.int64(0)
-"""Of a plain 0 Numba makes a type of its own, and compiles for it once more what it is given to."""
 _COORDINATES = np.array([-1, -1])
 _text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
@@ -210,7 +208,7 @@ def _features(
             if vertices[at, axis] < 0 or vertices[at, axis] > last[axis]:
                 return np.empty(0, np.uint8)
     found = np.empty(most, np.uint8)
-    used = _ZERO
+    used = ZERO
     for n in range(len(places)):
         for k in range(places.shape[1]):
             if places[n, k, 0] < 0:
@@ -236,9 +234,9 @@ def _polygon(
         for at in range(starts[ring], starts[ring + 1]):
             x, y = vertices[at, 0], below + vertices[at, 1]
             found[used] = _OPEN
-            used = _copied(found, used + 1, lines[x], _ZERO, lengths[x])
+            used = _copied(found, used + 1, lines[x], ZERO, lengths[x])
             found[used] = _COMMA
-            used = _copied(found, used + 1, lines[y], _ZERO, lengths[y])
+            used = _copied(found, used + 1, lines[y], ZERO, lengths[y])
             found[used], found[used + 1] = _CLOSE, _COMMA
             used += 2
         found[used - 1], found[used] = _CLOSE, _COMMA

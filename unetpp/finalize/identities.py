@@ -61,7 +61,7 @@ def _ids(begun: Bytes, labels: Bytes, first: Ints) -> Bytes:
 
 
 @compiled
-def _decimal(message: Bytes, used: int, value: int, digits: Bytes) -> int:
+def _decimal(message: Bytes, used: int, value: np.int64, digits: Bytes) -> int:
     """Append a number >= 0 to the message; returns where that ends."""
     count, rest = 0, value
     while count == 0 or rest > 0:

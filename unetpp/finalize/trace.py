@@ -19,14 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.compiled import compiled
+from unetpp.finalize.compiled import ZERO, compiled
 from unetpp.finalize.outlines import Bools, Ints, Outlines, Walks
 from unetpp.finalize.rings import gathered, polygons
 
 # Directions in clockwise order: east, south, west, north. `outer` of direction d is direction d - 1.
 _DY, _DX = np.array([0, 1, 0, -1]), np.array([1, 0, -1, 0])
-_EAST = np.int64(0)
-"""Of a plain 0 Numba makes a type of its own, and compiles for it once more what it is given to."""
 # The lattice point at which the edge of a pixel ends that is walked in a direction.
 _END_Y, _END_X = np.array([0, 1, 1, 0]), np.array([1, 1, 0, 0])
 _STRAIGHT, _TURNS, _LEAVES = 0, 1, 2
@@ -267,7 +265,7 @@ def _walked(marked: npt.NDArray[np.uint8], components: npt.NDArray[np.int32]) ->
         for x in range(width):
             value = marked[y + 1, x + 1]
             if value and marked[y, x + 1] != value and not seen[y, x] & 1:
-                found, clean[count] = _follow(marked, seen, y, x, _EAST, vertices[used:])
+                found, clean[count] = _follow(marked, seen, y, x, ZERO, vertices[used:])
                 used += found
                 piece[count], closed[count] = components[y, x] - 1, True
                 count += 1
