@@ -22,6 +22,20 @@ def test_all_is_done_at_the_end(most: int) -> None:
         assert sorted(done) == list(range(100)) and finishing.left == 0
 
 
+def test_what_is_called_first_comes_first_and_its_fault_is_left_to_the_others() -> None:
+    order: list[str] = []
+
+    def first(check: object) -> None:
+        time.sleep(0.05)
+        order.append("first")
+        raise OSError("told where it matters")
+
+    with Finishing(1, first) as finishing:
+        finishing.begin(partial(order.append, "image"))
+        finishing.wait()
+    assert order == ["first", "image"] and finishing.left == 0
+
+
 def test_an_interrupt_ends_what_runs_and_begins_nothing() -> None:
     begun = threading.Event()
     told: list[str] = []

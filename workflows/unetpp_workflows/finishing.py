@@ -25,14 +25,21 @@ def images_at_once(*, remote: bool) -> int:
 
 
 class Finishing:
-    """Calls functions in the background, `most` at once; leaving the block by an error ends them soon."""
+    """Calls functions in the background, `most` at once; leaving the block by an error ends them soon.
 
-    def __init__(self, most: int) -> None:
+    Args:
+        first: called before them, with something that raises when the call is given up. It makes ready what they need:
+            what fails in it fails again, and is told, where it is needed.
+    """
+
+    def __init__(self, most: int, first: Callable[[Callable[[], None]], None] | None = None) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="finish")
         self._begun: set[Future[None]] = set()
         self._error: BaseException | None = None
         self.stop = threading.Event()
         """Set when the call is given up."""
+        if first is not None:
+            self._pool.submit(first, self.check)
 
     def begin(self, work: Callable[[], None]) -> None:
         """Call `work` when there is room."""
