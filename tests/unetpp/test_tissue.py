@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+import zarr
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import from_bounds
@@ -199,7 +200,8 @@ def test_what_counts_in_a_mask_is_the_stored_value(tmp_path: Path) -> None:
     photo = Image.fromarray(marked.astype(np.uint8), mode="P")
     photo.putpalette([255, 255, 255, 0, 0, 0])
     photo.save(tmp_path / "palette.png")
-    for name in ("bool.tif", "white.tif", "palette.tif", "palette.png"):
+    zarr.create_array(tmp_path / "bool.zarr", data=marked)
+    for name in ("bool.tif", "white.tif", "palette.tif", "palette.png", "bool.zarr"):
         assert np.array_equal(load_mask(tmp_path / name, grid(20, 40)).mask, marked), name
 
 

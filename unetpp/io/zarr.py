@@ -37,7 +37,8 @@ _METRES = {"meter": 1.0, "metre": 1.0, "m": 1.0, "kilometer": 1e3, "km": 1e3}
 class ZarrRaster(ReaderBase):
     """An OME-Zarr multiscale image or one Zarr array as (y, x, channels); samples that are NaN are invalid.
 
-    Axes over time or depth must have length 1. An array without axis names is (y, x) or (c, y, x).
+    Axes over time or depth must have length 1. An array without axis names is (y, x) or (c, y, x). Booleans are read as
+    0 and 1.
     A chunk that was never written has the array's fill value and counts as data: OME-Zarr has no nodata. An array that
     xarray wrote has its CRS, transform and nodata from `unetpp.io.cf`; CF's scale_factor is not applied (`.bands.toml`
     can); a group of several such arrays is refused, and each is opened by its own path.
@@ -69,7 +70,7 @@ class ZarrRaster(ReaderBase):
         y, x = self._axes.index("y"), self._axes.index("x")
         self.levels = make_levels([(array.shape[y], array.shape[x]) for array in self._arrays])
         count = self._arrays[0].shape[self._axes.index("c")] if "c" in self._axes else 1
-        self.bands = _band_names(node.attrs, count, self.dtype)
+        self.bands = _band_names(node.attrs, count, self._arrays[0].dtype)
         self._nodata: list[float | None] = []
         if group is not None and cf.dimensions(node):
             self._place(cf.place(self.uri, group, node, self.levels[0].height, self.levels[0].width))
@@ -134,7 +135,7 @@ class ZarrRaster(ReaderBase):
 
     def _check(self) -> None:
         top = self._arrays[0]
-        self.dtype = np.dtype(top.dtype).newbyteorder("=")
+        self.dtype = np.dtype(np.uint8) if top.dtype == bool else np.dtype(top.dtype).newbyteorder("=")
         axes = "".join(self._axes)
         named = sorted(axis for axis in self._axes if axis in "cyx")
         if len(self._axes) != top.ndim or named not in (["x", "y"], ["c", "x", "y"]):

@@ -243,6 +243,19 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
             open_raster(tmp_path / name)
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_true_is_1(tmp_path: Path, zarr_format: Any) -> None:
+    """Of one band and of three, which are masks beside each other and no colours."""
+    for shape, bands in (((45, 38), ("gray",)), ((3, 45, 38), ("band1", "band2", "band3"))):
+        marked = _noise(*shape) < 90
+        zarr.create_array(tmp_path / "a.zarr", data=marked, zarr_format=zarr_format, overwrite=True)
+        with open_raster(tmp_path / "a.zarr") as raster:
+            assert (raster.dtype, raster.bands) == (np.uint8, bands)
+            window = raster.read(Box(-1, -1, 46, 39))
+        assert window.pixels.dtype == np.uint8 and window.valid.sum() == 45 * 38
+        assert np.array_equal(window.pixels[1:-1, 1:-1], np.where(_last(marked, "cyx"[-marked.ndim :]), 1, 0))
+
+
 @pytest.mark.parametrize("shape", [(3, 0, 9), (3, 9, 0), (0, 9, 9)])
 def test_an_array_without_pixels_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     zarr.create_array(tmp_path / "a.zarr", shape=shape, chunks=(1, 4, 4), dtype=np.uint8)

@@ -236,6 +236,20 @@ def test_our_own_ome_zarr_labels_are_labels(image: Path, described: Callable[...
     assert (read(image, tmp_path / "l.zarr", described(table="t"))[0] == raw).all()
 
 
+@pytest.mark.parametrize("instances", [False, True])
+def test_a_boolean_zarr_array_holds_the_classes_0_and_1(
+    instances: bool, image: Path, described: Callable[..., Dataset]
+) -> None:
+    import zarr
+
+    marked = np.random.default_rng(14).random((40, 50)) < 0.4
+    zarr.create_array(image.with_name("m.zarr"), data=marked)
+    labels, _, faults = read(image, image.with_name("m.zarr"), described(TWO, table="t", instances=instances))
+    assert (labels == np.where(marked, 1, 0)).all() and not faults
+    renamed = described([{**TWO[0], "labels": [1]}, {**TWO[1], "labels": [0]}], table="t")
+    assert (read(image, image.with_name("m.zarr"), renamed)[0] == np.where(marked, 0, 1)).all()
+
+
 def test_labels_in_another_crs_are_reprojected_as_gdal_does(tmp_path: Path, described: Callable[..., Dataset]) -> None:
     blocks = np.random.default_rng(7).integers(0, 3, (20, 20)).astype(np.uint8)
     raw = np.kron(blocks, np.ones((10, 10), np.uint8))
