@@ -65,11 +65,13 @@ def from_reimplementation(state: Mapping[str, Tensor]) -> UNetPlusPlus:
     A bias before a batch norm only shifts the mean that the norm takes away, so it goes into the running mean.
 
     Raises:
-        ModelPackageError: a name or a shape is not the re-implementation's.
+        ModelPackageError: a name or a shape is not the re-implementation's, or a value is NaN or past float32.
     """
     config = _config(state)
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
+        if not value.float().isfinite().all():
+            raise ModelPackageError(f"weight {name!r} is not finite: its training diverged; give an earlier checkpoint")
         node, head = _NODE.fullmatch(name), _HEAD.fullmatch(name)
         if head:
             ours[f"head_convs.{head[1] or config.last}.{head[2]}"] = value

@@ -104,3 +104,19 @@ def test_other_networks_are_refused_by_name() -> None:
         from_reimplementation({**state, "attention.weight": torch.zeros(1)})
     with pytest.raises(ModelPackageError, match="do not make a UNet\\+\\+ grid"):
         from_reimplementation({**state, "conv0_2.conv1.weight": torch.zeros(4, 9, 3, 3)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("conv0_1.conv2.weight", torch.tensor(torch.nan)),
+        ("conv1_0.conv1.bias", torch.tensor(-torch.inf)),
+        ("conv0_0.bn2.running_var", torch.tensor(1e300, dtype=torch.float64)),  # too large for our float32
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(name: str, value: Tensor) -> None:
+    state = trained(2, True).state_dict()
+    spoilt = state[name].to(value.dtype)
+    spoilt.view(-1)[1] = value
+    with pytest.raises(ModelPackageError, match=rf"'{name}' is not finite"):
+        from_reimplementation({**state, name: spoilt})

@@ -45,6 +45,11 @@ def test_a_state_dict_becomes_a_package_and_an_onnx_file(tmp_path: Path) -> None
     assert code == 2 and "3 classes described for 2 logits" in text
     code, text = run(*command, "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "-o", tmp_path / "small")
     assert code == 2 and "between 0 and 1" in text and not (tmp_path / "small").exists()
+    spoilt = trained(2, True)
+    spoilt.conv1_1.bn1.weight.data[2] = torch.nan
+    torch.save(spoilt.state_dict(), tmp_path / "nested.pth")
+    code, text = run(*command, *norm, "-o", tmp_path / "spoilt")
+    assert code == 2 and "'conv1_1.bn1.weight' is not finite" in text and not (tmp_path / "spoilt").exists()
     assert run("models", "export", tmp_path / "cells", "--to", "coreml", "-o", tmp_path / "x")[0] == 2
     assert run("models", "export", tmp_path / "cells", "--to", "onnx", "-o", tmp_path / "x.pt")[0] == 2
 

@@ -31,7 +31,7 @@ def import_weights(
         spacing: pixel size it was trained at, like "0.25um".
 
     Raises:
-        ModelPackageError: the weights are of another network, or do not fit the classes or bands.
+        ModelPackageError: the weights are of another network, are not finite, or do not fit the classes or bands.
         ConfigError: `output` holds something, or deviations are not of 8-bit samples. SpacingError: `spacing` is none.
     """
     if output.exists() and any(output.iterdir()):
