@@ -78,11 +78,11 @@ def test_orientations_make_another_evaluation(
     assert turned.evaluation.key != plain.evaluation.key and not turned.found
     assert (plain.evaluation.tta, turned.evaluation.tta) == ("none", "d4")
     assert turned.evaluation.figures["iou"] == plain.evaluation.figures["iou"], "ink is ink from all sides"
-    assert "mean over 8 orientations" in turned.page and "mean over 8" not in plain.page
+    assert "mean over 8 orientations (d4)" in turned.page and "mean over 8" not in plain.page
     assert evaluated(model, data, tta="d4").found
     text = io.StringIO()
     print_evaluation(turned.evaluation, Console(file=text, width=200))
-    assert "3 images in 3 groups, mean over 8 orientations" in text.getvalue()
+    assert "3 images in 3 groups, mean over 8 orientations (d4)" in text.getvalue()
 
 
 def test_pictures_show_the_mean_over_orientations(

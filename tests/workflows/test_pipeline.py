@@ -471,11 +471,11 @@ def test_uncertainty_ranks_regions_and_images(tiny_package: Path, tmp_path: Path
 def test_orientations_are_part_of_the_result_and_of_its_record(run: Any, blots: Draw, tmp_path: Path) -> None:
     path = blots("slide.png")
     plain = run(path).images[0].record
-    assert "tta" not in plain.engine and "mean over d4" not in (tmp_path / "out/slide/report.html").read_text()
+    assert "tta" not in plain.engine and "mean over" not in (tmp_path / "out/slide/report.html").read_text()
     [image] = run(path, sets=("engine.tta=d4",)).images
     assert not image.reused and image.record.key != plain.key and image.record.engine["tta"] == "d4"
     assert image.record.figures["classes"][1]["px"] == INK_PX, "ink is ink from all sides"
-    assert "mean over d4" in (tmp_path / "out/slide/report.html").read_text()
+    assert "mean over 8 orientations (d4)" in (tmp_path / "out/slide/report.html").read_text()
     assert run(path, sets=("engine.tta=d4",)).images[0].reused
 
 

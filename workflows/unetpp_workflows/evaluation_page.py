@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.metrics import CalibrationError, Confusion, PrecisionRecall
-from unetpp.model.turned import turns
 from unetpp_workflows.evaluation import Evaluation, mean_iou
 from unetpp_workflows.plots import Line, Row, curves, dot_rows
+from unetpp_workflows.report import mean_over
 
 if TYPE_CHECKING:
     from unetpp_workflows.cases import Case
@@ -177,7 +177,7 @@ def _matrix(evaluation: Evaluation, total: NDArray[np.int64]) -> list[dict[str, 
 
 def orientations(evaluation: Evaluation) -> str:
     """Say over how many orientations probabilities were averaged, behind a comma; nothing where over none."""
-    return "" if evaluation.tta == "none" else f", mean over {len(turns(evaluation.tta))} orientations"
+    return "" if evaluation.tta == "none" else f", {mean_over(evaluation.tta)}"
 
 
 def _table(evaluation: Evaluation) -> list[tuple[str, str]]:

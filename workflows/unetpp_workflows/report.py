@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from unetpp.durable import write_file
 from unetpp.errors import StoreError, one_line
 from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord
+
+if TYPE_CHECKING:
+    from unetpp.model.turned import Tta
 
 REPORT, PICTURE, VALIDITY, ATTENTION = "report.html", "picture.jpg", "validity.png", "uncertain.jpg"
 SHOWN_REGIONS = 6
@@ -264,7 +267,7 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     run = [
         ("engine", f"{engine.get('name', _NONE)} {engine.get('version', '')}".strip()),
         ("precision", f"{engine.get('precision', _NONE)}, {engine.get('threads', _NONE)} thread(s) per worker"),
-        *([("orientations", f"mean over {engine['tta']}")] if engine.get("tta") else []),
+        *([("probabilities", mean_over(engine["tta"]))] if engine.get("tta") else []),
         ("executor", f"{record.executor.get('kind', _NONE)}, {record.executor.get('workers', _NONE)} worker(s)"),
         ("useful share", _number(plan.get("useful_share"), "{:.1%} of computed pixels are written")),
         ("shards", f"{shards.get('total', _NONE)} in all, {shards.get('invalid', 0)} without valid pixels"),
@@ -289,6 +292,13 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("trained at", model.get("spacing") or "no stated pixel size: ran at the image's own pixels"),
     ]
     return [("Run", run), ("Image", source), ("Model", weights)]
+
+
+def mean_over(tta: Tta) -> str:
+    """Say over which orientations probabilities were averaged, of any but "none"."""
+    from unetpp.model.turned import turns  # imports torch, which few pages need
+
+    return f"mean over {len(turns(tta))} orientations ({tta})"
 
 
 def _number(value: float | None, form: str) -> str:
