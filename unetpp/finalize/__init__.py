@@ -127,7 +127,7 @@ def finalize(
     Args:
         formats: keys of `FORMATS`; None for `default_formats`.
         instances: split objects by `unetpp.finalize.instances`; vector formats of another call that differ in this are
-            made again, or deleted where `formats` has them not.
+            made again, or deleted where `formats` has them not; the table of instances is deleted without this.
         progress: called with the step's name and the done share, 0 to 1; all vector formats are the step "vectors".
 
     Raises:
@@ -150,26 +150,26 @@ def _steps(job: SegmentJob, formats: Iterable[str] | None, *, instances: bool) -
 def _finalize(job: SegmentJob, steps: Sequence[str], instances: bool, report: Report) -> Figures:
     markers = Markers(job.out, _token(job))
     pending = [step for step in steps if _done(markers, step, instances) is None]
+    for step in pending:
+        markers.refuse_foreign(step, _files(step))
     if pending:
-        for step in pending:
-            markers.refuse_foreign(step, _files(step))
         _drop_uncommitted(job)
         markers.prepare()
-        # Also those that nobody asks for now: made of other labels, they would be wrong.
-        for step in (step for step in STEPS if _done(markers, step, instances) is None):
-            markers.revoke(step, _files(step))
-        makers: dict[str, Callable[[SegmentJob, Markers, Callable[[float], None]], None]]
-        makers = {"pyramid": _pyramid, "cog": _cog, "ome-tiff": _ome_tiff, "areas": _areas}
-        makers |= {"ome-zarr-0.4": _ome_zarr_4}
-        makers |= {store.kind: partial(_map, store) for store in job.map_stores}
-        objects = [step for step in pending if step not in makers]
-        if objects:
-            makers["vectors"] = partial(_vectors, objects, instances)
-        for step, make in makers.items():
-            if step in pending or step == "vectors":
-                report(step, 0.0)
-                make(job, markers, partial(report, step))
-                report(step, 1.0)
+    # Also those that nobody asks for now: made of other labels, or of instances beside objects, they would be wrong.
+    for step in (step for step in STEPS if _done(markers, step, instances) is None):
+        markers.revoke(step, _files(step))
+    makers: dict[str, Callable[[SegmentJob, Markers, Callable[[float], None]], None]]
+    makers = {"pyramid": _pyramid, "cog": _cog, "ome-tiff": _ome_tiff, "areas": _areas}
+    makers |= {"ome-zarr-0.4": _ome_zarr_4}
+    makers |= {store.kind: partial(_map, store) for store in job.map_stores}
+    objects = [step for step in pending if step not in makers]
+    if objects:
+        makers["vectors"] = partial(_vectors, objects, instances)
+    for step, make in makers.items():
+        if step in pending or step == "vectors":
+            report(step, 0.0)
+            make(job, markers, partial(report, step))
+            report(step, 1.0)
     markers.clean()
     return _figures(job, markers, instances)
 
@@ -179,11 +179,12 @@ def _files(step: str) -> tuple[str, ...]:
 
 
 def _done(markers: Markers, step: str, instances: bool) -> Marker | None:
-    """Return the step's marker where the step need not run again: vector formats hold objects or instances."""
+    """Return the step's marker where its products are right: vector formats hold objects, or instances with a table."""
     marker = markers.done(step)
-    if marker is None or step not in VECTOR_FILES:
+    if marker is None or step not in (*VECTOR_FILES, "instances"):
         return marker
-    return marker if marker.figures.get("instances", False) == instances else None
+    split = step == "instances" or marker.figures.get("instances", False)
+    return marker if split == instances else None
 
 
 def figures(job: SegmentJob, formats: Iterable[str] | None = None, *, instances: bool = False) -> Figures | None:

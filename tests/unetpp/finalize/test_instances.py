@@ -192,6 +192,16 @@ def test_asked_for_later_or_no_more_only_the_polygons_change(make_job: MakeJob) 
     assert file_sha256(job.out / "polygons.gpkg") == objects
 
 
+@pytest.mark.parametrize("formats", [("cog", "gpkg"), ("cog",)])
+def test_asked_for_no_more_no_file_holds_instances(formats: tuple[str, ...], make_job: MakeJob) -> None:
+    """A part may have the id that its object has: a table of parts beside objects would be taken for theirs."""
+    job, once = make_job(discs(150, 200, 60, seed=2), **UTM), make_job(discs(150, 200, 60, seed=2), **UTM, name="once")
+    finalize(job, formats=("cog", "gpkg"), instances=True)
+    assert finalize(job, formats=formats) == finalize(once, formats=formats)
+    assert {path.name for path in job.out.iterdir()} == {path.name for path in once.out.iterdir()}
+    assert figures(job, formats=formats) is not None and not verify_products(job)
+
+
 def test_memory_does_not_grow_with_the_number_of_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
