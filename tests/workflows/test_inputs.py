@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -109,6 +110,42 @@ def test_a_pattern_that_leads_through_a_link_above_itself_lists_each_image_once(
     assert expand([f"{tmp_path}/**/*.png"]) == found
 
 
+@pytest.mark.timeout(20)  # two such links make 2^40 paths
+def test_a_pattern_that_leads_through_two_links_above_themselves_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [_touch(tmp_path / name) for name in ("a/1.png", "a/c/2.png", "b.png")]
+    for link in ("a/up", "a/c/top", "a/c/self"):
+        (tmp_path / link).symlink_to(tmp_path if link != "a/c/self" else ".")
+    for pattern in ("**/*.png", "**/**/*.png", "**"):
+        assert expand([f"{tmp_path}/{pattern}"]) == found, pattern
+    assert expand([f"{tmp_path}/**/a/**/*.png"]) == [*found[:2], f"{tmp_path}/a/up/b.png"], "below a are links upwards"
+    assert expand([f"{tmp_path}/**/top/*.png"]) == [f"{tmp_path}/a/c/top/b.png"], "a link that is named keeps its name"
+    monkeypatch.chdir(tmp_path)
+    assert expand(["**/*.png"]) == ["a/1.png", "a/c/2.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**/*.png", "**", "a*/**", "*/**/[12].png", "a/**/c/**/*.png", "a**/*.png", "**/a"]
+)
+def test_patterns_mean_what_they_mean_to_python(pattern: str, tmp_path: Path) -> None:
+    for name in (
+        "1.png",
+        "a/1.png",
+        "a/c/1.png",
+        "a/c/d/2.png",
+        "a[1]/c/3.png",
+        "ab/c/3.tif",
+        ".x/4.png",
+        "a/.x/4.png",
+    ):
+        _touch(tmp_path / name)
+    wanted = glob.glob(f"{tmp_path}/{pattern}", recursive=True)  # noqa: PTH207 (it follows links, Path.glob does not)
+    images = sorted({Path(name) for name in wanted if Path(name).is_file()})
+    entries, unmatched = inputs.expand([f"{tmp_path}/{pattern}"])
+    assert [entry.uri for entry in entries] == list(map(str, images)) and bool(unmatched) == (not images)
+
+
 def test_a_link_to_itself_fails_alone(tmp_path: Path) -> None:
     good = _touch(tmp_path / "good.png")
     (tmp_path / "loop").symlink_to("loop")
@@ -162,6 +199,17 @@ def test_what_may_not_be_read_fails_alone() -> None:
             f"{folder}/lost+found": found[f"{folder}/lost+found"],
         }
         assert "lost+found: cannot be read" in found[f"{folder}/lost+found"]
+        (folder / "lost+found").chmod(0o700)
+
+
+def test_a_folder_that_a_pattern_may_not_read_fails_alone() -> None:
+    with _bound_by_modes() as folder:
+        good = _touch(folder / "a/good.png")
+        _touch(folder / "lost+found/x.png")
+        (folder / "lost+found").chmod(0)
+        entries, found = inputs.expand([f"{folder}/**/*.png"])
+        assert [entry.uri for entry in entries] == [good]
+        assert list(found) == [f"{folder}/lost+found"] and "Permission denied" in found[f"{folder}/lost+found"]
         (folder / "lost+found").chmod(0o700)
 
 
