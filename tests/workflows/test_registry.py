@@ -287,14 +287,17 @@ import json, sys
 import numpy as np, mlflow
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/toy@champion")
-labels = model.predict(np.load(sys.argv[2]))
+images = np.load(sys.argv[2])
+labels = model.predict(images)
 np.save(sys.argv[3], labels)
-try:
-    model.predict(np.zeros((1, 16, 16, 2), np.uint8))
-    refused = False
-except Exception:
-    refused = True
-print(json.dumps({"signature": str(model.metadata.signature), "refused": refused,
+refused = []
+for wrong, params in ((np.zeros((1, 16, 16, 2), np.uint8), None), (images, {"tta": "d8"})):
+    try:
+        model.predict(wrong, params=params)
+    except Exception as error:
+        refused.append(str(error))
+turned = int((model.predict(images, params={"tta": "d4"}) != labels).sum())
+print(json.dumps({"signature": str(model.metadata.signature), "refused": refused, "turned": turned,
     "loaded": sorted(m for m in sys.modules if m.split(".")[0] in ("ray", "unetpp_workflows", "typer"))}))
 """
 
@@ -316,7 +319,9 @@ def test_pyfunc_loads_in_a_plain_process_and_predicts_what_torch_predicts(
     assert "arning" not in answer.stderr
     told = json.loads(answer.stdout)
     assert told["loaded"] == []
-    assert told["refused"]
+    assert "dtype of input uint8" in told["refused"][0]
+    assert told["refused"][1] == "tta 'd8' is unknown; choose none, mirror, flips, d4"
+    assert told["turned"] > 0 and "['tta': string (default: none)]" in told["signature"]
     assert "uint16" in told["signature"]
     assert "(-1, -1, -1, 2)" in told["signature"]
     loaded = load_package(package)

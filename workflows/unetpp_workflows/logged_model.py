@@ -30,7 +30,7 @@ def create_version(client: Any, uri: str, package: Package, name: str, run_id: s
     from mlflow.entities import LoggedModelStatus
     from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import save_model
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
     from unetpp import __version__
 
@@ -38,6 +38,7 @@ def create_version(client: Any, uri: str, package: Package, name: str, run_id: s
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(spec.dtype), (-1, -1, -1, len(spec.bands)))]),
         outputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1))]),
+        params=ParamSchema([ParamSpec("tta", DataType.string, "none")]),
     )
     logged = client.create_logged_model(experiment(client, uri, EXPERIMENT), name=name, source_run_id=run_id)
     state = LoggedModelStatus.FAILED

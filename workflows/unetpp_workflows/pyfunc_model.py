@@ -42,18 +42,21 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]  # mlflow ships no t
         Args:
             context: unused; MLflow passes it.
             model_input: (N, H, W, C) in the sample type and band order that the package declares.
-            params: unused; MLflow passes it.
+            params: "tta", over which orientations probabilities are averaged, as in `unetpp.model.turned`.
 
         Returns:
             Class values of the package, (N, H, W) uint8.
 
         Raises:
             BandsError: the number of bands or the sample type is another one.
+            EngineError: "tta" is unknown.
             ShapeError: the array does not have four axes.
         """
         import torch
 
-        from unetpp.errors import BandsError, ShapeError
+        from unetpp.errors import BandsError, EngineError, ShapeError
+        from unetpp.model.layers import pad_to_multiple
+        from unetpp.model.turned import TTAS, averaged
 
         images = np.asarray(model_input)
         spec = self._spec
@@ -64,12 +67,16 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]  # mlflow ships no t
                 f"images have {images.shape[3]} bands of {images.dtype}; model {spec.name!r} takes "
                 f"{len(spec.bands)} ({', '.join(spec.bands)}) of {spec.dtype}"
             )
+        tta: Any = (params or {}).get("tta", "none")
+        if tta not in TTAS:
+            raise EngineError(f"tta {tta!r} is unknown; choose {', '.join(TTAS)}")
         values = np.array([c.value for c in spec.classes], np.uint8)
         labels = np.empty(images.shape[:3], np.uint8)
         for index, image in enumerate(images):  # one at a time: N large images must not share one batch's memory
             x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32))[None]
+            x = pad_to_multiple((x - self._mean) / self._std, self._model.multiple)
             with torch.inference_mode():
-                logits = self._model((x - self._mean) / self._std)[0]
+                logits = averaged(self._model, x, tta)[0, :, : image.shape[0], : image.shape[1]]
             winner = logits[0] > 0 if len(logits) == 1 else logits.argmax(0)
             labels[index] = values[winner.numpy().astype(np.intp)]
         return labels
