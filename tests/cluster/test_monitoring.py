@@ -54,7 +54,8 @@ def read(text: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found.setdefault(sample.name, {})[",".join(sample.labels.values())] = sample.value
+            labels = [value for name, value in sample.labels.items() if name != "output"]
+            found.setdefault(sample.name, {})[",".join(labels)] = sample.value
     return found
 
 
@@ -88,17 +89,25 @@ def test_every_name_of_ray_is_one_that_ray_has() -> None:
     assert all(re.search(rf'"{name}"|ray_{name}\{{', text) for name in named), named
 
 
-def test_metrics_are_served_on_this_machine_while_a_run_lasts() -> None:
+def test_runs_into_different_folders_are_told_apart() -> None:
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            assert ("unetpp_" in target["expr"]) == ("{{output}}" in target["legendFormat"]), panel["title"]
+    for rule in (rule for group in ALERTS["groups"] for rule in group["rules"]):
+        assert "$labels.output" in rule["annotations"]["summary"], rule["alert"]
+
+
+def test_metrics_are_served_on_this_machine_while_a_run_lasts(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = load_config(options={"metrics.port": port}).metrics
-    with exported(config, workers=2) as metrics:
+    with exported(config, tmp_path, workers=2) as metrics:
         metrics.queued(5, "cuda")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             found = read(answer.read().decode())
         assert found["unetpp_shards_waiting"][""] == 5 and found["unetpp_run_exit_code"][""] == -1
-        with pytest.raises(Exception, match="another port"), exported(config, workers=1):
+        with pytest.raises(Exception, match="another port"), exported(config, tmp_path, workers=1):
             pass
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)

@@ -192,13 +192,15 @@ def test_metrics_go_to_the_file_and_the_port_that_were_asked_for(
     file = tmp_path / "unetpp.prom"
     command = ("segment", blots("good.png"), "-m", ink_package, "-o", tmp_path / "out", *FAST, "--metrics-file", file)
     assert call(*command)[0] == 0
-    assert "unetpp_run_exit_code 0.0" in file.read_text() and "unetpp_shards_done_total 12.0" in file.read_text()
+    found = file.read_text()
+    label = f'{{output="{tmp_path}/out"}}'
+    assert f"unetpp_run_exit_code{label} 0.0" in found and f"unetpp_shards_done_total{label} 12.0" in found
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         code, text = call(*command, "--metrics-port", taken.getsockname()[1])
     assert code == 2 and "choose another port" in text
-    assert "unetpp_run_exit_code 2.0" in file.read_text()
+    assert f"unetpp_run_exit_code{label} 2.0" in file.read_text()
 
 
 def test_a_slide_without_pixel_size_needs_one_and_takes_it(

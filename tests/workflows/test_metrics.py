@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -38,7 +39,7 @@ def ending(file: Path) -> tuple[float, float]:
 def test_a_run_that_breaks_off_has_ended_and_failed(tmp_path: Path, error: BaseException, code: int) -> None:
     config = MetricsConfig(file=tmp_path / "unetpp.prom")
     began = time.time()
-    with pytest.raises(type(error)), exported(config, workers=1):
+    with pytest.raises(type(error)), exported(config, tmp_path, workers=1):
         assert ending(tmp_path / "unetpp.prom") == (-1, 0)
         raise error
     found, finish = ending(tmp_path / "unetpp.prom")
@@ -50,7 +51,7 @@ def test_a_run_without_its_port_has_ended_and_failed(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         config = MetricsConfig(file=tmp_path / "unetpp.prom", port=taken.getsockname()[1])
-        with pytest.raises(ConfigError, match="choose another port"), exported(config, workers=1):
+        with pytest.raises(ConfigError, match="choose another port"), exported(config, tmp_path, workers=1):
             pass
     assert ending(tmp_path / "unetpp.prom")[0] == 2
 
@@ -59,7 +60,29 @@ def test_an_end_without_a_run_replaces_what_was_said(tmp_path: Path) -> None:
     config = MetricsConfig(file=tmp_path / "unetpp.prom")
     for code in (0, 1):
         began = time.time()
-        write_end(config, code)
+        write_end(config, tmp_path, code)
         found, finish = ending(tmp_path / "unetpp.prom")
         assert found == code and began <= finish
-    write_end(MetricsConfig(), 0)  # nobody asked for a file
+    write_end(MetricsConfig(), tmp_path, 0)  # nobody asked for a file
+
+
+def test_runs_have_no_series_in_common(tmp_path: Path) -> None:
+    """node_exporter drops the second one of two files that have."""
+    runs: list[tuple[Path, str | None]] = [
+        (tmp_path / "a/out", None),
+        (tmp_path / "b/out", None),
+        (tmp_path / "a/out", "1/2"),
+        (tmp_path / "a/out", "2/2"),
+        (tmp_path / os.fsdecode(b"\xff"), None),
+    ]
+    seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+    for output, part in runs:
+        with exported(MetricsConfig(file=tmp_path / "unetpp.prom"), output, workers=1, part=part) as metrics:
+            metrics.queued(1, "cpu")
+            metrics.finished({"done": 1}, 0)
+        families = text_string_to_metric_families((tmp_path / "unetpp.prom").read_text(encoding="utf-8"))
+        found = {(s.name, frozenset(s.labels.items())) for family in families for s in family.samples}
+        assert len(found) > 15 and not found & seen
+        seen |= found
+    labels = [dict(labels) for name, labels in seen if name == "unetpp_run_exit_code"]
+    assert {"output": f"{tmp_path}/a/out"} in labels and {"output": f"{tmp_path}/a/out", "part": "2/2"} in labels

@@ -102,8 +102,9 @@ def test_the_metrics_are_those_of_the_first_run(versions: None, tmp_path: Path) 
     (inputs / "bad.png").write_bytes(b"no image")
     file = tmp_path / "unetpp.prom"
     assert segment(inputs, tmp_path / "out", "--metrics-file", file).exit_code == 1
-    assert "unetpp_run_exit_code 1.0" in file.read_text()
-    assert 'unetpp_images_total{status="failed"} 1.0' in file.read_text()
+    label = f'output="{tmp_path}/out"'
+    assert f"unetpp_run_exit_code{{{label}}} 1.0" in file.read_text()
+    assert f'unetpp_images_total{{{label},status="failed"}} 1.0' in file.read_text()
 
 
 def test_a_wrong_shadow_is_told_before_anything_is_segmented(versions: None, tmp_path: Path) -> None:

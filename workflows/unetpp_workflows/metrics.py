@@ -27,15 +27,22 @@ _FILE_EVERY_S = 5.0
 
 
 class RunMetrics:
-    """The metrics of one call; all begin with `unetpp_`.
+    """The metrics of one call; all begin with `unetpp_` and carry the label `output`, and `part` where it is one.
+
+    node_exporter reads all files of a folder, and refuses series that two of them have in common.
 
     Args:
+        output: folder that the run writes.
         workers: shards that compute at once, for the busy share.
         file: text file that is kept up to date, or None.
+        part: which part of the archive the run computes, as in "3/8".
     """
 
-    def __init__(self, workers: int, file: Path | None = None) -> None:
+    def __init__(self, output: Path, workers: int, file: Path | None = None, *, part: str | None = None) -> None:
         self.registry = CollectorRegistry()
+        # Labels are UTF-8, which names of folders need not be.
+        self._run = {"output": str(output.resolve()).encode(errors="backslashreplace").decode()}
+        self._run |= {} if part is None else {"part": part}
         self._workers, self._file = workers, file
         self._began = self._queued = time.time()
         self._written = 0.0
@@ -59,12 +66,12 @@ class RunMetrics:
         self._exit = self._gauge("run_exit_code", "How this run ended: 0 done, else not; -1 while it runs.")
         self._exit.set(-1)
         self._busy = self._gauge("device_busy_ratio", "Share of the time that workers spent computing.", "device")
-        self._stages = {stage: self._seconds.labels(stage) for stage in STAGES}
+        self._stages = {stage: self._seconds.labels(**self._run, stage=stage) for stage in STAGES}
 
     def queued(self, shards: int, device: str) -> None:
         """Say how many shards are to be done, and on what: "cpu" or "cuda"."""
         self._waiting, self._queued = shards, time.time()
-        self._busy.labels(device).set_function(self._busy_share)
+        self._busy.labels(**self._run, device=device).set_function(self._busy_share)
         self._settle(0)
 
     def committed(self, record: CommitRecord) -> None:
@@ -87,7 +94,7 @@ class RunMetrics:
     def finished(self, images: Mapping[str, int], exit_code: int) -> None:
         """Say how many images have each status, and how the run ended."""
         for status, count in images.items():
-            self._images.labels(status).inc(count)
+            self._images.labels(**self._run, status=status).inc(count)
         self._exit.set(exit_code)
         self._finished.set_to_current_time()
 
@@ -108,21 +115,26 @@ class RunMetrics:
         return self._compute / max((time.time() - self._began) * self._workers, 1e-9)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(name, what, labels, namespace="unetpp", registry=self.registry)
+        made = Counter(name, what, (*self._run, *labels), namespace="unetpp", registry=self.registry)
+        return made if labels else made.labels(**self._run)
 
     def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
-        return Gauge(name, what, labels, namespace="unetpp", registry=self.registry)
+        made = Gauge(name, what, (*self._run, *labels), namespace="unetpp", registry=self.registry)
+        return made if labels else made.labels(**self._run)
 
 
 @contextmanager
-def exported(config: MetricsConfig, workers: int) -> Iterator[RunMetrics]:
+def exported(config: MetricsConfig, output: Path, workers: int, *, part: str | None = None) -> Iterator[RunMetrics]:
     """Serve and write the metrics of the run in this block; the file stays, and says how the block was left.
+
+    Args:
+        output, workers, part: see `RunMetrics`.
 
     Raises:
         ConfigError: the port is taken.
         OutputError: the file cannot be written.
     """
-    metrics = RunMetrics(workers, config.file)
+    metrics = RunMetrics(output, workers, config.file, part=part)
     metrics.write()
     try:
         with _served(config, metrics):
@@ -154,8 +166,8 @@ def _served(config: MetricsConfig, metrics: RunMetrics) -> Iterator[None]:
         thread.join()
 
 
-def write_end(config: MetricsConfig, code: int) -> None:
+def write_end(config: MetricsConfig, output: Path, code: int) -> None:
     """Write that a run without shards has ended now, in the place of what the file says. Raises `OutputError`."""
-    metrics = RunMetrics(1, config.file)
+    metrics = RunMetrics(output, 1, config.file)
     metrics.finished({}, code)
     metrics.write()

@@ -176,7 +176,7 @@ def _note(night: Night, step: str, error: Exception) -> None:
 def _tell(config: NightlyConfig, night: Night) -> str | None:
     """Say in the metrics how the night ended, and by an alert what failed; return why that was not delivered."""
     if night.segmented != night.exit_code:
-        _step(night, "metrics", write_end, config.segment.metrics, night.exit_code)
+        _step(night, "metrics", write_end, config.segment.metrics, config.output, night.exit_code)
     if not night.problems:
         return None
     details = {

@@ -77,7 +77,7 @@ def segment_part(
     # The preparation writes what every part reads: it has the folder for itself.
     with (
         Lease(output, part=name if part.index else None) as lease,
-        exported(config.metrics, call.workers) as metrics,
+        exported(config.metrics, output, call.workers, part=str(part)) as metrics,
         closing(EventLog(output)) as log,
     ):
         sources, unnamed = find_sources(inputs, output)

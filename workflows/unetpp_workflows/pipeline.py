@@ -85,7 +85,7 @@ def segment(
     make_folder(output)
     with (
         Lease(output) as lease,
-        exported(call.config.metrics, call.workers) as metrics,
+        exported(call.config.metrics, output, call.workers) as metrics,
         closing(EventLog(output)) as log,
     ):
         sources, results = find_sources([inputs] if isinstance(inputs, str | Path) else inputs, output)
