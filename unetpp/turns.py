@@ -37,7 +37,7 @@ class Turns(Generic[R]):
         """Lend a shard of these tiles, which others see meanwhile; the block ends when none of them is at it any more.
 
         Raises:
-            Exception: what a thread that helped has raised.
+            BaseException: what a thread that helped has raised.
         """
         shard: OpenShard[R] = OpenShard(job, tiles)
         with self._changed:
@@ -66,7 +66,7 @@ class Turns(Generic[R]):
             return
         try:
             yield shard
-        except Exception as error:  # noqa: BLE001 (it is raised where the shard was opened)
+        except BaseException as error:  # noqa: BLE001 (it is raised where the shard was opened, whose tile is lost)
             shard.error = error
         finally:
             with self._changed:
@@ -92,7 +92,7 @@ class OpenShard(Generic[R]):
     def __init__(self, job: SegmentJob, tiles: Sequence[Tile]) -> None:
         self.job = job
         self.helpers = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.made: list[R] = []
         self._tiles = deque(tiles)
 

@@ -228,6 +228,31 @@ def test_a_tile_that_fails_a_helper_fails_the_shard_and_is_tried_again(
     assert record is not None and record.attempt == 2 and hashes(job) == hashes(expected)
 
 
+def test_what_no_shard_survives_in_its_own_thread_none_survives_in_a_helper(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library in Rust that panics raises something that is no `Exception`."""
+
+    class PanicError(BaseException):
+        pass
+
+    job = prepare(shard=448)
+    tile = ShardWorker._tile
+    owner: list[int] = []
+
+    def failing(self: ShardWorker, *arguments: Any) -> Any:
+        owner.append(threading.get_ident())
+        if threading.get_ident() != owner[0]:
+            raise PanicError("tile 3")
+        time.sleep(0.01)
+        return tile(self, *arguments)
+
+    monkeypatch.setattr(ShardWorker, "_tile", failing)
+    with pytest.raises(PanicError, match="tile 3"):
+        run_local([job], workers=2)
+    assert len(set(owner)) > 1 and [shard.id for shard in pending(job)] == ["0.0"]
+
+
 def test_a_helper_that_cannot_open_the_image_is_done_without(
     prepare: Prepare, hashes: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
