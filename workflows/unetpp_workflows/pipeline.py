@@ -220,9 +220,11 @@ def _make_ready(call: Call, check: Callable[[], None]) -> None:
 
         compile_ahead(check)
     if call.config.tracking.enabled:
+        check()
         import_mlflow()
         uri = store_uri(call.config.tracking.uri)
-        if uri.startswith("sqlite:"):  # a server may be silent for minutes, and images need not wait for that
+        check()  # where all images have failed, no database is made
+        if uri.startswith("sqlite:"):  # a server may be silent for minutes, and runs need not wait for that
             init_store(uri)
 
 
