@@ -57,8 +57,8 @@ class Turns(Generic[R]):
     def helping(self) -> Iterator[OpenShard[R] | None]:
         """Wait for a shard with tiles to take and lend it to one more thread; None when helpers have been sent home."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or any(shard.left for shard in self._open))
-            shard = None if self._over else max(self._open, key=lambda shard: shard.left)
+            self._changed.wait_for(lambda: self._over or any(shard.spare > 0 for shard in self._open))
+            shard = None if self._over else max(self._open, key=lambda shard: shard.spare)
             if shard is not None:
                 shard.helpers += 1
         if shard is None:
@@ -100,8 +100,9 @@ class OpenShard(Generic[R]):
         self._tiles.clear()
 
     @property
-    def left(self) -> int:
-        return len(self._tiles)
+    def spare(self) -> int:
+        """Return how many tiles are left beyond one for each helper, all of which may still be opening the image."""
+        return len(self._tiles) - self.helpers
 
     @property
     def next(self) -> Tile | None:
