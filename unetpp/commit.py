@@ -43,7 +43,7 @@ class CommitRecord:
         counts: pixels per class value, every class of the model in it.
         attempt: 1 for the first try.
         finished: UTC time, ISO 8601.
-        seconds: wall time of the stages "read", "compute" and "write".
+        seconds: of the stages "read", "compute" and "write", summed over the threads that made the shard.
         maps: folder of each map beside the labels -> sha256 and size of its object; empty where there is no object.
     """
 

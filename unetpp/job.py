@@ -252,7 +252,7 @@ class Progress:
         retried: finished shards that were tried repeatedly.
         valid_px: output pixels that are not 255.
         counts: pixels per class value.
-        seconds: wall time per stage, summed over shards.
+        seconds: per stage, summed over shards and the threads that made them.
         labels: SHA-256 (hex) over the hashes of all shards, row by row.
     """
 
