@@ -68,6 +68,7 @@ class Turns(Generic[R]):
             yield shard
         except BaseException as error:  # noqa: BLE001 (it is raised where the shard was opened, whose tile is lost)
             shard.error = error
+            shard.clear()  # nobody begins more of it
         finally:
             with self._changed:
                 shard.helpers -= 1
@@ -115,7 +116,7 @@ class OpenShard(Generic[R]):
     def first(self) -> Tile | None:
         """Take the next tile of the shard's own thread; None when none is left or a helper has failed."""
         try:
-            return self._tiles.popleft() if self.error is None else None
+            return self._tiles.popleft()
         except IndexError:
             return None
 

@@ -228,6 +228,23 @@ def test_a_tile_that_fails_a_helper_fails_the_shard_and_is_tried_again(
     assert record is not None and record.attempt == 2 and hashes(job) == hashes(expected)
 
 
+def test_nobody_computes_more_of_a_shard_that_has_failed(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = prepare(shard=448)
+    owner, tries = threading.Event(), []
+
+    def failing(self: ShardWorker, *arguments: Any) -> Any:
+        if not owner.is_set():
+            owner.set()
+            time.sleep(1)
+            return None
+        tries.append(arguments[0])
+        raise CorruptImageError("a server that answers nothing takes minutes of every tile")
+
+    monkeypatch.setattr(ShardWorker, "_tile", failing)
+    [outcome] = run_local([job], workers=2, attempts=1)
+    assert "takes minutes" in outcome.failed["0.0"] and 1 <= len(tries) <= 2  # by two helpers
+
+
 def test_what_no_shard_survives_in_its_own_thread_none_survives_in_a_helper(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
