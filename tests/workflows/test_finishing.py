@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
 
@@ -21,39 +20,6 @@ def test_all_is_done_at_the_end(most: int) -> None:
             finishing.begin(partial(done.append, number))
         finishing.wait()
         assert sorted(done) == list(range(100)) and finishing.left == 0
-
-
-def test_the_fault_of_what_is_made_ready_is_left_to_the_others() -> None:
-    called: list[str] = []
-
-    def first(check: object) -> None:
-        called.append("first")
-        raise OSError("told where it matters")
-
-    with Finishing(1, first) as finishing:
-        finishing.begin(partial(called.append, "image"))
-        finishing.wait()
-    assert sorted(called) == ["first", "image"] and finishing.left == 0
-
-
-@pytest.mark.timeout(60)
-def test_nobody_waits_for_what_is_made_ready_for_nobody() -> None:
-    called: list[str] = []
-
-    def first(check: Callable[[], None]) -> None:
-        try:
-            while True:
-                check()
-                time.sleep(0.01)
-        except CancelledError:
-            called.append("needless")
-
-    with Finishing(1, first) as finishing:
-        finishing.begin(partial(called.append, "failed image"))
-        finishing.wait()
-    with Finishing(1, first):
-        pass
-    assert called == ["failed image", "needless", "needless"]
 
 
 def test_an_interrupt_ends_what_runs_and_begins_nothing() -> None:

@@ -25,24 +25,14 @@ def images_at_once(*, remote: bool) -> int:
 
 
 class Finishing:
-    """Calls functions in the background, `most` at once; leaving the block by an error ends them soon.
+    """Calls functions in the background, `most` at once; leaving the block by an error ends them soon."""
 
-    Args:
-        first: called at once and beside them, with something that raises when nobody needs it any more. It makes ready
-            what they need, which those that fail do not wait for: what fails in it fails again, and is told, where it
-            is needed.
-    """
-
-    def __init__(self, most: int, first: Callable[[Callable[[], None]], None] | None = None) -> None:
+    def __init__(self, most: int) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="finish")
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="ready")
-        self._needless = threading.Event()
         self._begun: set[Future[None]] = set()
         self._error: BaseException | None = None
         self.stop = threading.Event()
         """Set when the call is given up."""
-        if first is not None:
-            self._beside.submit(first, self._check_need)
 
     def begin(self, work: Callable[[], None]) -> None:
         """Call `work` when there is room."""
@@ -58,18 +48,12 @@ class Finishing:
     def wait(self) -> None:
         """Return when all have ended, after which none is begun; raises what the first that failed raised."""
         self._pool.shutdown()  # its threads also count what they ended: the futures alone would be done before that
-        self._needless.set()
         if self._error is not None:
             raise self._error
 
     def check(self, *_: object) -> None:
         """Raise `CancelledError` where the call is given up; can be given to steps as their progress callback."""
         if self.stop.is_set():
-            raise CancelledError
-
-    def _check_need(self) -> None:
-        self.check()
-        if self._needless.is_set():
             raise CancelledError
 
     def _ended(self, future: Future[None]) -> None:
@@ -86,5 +70,3 @@ class Finishing:
         if kind is not None:
             self.stop.set()
         self._pool.shutdown(cancel_futures=kind is not None)
-        self._needless.set()
-        self._beside.shutdown()

@@ -37,7 +37,6 @@ from unetpp_workflows.inputs import Source, assign_folders, expand, identity
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.machine import rare_collections, worker_count
 from unetpp_workflows.metrics import RunMetrics, exported
-from unetpp_workflows.mlflow_store import import_mlflow, init_store, store_uri
 from unetpp_workflows.preparing import Prepared, all_prepared
 from unetpp_workflows.progress import Display
 from unetpp_workflows.selection import Selection
@@ -204,28 +203,13 @@ def _finished(
     def note() -> str:
         return f"{len(results)} of {len(found)} images finished" if len(found) > 1 else ""
 
-    with _away(call, at_once) as away, Finishing(at_once, partial(_make_ready, call)) as finishing:
+    with _away(call, at_once) as away, Finishing(at_once) as finishing:
         before = sum(math.prod(ready.job.plan.grid_shape) - len(ready.places) for ready in found)
         run_shards(call, found, display, lease, log, metrics, on_ended=ended, note=note, before=before)
         left = found[0].source.name if len(found) == 1 else f"{finishing.left} images"
         with display.step(f"finishing {left}") if finishing.left else nullcontext():
             finishing.wait()
     return results
-
-
-def _make_ready(call: Call, check: Callable[[], None]) -> None:
-    """Load what the end of an image needs while the first one is computed; seconds, which it would wait for then."""
-    if call.address is None:
-        from unetpp.finalize.ahead import compile_ahead
-
-        compile_ahead(check)
-    if call.config.tracking.enabled:
-        check()
-        import_mlflow()
-        uri = store_uri(call.config.tracking.uri)
-        check()  # where all images have failed, no database is made
-        if uri.startswith("sqlite:"):  # a server may be silent for minutes, and runs need not wait for that
-            init_store(uri)
 
 
 @contextmanager
