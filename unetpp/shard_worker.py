@@ -1,4 +1,4 @@
-"""Computes the shards of one job, each from its own window of the image; knows no queue and no other worker.
+"""Computes the shards of one job, or tiles of one that another worker has begun; knows no queue.
 
 read     window + halo, one strip of tiles at a time, each source pixel once
 compute  tile by tile; invalid pixels become 255 and tiles without valid pixels are skipped

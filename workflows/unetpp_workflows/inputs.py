@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import heapq
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from unetpp.errors import DataError, ImageNotFoundError, OutputError, UnetppError
@@ -20,6 +19,7 @@ from unetpp.io.dicom import slides_in
 from unetpp.io.remote import check_uri, is_remote, list_prefix, local_name, shown
 from unetpp.io.video import frame_count, is_video
 from unetpp_workflows.manifest import Entry, is_manifest, read_manifest
+from unetpp_workflows.patterns import matches
 
 SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .zarr .png .jpg .jpeg .vrt .jp2".split()  # noqa: SIM905
@@ -194,7 +194,7 @@ def _matches(pattern: str, faults: dict[str, str]) -> list[Path]:
     """Return the images that match, in order of name; each once, though `**` follows a link to a folder above it."""
     real = cache(os.path.realpath)
     places: dict[tuple[str, str], str] = {}
-    for match in sorted(_glob(pattern, faults), key=lambda match: (len(match), match)):
+    for match in sorted(matches(pattern, partial(_note, faults)), key=lambda match: (len(match), match)):
         folder, name = os.path.split(match.rstrip("/"))
         places.setdefault((real(folder), name), match)
     images = []
@@ -205,52 +205,6 @@ def _matches(pattern: str, faults: dict[str, str]) -> list[Path]:
         except OSError as error:
             _note(faults, str(path), error)
     return images
-
-
-def _glob(pattern: str, faults: dict[str, str]) -> Iterator[str]:
-    """Yield what matches, in no order and some of it twice; `**` is a folder and all below it, each once.
-
-    Python's own goes through links to folders above up to 40 times: of two such links it makes 2^40 paths.
-    """
-    parts = Path(pattern).parts
-    if "**" not in parts:
-        yield from glob.glob(pattern)  # noqa: PTH207 (Path.glob refuses absolute patterns)
-        return
-    at = parts.index("**")
-    rest = parts[at + 1 :]
-    for top in filter(os.path.isdir, glob.glob(str(Path(*parts[:at])))):  # noqa: PTH207
-        for folder in _folders_below(top, faults):
-            if not rest:
-                yield folder
-            yield from _glob(str(Path(glob.escape(folder), *(rest or ("*",)))), faults)
-
-
-def _folders_below(top: str, faults: dict[str, str]) -> Iterator[str]:
-    """Yield a folder and those below it that are not hidden; each by its shortest path, whatever links lead to it."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [(len(top), top)]
-    while waiting:
-        _, folder = heapq.heappop(waiting)
-        try:
-            facts = Path(folder).stat()
-            if (facts.st_dev, facts.st_ino) in seen:
-                continue
-            seen.add((facts.st_dev, facts.st_ino))
-            with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
-        except OSError as error:
-            _note(faults, folder, error)
-            continue
-        yield folder
-        for path in (str(Path(folder, name)) for name in names):
-            heapq.heappush(waiting, (len(path), path))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Say whether an entry is a folder or a link to one; a link that leads nowhere, or to itself, is none."""
-    if not entry.is_symlink():
-        return entry.is_dir()
-    return os.path.isdir(entry)  # noqa: PTH112 (`Path.is_dir` fails where a link leads into what may not be read)
 
 
 def _images_below(top: Path, faults: dict[str, str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Runs shards on threads of this process; knows nothing about what a shard is."""
+"""Runs shards on threads of this process, idle ones helping; knows of a shard only how many tiles it has."""
 
 from __future__ import annotations
 
