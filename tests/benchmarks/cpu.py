@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 from ours import ORDERS, WEIGHTS, Pixels, Runner, build, engine_names, package
 from timing import throughput
 
-from unetpp.engine import cpu_has_bf16
 from unetpp.metrics import Confusion
 from unetpp.package import Package
+from unetpp.processor import cpu_has_bf16
 from unetpp_workflows.recipe import load_recipe
 
 HERE = Path(__file__).parent

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetpp.engine import choose_engine, cpu_has_bf16
+from unetpp.engine import choose_engine
 from unetpp.engine.base import pad_tile
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.engine.openvino import import_openvino
 from unetpp.model import UNetPlusPlus
 from unetpp.package import Package, bundled_package, load_package, save_package
+from unetpp.processor import cpu_has_bf16
 
 Pixels = NDArray[np.uint8]
 ORDERS = ("pw_dw", "dw_pw", "standard")

@@ -137,7 +137,7 @@ def run(
     values = np.concatenate([pixels.reshape(-1, 3) for _, _, pixels, _, _ in data["train"]]).astype(np.float64)
     mean, std = values.mean(0), values.std(0)
     config = TrainConfig(
-        steps=asked.steps, batch=16, patch=WINDOW, rate=1e-3, warmup=100, ema=0.99, balance=1.0, precision="bf16",
+        steps=asked.steps, batch=16, patch=WINDOW, rate=1e-3, warmup=100, ema=0.99, balance=1.0,
         validate_every=max(1, asked.steps // 8), seed=seed, threads=asked.threads,
         augment=AugmentConfig(scale=(1.0, 1.0), rotate=0.0, gamma=0.1, gain=0.1, offset=0.02, tint=0.0,
                               saturation=(1.0, 1.0), blur=0.0, noise=0.0),

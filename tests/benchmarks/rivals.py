@@ -40,11 +40,12 @@ from numpy.typing import NDArray
 from speed import provenance
 from watch import Watched, watch
 
-from unetpp.engine import choose_engine, cpu_has_bf16
+from unetpp.engine import choose_engine
 from unetpp.export import export_package
 from unetpp.geometry import Box
 from unetpp.io import open_raster
 from unetpp.package import bundled_package, load_package
+from unetpp.processor import cpu_has_bf16
 
 HERE = Path(__file__).parent
 RESULT = HERE / "rivals.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unetpp_workflows.machine import cpu_count, cpu_flags
+from unetpp_workflows.machine import cpu_count
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,6 @@ def test_a_container_quota_limits_the_cores(tmp_path: Path, quota: str, cores: i
         file.write_text(quota)
         assert cpu_count(tmp_path, own) == (cores or free)
         file.write_text("max 100000")
-
-
-def test_flags_come_from_the_first_processor(tmp_path: Path) -> None:
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    assert cpu_flags(file) == {"fpu", "avx2", "amx_bf16"}
-    assert cpu_flags(tmp_path / "absent") == frozenset()
 
 
 HEAP = """

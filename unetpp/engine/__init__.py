@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
@@ -11,8 +10,9 @@ from unetpp.engine.base import Engine, Precision
 from unetpp.errors import EngineError
 from unetpp.model.turned import TTAS, Tta
 from unetpp.package import Package
+from unetpp.processor import cpu_has_bf16
 
-__all__ = ["Engine", "Precision", "choose_engine", "cpu_has_bf16", "engine_reasons"]
+__all__ = ["Engine", "Precision", "choose_engine", "engine_reasons"]
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +80,6 @@ def engine_reasons() -> list[tuple[str, bool, str]]:
         ("openvino", openvino is not None, f"version {openvino}, CPU with {bf16}" if openvino else "not installed"),
         ("torch on the CPU", True, "always; the plain definition, several times slower than openvino"),
     ]
-
-
-def cpu_has_bf16() -> bool:
-    """Say whether this CPU multiplies bf16 natively; False where the system does not tell."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
 
 
 def _available(name: str) -> tuple[str, str]:

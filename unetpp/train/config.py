@@ -74,7 +74,7 @@ class TrainConfig:
         balance: strata are drawn with probability proportional to (pixels of all their images) ** balance, images of a
             stratum in proportion to their pixels: figures pooled over pixels weigh them so.
         class_aware: probability that a patch is centred on a pixel of a class drawn uniformly, so that rare ones occur.
-        precision: "bf16" (autocast) or "fp32".
+        precision: "bf16" (autocast), "fp32", or "auto": bf16 where every worker's device multiplies it, else fp32.
         compile: torch.compile the network; the first step then takes minutes. It did not pay on one CPU core: 1.36 s a
             step against 0.92 (nuclei recipe, bf16, torch 2.13).
         seed: of everything random.
@@ -95,7 +95,7 @@ class TrainConfig:
     patience: int = 0
     balance: float = 1.0
     class_aware: float = 0.0
-    precision: str = "bf16"
+    precision: str = "auto"
     compile: bool = False
     seed: int = 0
     threads: int = 0
@@ -111,8 +111,8 @@ class TrainConfig:
         _is_probability(self, "class_aware")
         if self.batch % self.accumulate:
             raise ConfigError(f"batch = {self.batch} is not a multiple of accumulate = {self.accumulate}")
-        if self.precision not in ("bf16", "fp32"):
-            raise ConfigError(f"precision = {self.precision!r}: choose bf16 or fp32")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ConfigError(f"precision = {self.precision!r}: choose auto, bf16 or fp32")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema = {self.ema}: give a decay from 0 (off) to below 1")
 

@@ -27,6 +27,7 @@ from unetpp.train.augment import check_augment, patches
 from unetpp.train.checkpoint import Facts, load_checkpoint, save_checkpoint
 from unetpp.train.config import TrainConfig
 from unetpp.train.normalise import Normalise
+from unetpp.train.precision import settled
 from unetpp.train.ranks import Ranks
 from unetpp.train.sampling import Frames, Sampler, batches
 from unetpp.train.source import Source
@@ -157,6 +158,7 @@ class _Trainer:
     ) -> None:
         self.state, self.config, self.norm, self.ranks = state, config, norm, ranks
         self._validation = validation
+        self._precision = settled(config.precision, norm.device, ranks)
         heads = ranks.wrap(_Heads(state.network))
         self._heads = torch.compile(heads) if config.compile else heads
         part = config.batch // config.accumulate
@@ -199,10 +201,10 @@ class _Trainer:
 
     def validate(self) -> tuple[Epoch, Network]:
         """Validate the averaged weights over all workers; returns the network that has them, too."""
-        state, config = self.state, self.config
+        state = self.state
         average = deepcopy(state.network)
         average.load_state_dict(state.average)
-        total, groups = evaluate(average, self._validation, self.norm, precision=config.precision, ranks=self.ranks)
+        total, groups = evaluate(average, self._validation, self.norm, precision=self._precision, ranks=self.ranks)
         self._count_time()
         iou = {name: tuple(map(float, confusion.iou)) for name, confusion in groups.items()}
         return state.add_epoch(iou, total), average
@@ -230,7 +232,7 @@ class _Trainer:
         # Gradients travel between workers once per step.
         quiet = nullcontext() if last or not hasattr(self._heads, "no_sync") else self._heads.no_sync()
         with quiet:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self._precision == "bf16"):
                 heads = self._heads(self.norm(pixels))
             loss = supervised_loss(heads, labels, config.loss, objects=objects, reduce=self.ranks.reduce)
             (loss / config.accumulate).backward()  # type: ignore[no-untyped-call]

@@ -131,15 +131,15 @@ def _versions() -> Iterator[Finding]:
 
 def _processor() -> Iterator[Finding]:
     from unetpp.allocation import huge_pages
-    from unetpp_workflows.machine import cpu_count, cpu_flags
+    from unetpp.processor import cpu_flags, cpu_has_bf16
+    from unetpp_workflows.machine import cpu_count
 
     flags = cpu_flags()
     wanted = [
         name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if name in flags
     ]
     text = f"{cpu_count()} core(s) usable of {os.cpu_count()}, {platform.machine()}, {' '.join(wanted) or 'no AVX'}"
-    fast = bool({"avx512_bf16", "amx_bf16"} & flags)
-    yield Finding("processor", "ok", f"{text}; bf16 in hardware: {'yes' if fast else 'no, fp32 is used'}")
+    yield Finding("processor", "ok", f"{text}; bf16 in hardware: {'yes' if cpu_has_bf16() else 'no, fp32 is used'}")
     pages = huge_pages()
     yield Finding("processor", "note" if pages == "never" else "ok", _HUGE_PAGES[pages])
 

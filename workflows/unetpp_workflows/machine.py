@@ -50,17 +50,6 @@ def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def cpu_flags(info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return the processor's feature names as Linux writes them (avx512_bf16, amx_bf16, ...); empty elsewhere."""
-    try:
-        lines = info.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(
-        next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split()
-    )
-
-
 @contextmanager
 def rare_collections(objects: int) -> Iterator[None]:
     """Let Python look for garbage in cycles less often where a block keeps many objects, which it would look at again.

@@ -24,6 +24,7 @@ from unetpp.train.content import source_content
 from unetpp.train.levels import LevelScore, score_levels, smallest_good
 from unetpp.train.measure import measure
 from unetpp.train.normalise import Normalise
+from unetpp.train.precision import settled
 from unetpp_workflows.figures import figures, per_class
 from unetpp_workflows.model_card import model_card
 from unetpp_workflows.recipe import Recipe, network
@@ -59,10 +60,11 @@ def write_package(
     trained.load_state_dict(result.weights)
     trained.to(device).eval()
     norm = Normalise(data.mean, data.std, device)
+    precision = settled(recipe.train.precision, device)
     levels: list[dict[str, Any]] = []
     kept: UNetPlusPlus | UNet = trained
     if isinstance(trained, UNetPlusPlus) and len(trained.head_convs) > 1:
-        scores = score_levels(trained, data.validation, norm, precision=recipe.train.precision)
+        scores = score_levels(trained, data.validation, norm, precision=precision)
         level = smallest_good(scores, recipe.result.drop) if recipe.result.level == "auto" else recipe.result.level
         levels = [_row(found, level, trained, recipe, data) for found in scores]
         if level < trained.config.last:
@@ -123,14 +125,15 @@ def _spec(
     command: str,
 ) -> ModelSpec:
     assert result.best is not None
-    found = measure(network, data.validation, norm, precision=recipe.train.precision)
+    precision = settled(recipe.train.precision, norm.device)
+    found = measure(network, data.validation, norm, precision=precision)
     return dataclasses.replace(
         _bare(recipe, data, network),
         training={
             "source": recipe.source,
             "licence": recipe.licence,
             "limits": recipe.limits,
-            "precision": recipe.train.precision,
+            "precision": precision,
             "training_images": len(data.training.images),
             "validation_images": len(data.validation.images),
             "validation": list(recipe.data.validation),

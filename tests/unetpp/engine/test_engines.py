@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 import unetpp.engine
 import unetpp.engine.openvino
-from unetpp.engine import choose_engine, cpu_has_bf16, engine_reasons
+from unetpp.engine import choose_engine, engine_reasons
 from unetpp.errors import BandsError, EngineError, ShapeError
 from unetpp.maps import STEPS
 from unetpp.model.turned import Tta
 from unetpp.package import Package
+from unetpp.processor import cpu_has_bf16
 
 ENGINES = ("torch", "openvino")
 BF16_ENGINES = ENGINES if cpu_has_bf16() else ("torch",)

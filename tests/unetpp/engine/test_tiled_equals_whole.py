@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unetpp import tiling
-from unetpp.engine import Engine, choose_engine, cpu_has_bf16
+from unetpp.engine import Engine, choose_engine
 from unetpp.geometry import Box
 from unetpp.maps import MAPS
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.model.turned import Tta
 from unetpp.package import Package
+from unetpp.processor import cpu_has_bf16
 from unetpp.tiling import TilePlan, cut
 
 MULTIPLE, HALO = 4, 28
