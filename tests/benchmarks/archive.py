@@ -1,5 +1,7 @@
 """Measures `unetpp segment` end to end on slides of 0.1 and 1 gigapixel made of real tissue; writes archive.json.
 
+Figures of processors that multiply bf16 and of those that do not are kept beside each other.
+
     UNETPP_DATA=DATA python tests/benchmarks/archive.py
     UNETPP_DATA=DATA python tests/benchmarks/archive.py --memory    (4 gigapixels, only the peak of memory; an hour)
 
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import tifffile
-from speed import provenance
+from speed import precision, provenance
 from watch import Pauses, Watched, watch
 
 from unetpp.allocation import restart_with_huge_pages
@@ -170,8 +172,7 @@ def main() -> None:
                 make_slide(source, slide, *SIZES[name])
                 row = rows[name] = measure(slide, Path(folder) / "out", workers)
                 print(name, json.dumps(row), flush=True)
-            kept = {"memory": result["memory"]} if "memory" in result else {}
-            result = {**facts, "workers": workers, "model": MODEL, "rows": rows, **kept}
+            result[precision()] = {**facts, "workers": workers, "model": MODEL, "rows": rows}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

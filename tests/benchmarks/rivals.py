@@ -37,7 +37,7 @@ import psutil
 import zarr
 from archive import MODEL, SIZES, SOURCE, make_slide
 from numpy.typing import NDArray
-from speed import provenance
+from speed import precision, provenance
 from watch import Watched, watch
 
 from unetpp.engine import choose_engine
@@ -54,7 +54,7 @@ Settings = dict[str, Any]
 CROP = 2048
 EDGE = 128
 """Pixels from the image's edge that do not count as inside: there, libraries differ in what they pad with."""
-LEAST: Settings = {"precision": "bf16", "layout": "channels_last", "tile": 512, "batch": 1}
+LEAST: Settings = {"precision": precision(), "layout": "channels_last", "tile": 512, "batch": 1}
 """Settings for little memory."""
 LOOP_MINUTES = 5
 SPARE_MB = 2500
@@ -311,7 +311,8 @@ def main() -> None:
                 results["memory"] = {**facts, **size, "minutes": arguments.minutes, "rows": rows}
                 save(results, arguments.output)
         else:
-            results["speed"] = {**facts, **compare(bench, arguments.side, arguments.rounds)}
+            speed = {**facts, **compare(bench, arguments.side, arguments.rounds)}
+            results["speed"] = results.get("speed", {}) | {precision(): speed}
             save(results, arguments.output)
 
 

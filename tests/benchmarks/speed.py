@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -25,6 +24,8 @@ from typed import typed
 
 from unetpp.engine.bench import BenchRow, bench
 from unetpp.package import Package, bundled_package, load_package
+from unetpp.processor import cpu_flags, cpu_has_bf16
+from unetpp_workflows.machine import cpu_name
 
 ROUNDS = 3
 MEMORY_MB = 4096
@@ -99,22 +100,25 @@ def provenance(
     """Return what a figure needs beside it: date, commit, command, processor, load and versions."""
     from importlib.metadata import version
 
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())  # fmt: skip
-    flags = Path("/proc/cpuinfo").read_text()
+    flags = cpu_flags()
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULT.parent
         ).stdout.strip(),
         "command": typed(script),
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "features": [name for name in ("avx512_bf16", "amx_bf16") if name in flags],
+        "features": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags],
         "load_before": round(os.getloadavg()[0], 2),
         "versions": {name: version(name) for name in packages},
         "gpu": "not measured",
     }
+
+
+def precision() -> str:
+    """Return what networks are computed in on this processor, by which its figures are kept."""
+    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 def main() -> None:

@@ -230,24 +230,31 @@ def tta(facts: dict[str, Any]) -> str:
 
 def archive(facts: dict[str, Any]) -> str:
     lines = [
-        "| slide | written Mpx/s, end to end | shards alone | engine alone | share of it | peak PSS MB | limits |",
-        "|---|--:|--:|--:|--:|--:|---|",
+        "| slide | engine | written Mpx/s, end to end | shards alone | engine alone | share of it | "
+        "of processor time | peak PSS MB | limits |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
-    for name, row in facts["rows"].items():
-        speeds = f"{row['written_mpx_s']:.2f} | {row['shards_written_mpx_s']:.2f}"
-        lines.append(
-            f"| {name} | {speeds} | {row['engine_alone']['written_mpx_s']:.2f} | {row['share']:.0%} | "
-            f"{row['peak_pss_mb']} | {row['limited_by']} |"
-        )
-    loads = ", ".join(f"{row['load']}" for row in facts["rows"].values())
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    kinds = [facts[name] for name in PRECISIONS if name in facts]
+    for kind in kinds:
+        for name, row in kind["rows"].items():
+            speeds = f"{row['written_mpx_s']:.2f} | {row['shards_written_mpx_s']:.2f}"
+            lines.append(
+                f"| {name} | {row['engine']} | {speeds} | {row['engine_alone']['written_mpx_s']:.2f} | "
+                f"{row['share']:.0%} | {row['processor_share']:.0%} | {row['peak_pss_mb']} | {row['limited_by']} |"
+            )
+    first = kinds[0]
     lines += [
         "",
-        f"`{facts['model']}` without a tissue mask, {facts['workers']} workers, polygons and pyramid included; the "
-        f"engine alone on interior tiles, before, after and in pauses between; mean load {loads}; {facts['cpu']}, "
-        f"{facts['cores']} cores; "
-        f"{versions}; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
+        f"`{first['model']}` without a tissue mask, {first['workers']} workers, polygons and pyramid included; the "
+        "engine alone on interior tiles, before, after and in pauses between.",
     ]
+    for kind in kinds:
+        loads = ", ".join(f"{row['load']}" for row in kind["rows"].values())
+        versions = ", ".join(f"{name} {number}" for name, number in kind["versions"].items())
+        lines.append(
+            f"{_engine_of(kind)}: {_processor(kind)}, {kind['cores']} cores; mean load {loads}; {versions}; commit "
+            f"{kind['commit']}, {kind['date']}; `{kind['command']}`."
+        )
     for name, row in facts.get("memory", {}).get("rows", {}).items():
         of = facts["memory"]
         lines.append(
@@ -255,6 +262,19 @@ def archive(facts: dict[str, Any]) -> str:
             f"other work; {of['cpu']}, {of['cores']} cores; commit {of['commit']}, {of['date']}; `{of['command']}`)."
         )
     return "\n".join(lines)
+
+
+PRECISIONS = "bf16", "fp32"
+"""What processors multiply, and how figures of different ones are kept beside each other."""
+
+
+def _engine_of(facts: dict[str, Any]) -> str:
+    return str(next(iter(facts["rows"].values()))["engine"])
+
+
+def _processor(facts: dict[str, Any]) -> str:
+    """Names of virtual machines' processors do not tell their generation; their instructions do."""
+    return f"{facts['cpu']} with {facts['features'][-1]}" if facts["features"] else str(facts["cpu"])
 
 
 def kills(facts: dict[str, Any]) -> str:
@@ -303,9 +323,10 @@ def _poisoned(run: dict[str, Any]) -> str:
 
 
 def rivals(facts: dict[str, Any]) -> str:
-    speed = _rivals_speed(facts["speed"]) if "speed" in facts else ["Speed and seams: not measured."]
+    found = facts.get("speed", {})
+    speed = [line for name in PRECISIONS if name in found for line in (*_rivals_speed(found[name]), "")]
     memory = _rivals_memory(facts["memory"]) if "memory" in facts else ["Memory on a gigapixel: not measured."]
-    return "\n".join([*speed, "", *memory])
+    return "\n".join([*(speed or ["Speed and seams: not measured.", ""]), *memory])
 
 
 def _rivals_speed(facts: dict[str, Any]) -> list[str]:
@@ -348,7 +369,7 @@ def _rivals_speed(facts: dict[str, Any]) -> list[str]:
         "others labels alone. Seams: a slide of "
         f"{facts['crop']}² px against one call over the whole of it, same library, weights and precision; inside is "
         f"{facts['edge']} px from the image's edge; fp32 is one call of ours over the "
-        f"whole. {facts['threads']} threads, no tissue mask; {facts['cpu']}, mean "
+        f"whole. {facts['threads']} threads, no tissue mask; {_processor(facts)}, mean "
         f"load {min(loads)} to {max(loads)}; {', '.join(f'{name} {number}' for name, number in versions.items())}; "
         f"commit {facts['commit']}, {facts['date']}; `{facts['command']}`; sweeps and all runs in "
         "[rivals.json](tests/benchmarks/rivals.json).",
