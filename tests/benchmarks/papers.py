@@ -5,8 +5,10 @@
 
 Protocol (Zhou et al. 2018 and 2020): images are split once, nuclei 50/20/30 by image (papers_nuclei.json, drawn from a
 fixed seed), EM 24/3/3 by blocks of sections; networks see windows of 96 x 96 px and are judged on the test images'
-windows of 96 px at steps of 32. Both readings of "IoU" are given: pooled over all windows' pixels, and the mean of the
-windows' own IoU (1 where neither side has any). EM's class is the cell interior. Needs UNETPP_DATA.
+windows of 96 px at steps of 32. The papers do not say which "IoU" they print, so three are given: that of the class,
+pooled over all windows' pixels; the mean of the windows' own (1 where neither side has any); and the mean over the
+class and its background, which the authors' published training code shows. EM's class is the cell interior. Needs
+UNETPP_DATA.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "plusplus_dw_pw": {"conv": "dw_pw"},
     "plusplus_pw_dw": {"conv": "pw_dw"},
 }
+MEANS = ("iou", "window_iou", "both_iou", "train_seconds", "seconds")
 TARGETS = {"nuclei": 92.4, "em": 89.0}
 Images = list[tuple[str, str, NDArray[np.uint8], NDArray[np.uint8], None]]
 
@@ -108,7 +111,7 @@ def windows(labels: NDArray[Any]) -> list[tuple[slice, slice]]:
 
 @torch.no_grad()
 def judge(network: UNet | UNetPlusPlus, test: Images, mean: Any, std: Any, device: str) -> dict[str, Any]:
-    """Predict every window on its own, as the papers do, and return both IoUs in percent, with counts per image."""
+    """Predict every window on its own, as the papers do, and return the IoUs in percent, with counts per image."""
     network.to(device).eval()
     counts, own, seconds = [], [], 0.0
     for _, _, pixels, labels, _ in test:
@@ -122,9 +125,19 @@ def judge(network: UNet | UNetPlusPlus, test: Images, mean: Any, std: Any, devic
         both = (found & truth).sum((1, 2)).astype(np.float64)
         either = (found | truth).sum((1, 2)).astype(np.float64)
         own += list(np.where(either > 0, both / np.maximum(either, 1), 1.0))
-        counts.append([int(both.sum()), int(either.sum())])
-    shared, union = np.array(counts).sum(0)
-    return {"iou": 100 * shared / union, "window_iou": 100 * statistics.mean(own), "counts": counts, "seconds": seconds}
+        counts.append([int(both.sum()), int(either.sum()), truth.size])
+    return {**pooled(counts), "window_iou": 100 * statistics.mean(own), "counts": counts, "seconds": seconds}
+
+
+def pooled(counts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Return the IoU of the class, and the mean of it and the background's, in percent.
+
+    Args:
+        counts: per image: pixels where truth and prediction agree on the class, where either has it, and all.
+    """
+    shared, union, pixels = np.array(counts).sum(0)
+    iou = 100 * shared / union
+    return {"iou": iou, "both_iou": (iou + 100 * (pixels - union) / (pixels - shared)) / 2}
 
 
 def run(
@@ -207,7 +220,7 @@ def table(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (name, network, steps), found in groups.items():
         low, high = interval(np.array([run["counts"] for run in found]))
-        mean = {part: _mean([run[part] for run in found]) for part in ("iou", "window_iou", "train_seconds", "seconds")}
+        mean = {part: _mean([run[part] for run in found]) for part in MEANS}
         rows.append(
             {"set": name, "network": network, "steps": steps, "seeds": len(found), **mean, "low": low, "high": high,
              "sd": statistics.stdev(run["iou"] for run in found) if len(found) > 1 else None,
@@ -225,7 +238,7 @@ def interval(counts: NDArray[Any]) -> tuple[float, float]:
     """Return the 95% interval of the pooled IoU, in percent, by bootstrap over images.
 
     Args:
-        counts: (seeds, images, 2): intersection and union.
+        counts: (seeds, images, 3): intersection, union and all pixels.
     """
     drawn = np.random.default_rng(0).integers(0, counts.shape[1], (2000, counts.shape[1]))
     sums = counts[:, drawn].sum(2)  # (seeds, draws, 2)
