@@ -35,16 +35,17 @@ def main() -> int:
     except (KeyboardInterrupt, SystemExit):
         beside.stop()
         return 130
-    print(LOG.read_text(encoding="utf-8", errors="replace")[-30000:])
-    return next((found for found in [code, *beside.codes] if found), 0)
+    for found, text in beside.results:
+        print(text[-30000 if found else -5000 :])
+    return next((found for found in [code, *(found for found, _ in beside.results)] if found), 0)
 
 
 class Beside(threading.Thread):
-    """Commands with more environment, one after the other, into one log."""
+    """Commands with more environment, one after the other, into one log; `results` has exit code and text of each."""
 
     def __init__(self, commands: list[tuple[list[str], dict[str, str]]]) -> None:
         super().__init__(daemon=True)
-        self.codes: list[int] = []
+        self.results: list[tuple[int, str]] = []
         self._commands = commands
         self._running: subprocess.Popen[Any] | None = None
         self._stopped = False
@@ -55,8 +56,10 @@ class Beside(threading.Thread):
                 if self._stopped:
                     return
                 environment = os.environ | more
+                start = LOG.stat().st_size
                 self._running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-                self.codes.append(self._running.wait())
+                code = self._running.wait()
+                self.results.append((code, LOG.read_bytes()[start:].decode(errors="replace")))
 
     def stop(self) -> None:
         self._stopped = True
