@@ -44,7 +44,7 @@ def samples(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     Image.fromarray(pixels).save(folder / "good.png")
     (folder / "bad.png").write_bytes(b"no image")
     options = {"metrics.file": folder / "unetpp.prom", "tiling.core": 64, "tiling.shard": 64, "engine.name": "torch"}
-    config = load_config(options={**options, "tracking.enabled": False})
+    config = load_config(options={**options, "tracking.enabled": False, "metrics.every": 36})
     inputs = [folder / "good.png", folder / "bad.png"]
     assert segment(inputs, tiny_package, folder / "out", config=config).exit_code == 1
     return read((folder / "unetpp.prom").read_text())
@@ -67,6 +67,7 @@ def test_a_run_counts_what_it_did(samples: dict[str, dict[str, float]]) -> None:
     assert samples["unetpp_images_total"] == {"done": 1, "failed": 1}
     assert samples["unetpp_run_exit_code"][""] == 1
     assert all(samples["unetpp_stage_seconds_total"][stage] > 0 for stage in ("read", "compute", "write"))
+    assert samples["unetpp_run_every_seconds"][""] == 36 * 3600
     began, ended = (samples[f"unetpp_run_{what}_timestamp_seconds"][""] for what in ("start", "finish"))
     assert began <= samples["unetpp_last_commit_timestamp_seconds"][""] <= ended <= time.time()
     assert 0 < samples["unetpp_device_busy_ratio"]["cpu"] <= 2

@@ -66,6 +66,13 @@ def test_an_end_without_a_run_replaces_what_was_said(tmp_path: Path) -> None:
     write_end(MetricsConfig(), tmp_path, 0)  # nobody asked for a file
 
 
+def test_only_a_run_that_comes_again_says_how_soon(tmp_path: Path) -> None:
+    for every, line in ((None, ""), (0.5, "1800.0")):
+        write_end(MetricsConfig(file=tmp_path / "unetpp.prom", every=every), tmp_path, 0)
+        lines = [text for text in (tmp_path / "unetpp.prom").read_text().splitlines() if "every" in text]
+        assert [text.split()[-1] for text in lines if text[0] != "#"] == ([line] if line else [])
+
+
 def test_runs_have_no_series_in_common(tmp_path: Path) -> None:
     """node_exporter drops the second one of two files that have."""
     runs: list[tuple[Path, str | None]] = [

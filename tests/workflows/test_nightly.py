@@ -307,6 +307,16 @@ def test_a_quiet_night_has_ended_too(quiet: Path, alerts: list[dict[str, Any]], 
     assert alerts == []
 
 
+def test_a_night_is_due_again_after_a_day_or_as_it_says(quiet: Path, tmp_path: Path) -> None:
+    for line, seconds in (("", 86400), ("every = 168, ", 168 * 3600)):
+        quiet.write_text(quiet.read_text().replace("metrics = { ", "metrics = { " + line))
+        assert run(quiet).exit_code == 0
+        assert (
+            f'unetpp_run_every_seconds{{output="{tmp_path / "out"}"}} {seconds:.1f}\n'
+            in (tmp_path / "night.prom").read_text()
+        )
+
+
 def _tear_the_ledger(output: Path) -> None:
     file = output / "nightly/ledger.json"
     file.write_bytes(file.read_bytes()[:100])

@@ -153,11 +153,15 @@ class ShadowConfig(_Section):
 
 
 class MetricsConfig(_Section):
-    """Where a run's Prometheus metrics go: a port of this machine (`host` 0.0.0.0: of all networks), a text file."""
+    """Where a run's Prometheus metrics go: a port of this machine (`host` 0.0.0.0: of all networks), a text file.
+
+    `every`: hours from one run to the next, where a schedule starts them: alerts then tell of one that does not come.
+    """
 
     port: int | None = Field(default=None, ge=1, le=65535)
     host: str = "127.0.0.1"
     file: Path | None = None
+    every: float | None = Field(default=None, gt=0)
 
 
 class RunConfig(_Section):

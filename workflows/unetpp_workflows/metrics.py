@@ -36,9 +36,18 @@ class RunMetrics:
         workers: shards that compute at once, for the busy share.
         file: text file that is kept up to date, or None.
         part: which part of the archive the run computes, as in "3/8".
+        every: hours until the next run is due, where a schedule starts them.
     """
 
-    def __init__(self, output: Path, workers: int, file: Path | None = None, *, part: str | None = None) -> None:
+    def __init__(
+        self,
+        output: Path,
+        workers: int,
+        file: Path | None = None,
+        *,
+        part: str | None = None,
+        every: float | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         # Labels are UTF-8, which names of folders need not be.
         self._run = {"output": str(output.resolve()).encode(errors="backslashreplace").decode()}
@@ -63,6 +72,8 @@ class RunMetrics:
         self._commit = self._gauge("last_commit_timestamp_seconds", "When a shard was last committed.")
         self._gauge("run_start_timestamp_seconds", "When this run began.").set(self._began)
         self._finished = self._gauge("run_finish_timestamp_seconds", "When this run ended; 0 while it runs.")
+        if every is not None:
+            self._gauge("run_every_seconds", "Time from one run to the next, as scheduled.").set(every * 3600)
         self._exit = self._gauge("run_exit_code", "How this run ended: 0 done, else not; -1 while it runs.")
         self._exit.set(-1)
         self._busy = self._gauge("device_busy_ratio", "Share of the time that workers spent computing.", "device")
@@ -134,7 +145,7 @@ def exported(config: MetricsConfig, output: Path, workers: int, *, part: str | N
         ConfigError: the port is taken.
         OutputError: the file cannot be written.
     """
-    metrics = RunMetrics(output, workers, config.file, part=part)
+    metrics = RunMetrics(output, workers, config.file, part=part, every=config.every)
     metrics.write()
     try:
         with _served(config, metrics):
@@ -168,6 +179,6 @@ def _served(config: MetricsConfig, metrics: RunMetrics) -> Iterator[None]:
 
 def write_end(config: MetricsConfig, output: Path, code: int) -> None:
     """Write that a run without shards has ended now, in the place of what the file says. Raises `OutputError`."""
-    metrics = RunMetrics(output, 1, config.file)
+    metrics = RunMetrics(output, 1, config.file, every=config.every)
     metrics.finished({}, code)
     metrics.write()

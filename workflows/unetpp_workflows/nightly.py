@@ -64,7 +64,8 @@ class PromotionConfig(_Section):
 class NightlyConfig(_Section):
     """A night: what the archive is, where results go, which registered model is used, and how.
 
-    `segment` is the run configuration of `unetpp segment`, without a model: that is always NAME's champion.
+    `segment` is the run configuration of `unetpp segment`, without a model: that is always NAME's champion. Its
+    `metrics.every` is a day unless it says otherwise.
     """
 
     archive: tuple[str, ...] = Field(min_length=1)
@@ -108,6 +109,9 @@ def load_nightly(file: Path, sets: Iterable[str] = ()) -> NightlyConfig:
     config = validate(NightlyConfig, values, source=str(file))
     if config.segment.model:
         raise ConfigError(f"{file}: segment.model = {config.segment.model!r}: a night uses the champion of `model`")
+    if config.segment.metrics.every is None:
+        daily = config.segment.metrics.model_copy(update={"every": 24.0})
+        config = config.model_copy(update={"segment": config.segment.model_copy(update={"metrics": daily})})
     return config
 
 
