@@ -16,6 +16,14 @@ GPU_REASON = "needs a CUDA device"
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests leave the user's own folder alone; graphs that one of them made serve the others of its process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETPP_HOME", str(tmp_path_factory.mktemp("user")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of real samples named by UNETPP_DATA; tests that need it skip where it is not set."""

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from unetpp.durable import output_errors
 from unetpp.errors import ConfigError, EngineError, SpacingError
-from unetpp.model import UNet, UNetPlusPlus, fold
+from unetpp.model import UNet, UNetPlusPlus
+from unetpp.model.fold import fold
 from unetpp.package import Package
 
 Form = Literal["onnx", "openvino", "torch-export", "wsinfer"]

@@ -39,7 +39,7 @@ from unetpp.job import (
 )
 from unetpp.lock import FolderLock
 from unetpp.maps import MAPS, MapName, map_folder, ordered
-from unetpp.model.turned import Tta
+from unetpp.model.orientations import Tta
 from unetpp.package import ModelSpec, Package, load_package
 from unetpp.region import Coverage, load_region
 from unetpp.shard_worker import ShardWorker, engine_choice, shared_engine

@@ -32,7 +32,7 @@ from unetpp.io import open_raster
 from unetpp.io.resample import GridReader
 from unetpp.job import EngineChoice, SegmentJob
 from unetpp.lock import FolderLock
-from unetpp.model.turned import Tta
+from unetpp.model.orientations import Tta
 from unetpp.package import ModelSpec, Package, load_package
 from unetpp.store import NO_DATA, LabelStore, Levels
 from unetpp.tiling import Shard, Tile, cut

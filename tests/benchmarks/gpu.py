@@ -27,7 +27,9 @@ import triton
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unetpp.model import Deployed, GridConfig, UNetPlusPlus, deploy, fold
+from unetpp.model import GridConfig, UNetPlusPlus
+from unetpp.model.deploy import Deployed, deploy
+from unetpp.model.fold import fold
 from unetpp.model.order import Step
 from unetpp_kernels import forced
 

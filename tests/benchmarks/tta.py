@@ -24,7 +24,7 @@ from unetpp.engine import choose_engine
 from unetpp.engine.bench import bench
 from unetpp.geometry import Box
 from unetpp.metrics import Confusion
-from unetpp.model.turned import Tta
+from unetpp.model.orientations import Tta
 from unetpp.package import bundled_package, load_package
 from unetpp.train.loop import judged_iou
 from unetpp.train.store import PatchStore

@@ -159,7 +159,8 @@ def test_importing_needs_no_triton() -> None:
 
 @pytest.mark.parametrize("conv", ["pw_dw", "dw_pw"])
 def test_compiled_units_keep_one_node_per_operator(conv: str) -> None:
-    from unetpp.model import GridConfig, UNetPlusPlus, fold
+    from unetpp.model import GridConfig, UNetPlusPlus
+    from unetpp.model.fold import fold
 
     network = fold(UNetPlusPlus(GridConfig(filters=(4, 6), conv=conv)))  # type: ignore[arg-type]
     image = torch.randn(1, 3, 8, 8)

@@ -12,7 +12,8 @@ import pytest
 import torch
 import triton
 
-from unetpp.model import GridConfig, UNetPlusPlus, deploy
+from unetpp.model import GridConfig, UNetPlusPlus
+from unetpp.model.deploy import deploy
 from unetpp_kernels import catalogue, norm_operators, operators, packing, table
 from unetpp_kernels.gpu import launch, launch_backward, offline
 from unetpp_kernels.table import Row

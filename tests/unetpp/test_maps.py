@@ -151,7 +151,7 @@ def test_one_head_cannot_disagree(tmp_path: Path, image: Path) -> None:
 
 
 def test_deployed_networks_have_the_same_heads(tmp_path: Path, pixels: Bytes) -> None:
-    from unetpp.model import deploy
+    from unetpp.model.deploy import deploy
 
     package = make_package(tmp_path / "model")
     deployed = deploy(

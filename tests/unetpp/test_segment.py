@@ -25,7 +25,7 @@ from unetpp.finalize import finalize
 from unetpp.geometry import Box, Spacing
 from unetpp.io.resample import GridReader
 from unetpp.job import JOB
-from unetpp.model.inner import Margins
+from unetpp.model.margins import Margins
 from unetpp.package import load_package
 from unetpp.segment import SegmentJob, ShardWorker, pending, plan_job, prepare_job, progress
 

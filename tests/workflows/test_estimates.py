@@ -13,7 +13,7 @@ from rich.console import Console
 
 from unetpp.engine.bench import BenchRow
 from unetpp.model import GridConfig
-from unetpp.model.inner import multiply_adds
+from unetpp.model.margins import multiply_adds
 from unetpp.package import load_package
 from unetpp.segment import prepare_job
 from unetpp_workflows import estimates

@@ -17,10 +17,11 @@ import torch
 
 from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, OutputError, PromotionError, RegistryError
 from unetpp.geometry import Spacing
+from unetpp.home import home
 from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.package import ClassInfo, ModelSpec, load_package, save_package
 from unetpp_workflows import registry
-from unetpp_workflows.mlflow_store import home, init_store, store_uri
+from unetpp_workflows.mlflow_store import init_store, store_uri
 
 CLASSES = (
     ClassInfo(value=0, name="other", color=(0, 0, 0), background=True),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
 from unetpp.engine.base import Engine, Precision
 from unetpp.errors import EngineError
-from unetpp.model.turned import TTAS, Tta
+from unetpp.model.orientations import TTAS, Tta
 from unetpp.package import Package
 from unetpp.processor import cpu_has_bf16
 
-__all__ = ["Engine", "Precision", "choose_engine", "engine_reasons"]
+__all__ = ["Engine", "Precision", "choose_engine", "engine_reasons", "torch_is_for_gpus"]
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,14 @@ def engine_reasons() -> list[tuple[str, bool, str]]:
     ]
 
 
+def torch_is_for_gpus() -> bool:
+    """Say whether it is worth a look: a torch for CPUs says so in its version, and is not imported just to be asked."""
+    try:
+        return not version("torch").endswith("+cpu")
+    except PackageNotFoundError:  # built in place
+        return True
+
+
 def _available(name: str) -> tuple[str, str]:
     """Return the engine to use and its device."""
     from unetpp.engine.openvino import openvino_version
@@ -102,6 +111,8 @@ def _available(name: str) -> tuple[str, str]:
 
 def _kernels() -> tuple[bool, str]:
     """Say whether the fused kernels run on this machine's CUDA device, and why or why not."""
+    if not torch_is_for_gpus():
+        return False, "torch sees no CUDA device"
     import torch
 
     from unetpp_kernels import device_implementation
@@ -135,6 +146,8 @@ def _build(package: Package, name: str, device: str, precision: Precision, threa
 
 
 def _cuda_device() -> str | None:
+    if not torch_is_for_gpus():
+        return None
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

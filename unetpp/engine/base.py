@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from unetpp.errors import BandsError, ShapeError
 from unetpp.maps import MapName
-from unetpp.model.inner import NO_MARGINS, Margins
-from unetpp.model.turned import Tta
+from unetpp.model.margins import NO_MARGINS, Margins
+from unetpp.model.orientations import Tta
 from unetpp.package import ModelSpec
 
 T = TypeVar("T", bound=np.generic)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from unetpp.engine import Engine, choose_engine
 from unetpp.errors import EngineError
 from unetpp.geometry import Box
-from unetpp.model.inner import NO_MARGINS, Margins, useful_share
-from unetpp.model.turned import Tta
+from unetpp.model.margins import NO_MARGINS, Margins, useful_share
+from unetpp.model.orientations import Tta
 from unetpp.package import Package
 
 CORES = (256, 512, 1024, 1536)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from unetpp.engine.base import Output
 from unetpp.engine.maps import decide
-from unetpp.model import UNet, UNetPlusPlus, fold
-from unetpp.model.inner import Inner, Margins
+from unetpp.model import UNet, UNetPlusPlus
+from unetpp.model.fold import fold
+from unetpp.model.inner import Inner
+from unetpp.model.margins import Margins
 from unetpp.package import ModelSpec
 
 

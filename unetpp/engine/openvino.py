@@ -1,7 +1,8 @@
 """Runs a network on CPUs through OpenVINO: the plain definition, exported once; knows no Raster, Zarr or tile plan.
 
-The exported graph is compiled per tile shape, once for each call that runs at the same time: requests of one compiled
-graph share one stream and would wait for each other.
+The exported graph is kept on disk, so that torch is imported only where one is made. It is compiled per tile shape,
+once for each call that runs at the same time: requests of one compiled graph share one stream and would wait for each
+other.
 """
 
 from __future__ import annotations
@@ -13,19 +14,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
-from unetpp.engine.network import TileNetwork, tile_networks
+from unetpp.engine.graphs import KeptGraphs
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import EngineError, ShapeError
 from unetpp.maps import MapName
-from unetpp.model.inner import NO_MARGINS, Margins, strip_count
-from unetpp.model.turned import Tta, averaged
+from unetpp.model.margins import NO_MARGINS, Margins, strip_count
+from unetpp.model.orientations import Tta
 from unetpp.package import ModelSpec, Package
+
+if TYPE_CHECKING:
+    import torch
+
+    from unetpp.engine.network import TileNetwork
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 _COMPILED_SHAPES: Final = 8
@@ -106,14 +112,14 @@ class OpenVinoEngine:
         self._raw_in_graph = self.spec.dtype == "uint8"
         self._mean = np.asarray(self.spec.mean, np.float32)
         self._std = np.asarray(self.spec.std, np.float32)
-        spec = self.spec if self._raw_in_graph else _without_normalisation(self.spec)
-        import torch
-
-        with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
-            self._networks = tile_networks(package.load_model(), spec)
+        self._package = package
+        self._networks: dict[Output, TileNetwork] = {}
         self._graphs: dict[tuple[Output, Margins, int], Any] = {}
         self._exporting = threading.Lock()
         self._core = self._openvino.Core()
+        self._kept = KeptGraphs(self._core, package.digest)
+        if not self._kept.known():
+            self._load()  # better known at once where weights are damaged
         self._pool = _RequestPool()
 
     def logits(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.float32]:
@@ -152,6 +158,7 @@ class OpenVinoEngine:
         import torch
 
         from unetpp.engine.maps import decide
+        from unetpp.model.turned import averaged
 
         # Margins that are not alike lie elsewhere in every orientation, and each way would be one more graph.
         inner = margins if len(set(margins)) == 1 else NO_MARGINS
@@ -208,15 +215,27 @@ class OpenVinoEngine:
         with self._exporting:
             key = output, margins, strips
             if key not in self._graphs:
-                whole = self._networks[output]
-                network = whole.without(margins, strips) if any(margins) or strips > 1 else whole
-                self._graphs[key] = self._export(network, margins, strips)
+                name = "-".join(map(str, (output, *margins, strips)))
+                self._graphs[key] = self._kept.get(name, lambda: self._export(*key))
             return self._graphs[key]
 
-    def _export(self, network: TileNetwork, margins: Margins, strips: int) -> Any:
+    def _load(self) -> None:
+        import torch
+
+        from unetpp.engine.network import tile_networks
+
+        spec = self.spec if self._raw_in_graph else _without_normalisation(self.spec)
+        with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
+            self._networks = tile_networks(self._package.load_model(), spec)
+
+    def _export(self, output: Output, margins: Margins, strips: int) -> Any:
         """Trace the plain definition at a small size, then leave height and width open."""
         import torch
 
+        if not self._networks:
+            self._load()
+        whole = self._networks[output]
+        network = whole.without(margins, strips) if any(margins) or strips > 1 else whole
         around = 2 * max(margins)
         rows = strips * max(16, self.multiple) if strips > 1 else 2 * self.multiple
         dtype = torch.uint8 if self._raw_in_graph else torch.float32

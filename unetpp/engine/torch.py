@@ -16,8 +16,9 @@ from unetpp.engine.maps import decide, layers
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.errors import EngineError
 from unetpp.maps import MapName
-from unetpp.model.inner import NO_MARGINS, Margins
-from unetpp.model.turned import Tta, averaged
+from unetpp.model.margins import NO_MARGINS, Margins
+from unetpp.model.orientations import Tta
+from unetpp.model.turned import averaged
 from unetpp.package import Package
 
 

@@ -20,9 +20,10 @@ from unetpp.engine.base import Precision, check_tile, pad_tile, without_margins
 from unetpp.engine.maps import decide, layers
 from unetpp.errors import EngineError
 from unetpp.maps import MapName
-from unetpp.model import Deployed, deploy
-from unetpp.model.inner import NO_MARGINS, Margins
-from unetpp.model.turned import Tta, averaged
+from unetpp.model.deploy import Deployed, deploy
+from unetpp.model.margins import NO_MARGINS, Margins
+from unetpp.model.orientations import Tta
+from unetpp.model.turned import averaged
 from unetpp.package import ModelSpec, Package
 from unetpp_kernels import device_implementation, forced
 

@@ -16,18 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetpp.model.config import GridConfig
 from unetpp.model.grid import UNetPlusPlus
-from unetpp.model.order import Name, grid_order
+from unetpp.model.margins import NO_MARGINS, Margins, at_level, context, halved
+from unetpp.model.order import Name
 from unetpp.model.unet import UNet
-
-Margins = tuple[int, int, int, int]
-"""Pixels at top, left, bottom and right that are only context: 0 or multiples of 2^depth."""
-NO_MARGINS: Margins = (0, 0, 0, 0)
-_REACH = 2
-"""A node holds two 3x3 convolutions."""
-_STRIP = 256
-"""Least rows of a strip: half of it was no faster, and has twice the rows that two strips both compute."""
 
 
 class Inner(nn.Module):
@@ -61,14 +53,14 @@ class Inner(nn.Module):
             i, j = step.node
             if i == 0 and j > 0:
                 continue
-            have = _at_level(config, self.margins, i, decoder=j > 0)
+            have = at_level(config, self.margins, i, decoder=j > 0)
             if not step.sources:
                 sources = [image]
             elif step.pooled:
                 sources = [F.max_pool2d(maps.whole(name), 2) for name in step.sources]
             else:
                 sources = [maps.part(name, have) for name in step.sources]
-            low = None if step.low is None else maps.part(step.low, _halved(have))
+            low = None if step.low is None else maps.part(step.low, halved(have))
             maps.add(step.node, self.network.nodes[step.key](sources, low), have)
         found = [self._strip(maps, heads, number) for number in range(self.strips)]
         return tuple(torch.cat(strips, 2) if len(strips) > 1 else strips[0] for strips in zip(*found, strict=True))
@@ -76,7 +68,7 @@ class Inner(nn.Module):
     def _strip(self, maps: _Maps, heads: Sequence[int], number: int) -> list[Tensor]:
         """Return the logits of one strip."""
         config, strip = self.network.config, (number, self.strips)
-        most, (top, left, bottom, right) = context(config, 0), _at_level(config, self.margins, 0, decoder=True)
+        most, (top, left, bottom, right) = context(config, 0), at_level(config, self.margins, 0, decoder=True)
         around = (top if number == 0 else most, left, bottom if number == self.strips - 1 else most, right)
         finest = _Maps()
         for step in self.network.order:
@@ -87,7 +79,7 @@ class Inner(nn.Module):
                 if name not in finest:
                     finest.add(name, maps.rows(name, strip, around, level=0), around)
             sources = [finest.whole(name) for name in step.sources]
-            low = None if step.low is None else maps.rows(step.low, strip, _halved(around), level=1)
+            low = None if step.low is None else maps.rows(step.low, strip, halved(around), level=1)
             finest.add(step.node, self.network.nodes[step.key](sources, low), around)
         # A shallower head has seen fewer nodes of its level: less of its edge is wrong.
         return [self.network.head_convs[str(j)](finest.part((0, j), NO_MARGINS)) for j in heads]
@@ -130,76 +122,3 @@ class _Maps:
         first, end = (have[0] + pairs * n // count * per_pair for n in (number, number + 1))
         left, right = have[1] - wanted[1], have[3] - wanted[3]
         return x[..., first - wanted[0] : end + wanted[2], left : -right or None]
-
-
-def context(config: GridConfig, level: int) -> int:
-    """Return the pixels of `level` around the wanted part over which its decoder nodes are computed; even.
-
-    Let r(i) be the wrong pixels at the edge of level i's last node. Upsampling a sound edge spoils one pixel, each node
-    two more, and a level has last - i nodes in a row: r(i) = 2 (last - i) + 1. Level 0 needs r(0), and level i half of
-    what the level above computes plus r(i), so that only sound pixels go up.
-    """
-    needed = 0
-    for i in range(level + 1):
-        needed = needed // 2 + _REACH * (config.last - i) + 1
-        needed += needed % 2
-    return needed
-
-
-def strip_count(rows: int) -> int:
-    """Return in how many strips the wanted rows of a tile are best computed: a power of two, so that few differ."""
-    return 1 << max(0, (rows // _STRIP).bit_length() - 1)
-
-
-def useful_share(config: GridConfig, height: int, width: int, margins: Margins) -> float:
-    """Return the part of all multiply-adds that serve the wanted pixels of a tile: work without any halo / work.
-
-    Args:
-        height, width: of the tile, margins included. It is computed in `strip_count` strips.
-    """
-    top, left, bottom, right = margins
-    twice = 2 * context(config, 0) * (strip_count(height - top - bottom) - 1)
-    done = wanted = 0.0
-    for step in grid_order(config):
-        i, j = step.node
-        rows, columns = ((n - a - b) >> i for n, a, b in ((height, top, bottom), (width, left, right)))
-        have = _at_level(config, margins, i, decoder=j > 0)
-        each = _multiply_adds(config, i, j)
-        wanted += each * rows * columns
-        again = twice if i == 0 and j > 0 else 0
-        done += each * (rows + have[0] + have[2] + again) * (columns + have[1] + have[3])
-    return wanted / done
-
-
-def multiply_adds(config: GridConfig) -> float:
-    """Return the multiply-adds of the whole grid for one input pixel."""
-    return sum(_multiply_adds(config, i, j) / float(4**i) for i, j in (step.node for step in grid_order(config)))
-
-
-def _multiply_adds(config: GridConfig, i: int, j: int) -> float:
-    """Return the multiply-adds of node X^{i,j} for one of its pixels; the half-resolution input counts a quarter."""
-    out = config.filters[i]
-    skips = out * j if j else config.bands if i == 0 else config.filters[i - 1]
-    low = config.filters[i + 1] if j else 0
-    if config.conv == "standard" or (i, j) == (0, 0):
-        first = 9.0 * (skips + low) * out
-    elif config.conv == "pw_dw":
-        first = (skips + low / 4) * out + 9 * out
-    else:
-        first = 9.0 * (skips + low) + (skips + low) * out
-    second = 9.0 * out * out if config.conv == "standard" else 9.0 * out + out * out
-    return first + second
-
-
-def _at_level(config: GridConfig, margins: Margins, level: int, *, decoder: bool) -> Margins:
-    """Return the context of a level's nodes in its pixels: all there is, or what decoder nodes need of it."""
-    top, left, bottom, right = (side >> level for side in margins)
-    if not decoder:
-        return top, left, bottom, right
-    most = context(config, level)
-    return min(top, most), min(left, most), min(bottom, most), min(right, most)
-
-
-def _halved(margins: Margins) -> Margins:
-    top, left, bottom, right = margins
-    return top // 2, left // 2, bottom // 2, right // 2

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unetpp.metrics import BoundaryF1, CalibrationError, Confusion, ObjectQuality, PrecisionRecall, Temperature
 from unetpp.model import UNet, UNetPlusPlus
-from unetpp.model.turned import Tta
+from unetpp.model.orientations import Tta
 from unetpp.objects import split_objects
 from unetpp.train.normalise import Normalise
 from unetpp.train.source import Source, SourceImage

@@ -13,7 +13,8 @@ from unetpp.allocation import keep_freed_memory
 from unetpp.geometry import Box
 from unetpp.metrics import Confusion
 from unetpp.model import UNet, UNetPlusPlus
-from unetpp.model.turned import Tta, averaged
+from unetpp.model.orientations import Tta
+from unetpp.model.turned import averaged
 from unetpp.tiling import cut, make_plan
 from unetpp.train.normalise import Normalise
 from unetpp.train.ranks import Ranks

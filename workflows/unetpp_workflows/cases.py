@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.geometry import Box
-from unetpp.model.turned import Tta, averaged
+from unetpp.model.orientations import Tta
+from unetpp.model.turned import averaged
 from unetpp.tiling import cut
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, mean_iou
 from unetpp_workflows.prepare.page import jpeg, overlay

@@ -12,7 +12,7 @@ from unetpp_workflows.cli_options import PART_FAILED, Tracking, check_folder, pl
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from unetpp.model.turned import Tta
+    from unetpp.model.orientations import Tta
     from unetpp_workflows.evaluation import Evaluation
 
 Data = Annotated[Path, typer.Option("--data", help="A store that `unetpp prepare` made.")]
@@ -49,7 +49,7 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from unetpp.errors import ConfigError
-    from unetpp.model.turned import TTAS
+    from unetpp.model.orientations import TTAS
     from unetpp_workflows.evaluation import EvaluationData
     from unetpp_workflows.evaluation_tracking import PAGE, evaluated
     from unetpp_workflows.registry import resolve

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetpp.durable import write_file
+from unetpp.home import home
 from unetpp.model import GridConfig
-from unetpp.model.inner import multiply_adds, useful_share
-from unetpp.model.turned import turns
+from unetpp.model.margins import multiply_adds, useful_share
+from unetpp.model.orientations import turns
 from unetpp_workflows.machine import cpu_count, cpu_name
-from unetpp_workflows.mlflow_store import home
 
 if TYPE_CHECKING:
     from unetpp.engine.bench import BenchRow

@@ -22,7 +22,7 @@ from unetpp.errors import DataError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.metrics import Confusion
 from unetpp.model import halo
-from unetpp.model.turned import Tta
+from unetpp.model.orientations import Tta
 from unetpp.package import ClassInfo, ModelSpec, Package
 from unetpp.train.content import known_images
 from unetpp.train.measure import Counts, Measurement, measure

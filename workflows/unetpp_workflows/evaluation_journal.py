@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from unetpp.home import home
 from unetpp.train.measure import Counts
-from unetpp_workflows.mlflow_store import home
 
 log = logging.getLogger(__name__)
 

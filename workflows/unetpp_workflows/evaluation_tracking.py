@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetpp.durable import write_file
 from unetpp.errors import RegistryError, StoreError
-from unetpp.model.turned import Tta
+from unetpp.model.orientations import Tta
 from unetpp.package import load_package
 from unetpp.train.measure import Counts
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, check_fit, evaluate, evaluation_key

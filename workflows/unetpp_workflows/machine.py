@@ -36,9 +36,14 @@ def cpu_count(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
 
 def worker_count(threads: int, *, gpus: bool = True) -> int:
     """Return how many workers of so many threads fill the machine: one per GPU, or else its cores."""
-    import torch
+    from unetpp.engine import torch_is_for_gpus
 
-    return (torch.cuda.device_count() if gpus else 0) or max(1, cpu_count() // threads)
+    if gpus and torch_is_for_gpus():
+        import torch
+
+        if torch.cuda.device_count():
+            return torch.cuda.device_count()
+    return max(1, cpu_count() // threads)
 
 
 def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:

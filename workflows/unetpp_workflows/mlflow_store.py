@@ -19,20 +19,13 @@ from typing import Any
 from filelock import FileLock
 
 from unetpp.errors import OutputError, RegistryError
+from unetpp.home import home
 
 _LOCK_SECONDS = 120.0
 _ADVISORY_KEY = 0x756E657470702B2B
 """Bytes of "unetpp++": nothing else in the database is likely to lock this number."""
 _SERVER = ("http://", "https://")
 _ready: set[str] = set()
-
-
-def home() -> Path:
-    """Return unetpp's folder of this user: UNETPP_HOME, else ~/.unetpp. It is not created here."""
-    try:
-        return Path(os.environ.get("UNETPP_HOME") or "~/.unetpp").expanduser().absolute()
-    except RuntimeError as error:
-        raise OutputError(f"no home folder: {error}; set UNETPP_HOME to a folder") from error
 
 
 def store_uri(tracking_uri: str | None = None) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from unetpp.errors import UnetppError
 from unetpp.geometry import Box
 from unetpp.model import GridConfig
-from unetpp.model.turned import turns
+from unetpp.model.orientations import turns
 from unetpp.region import Region
 from unetpp_workflows.cli_options import DONE, PART_FAILED, plain_table
 from unetpp_workflows.config import RunConfig

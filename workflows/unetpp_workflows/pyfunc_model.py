@@ -21,7 +21,7 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]  # mlflow ships no t
         """Read the safetensors package that was logged as artifact "package"."""
         import torch
 
-        from unetpp.model import fold
+        from unetpp.model.fold import fold
         from unetpp.package import load_package
 
         package = load_package(context.artifacts["package"])
@@ -56,7 +56,8 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]  # mlflow ships no t
 
         from unetpp.errors import BandsError, EngineError, ShapeError
         from unetpp.model.layers import pad_to_multiple
-        from unetpp.model.turned import TTAS, averaged
+        from unetpp.model.orientations import TTAS
+        from unetpp.model.turned import averaged
 
         images = np.asarray(model_input)
         spec = self._spec

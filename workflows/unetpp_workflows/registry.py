@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, PromotionError
+from unetpp.home import home
 from unetpp.package import CARD, SPEC, WEIGHTS, bundled_names, bundled_package, load_package
 from unetpp_workflows.logged_model import DIGEST_TAG, create_version
 from unetpp_workflows.mlflow_store import (
-    home,
     import_mlflow,
     init_store,
     locked,

@@ -24,7 +24,7 @@ from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord
 
 if TYPE_CHECKING:
-    from unetpp.model.turned import Tta
+    from unetpp.model.orientations import Tta
 
 REPORT, PICTURE, VALIDITY, ATTENTION = "report.html", "picture.jpg", "validity.png", "uncertain.jpg"
 SHOWN_REGIONS = 6
@@ -296,7 +296,7 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def mean_over(tta: Tta) -> str:
     """Say over which orientations probabilities were averaged, of any but "none"."""
-    from unetpp.model.turned import turns  # imports torch, which few pages need
+    from unetpp.model.orientations import turns
 
     return f"mean over {len(turns(tta))} orientations ({tta})"
 

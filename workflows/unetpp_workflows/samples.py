@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from unetpp.durable import file_sha256, output_errors
 from unetpp.errors import ConfigError, DataError, ImageNotFoundError
-from unetpp_workflows.mlflow_store import home
+from unetpp.home import home
 
 DATA_VARIABLE = "UNETPP_DATA"
 _CONNECT_SECONDS, _TOTAL_SECONDS = 8.0, 90.0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from unetpp.errors import EngineError
 
 if TYPE_CHECKING:
-    from unetpp.model.turned import Tta
+    from unetpp.model.orientations import Tta
 
 _TILE, _SECONDS, _PATIENCE = 512, 2.0, 600.0
 

@@ -15,7 +15,7 @@ import unetpp.engine.openvino
 from unetpp.engine import choose_engine, engine_reasons
 from unetpp.errors import BandsError, EngineError, ShapeError
 from unetpp.maps import STEPS
-from unetpp.model.turned import Tta
+from unetpp.model.orientations import Tta
 from unetpp.package import Package
 from unetpp.processor import cpu_has_bf16
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_engines_are_made_inside_inference_mode_too(package: Package) -> None:
 
 @pytest.mark.parametrize("conv", ["pw_dw", "dw_pw"])
 def test_the_rewritten_graph_concatenates_nothing_and_computes_the_same(
-    make_package: Callable[..., Package], conv: str, monkeypatch: pytest.MonkeyPatch
+    make_package: Callable[..., Package], conv: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = make_package(conv=conv)
     counts: list[int] = []
@@ -186,8 +187,10 @@ def test_the_rewritten_graph_concatenates_nothing_and_computes_the_same(
         return counts[-1]
 
     image = picture(48, 48)
+    monkeypatch.setenv("UNETPP_HOME", str(tmp_path / "split"))
     monkeypatch.setattr(unetpp.engine.openvino, "split_concatenations", rewrite)
     split = choose_engine(package, name="openvino", precision="fp32").logits(image)
+    monkeypatch.setenv("UNETPP_HOME", str(tmp_path / "plain"))
     monkeypatch.setattr(unetpp.engine.openvino, "split_concatenations", lambda graph: 0)
     plain = choose_engine(package, name="openvino", precision="fp32").logits(image)
     assert counts[0] > 0 and concatenations == [0]

@@ -17,7 +17,7 @@ from unetpp.engine import Engine, choose_engine
 from unetpp.geometry import Box
 from unetpp.maps import MAPS
 from unetpp.model import UNet, UNetPlusPlus
-from unetpp.model.turned import Tta
+from unetpp.model.orientations import Tta
 from unetpp.package import Package
 from unetpp.processor import cpu_has_bf16
 from unetpp.tiling import TilePlan, cut
@@ -197,7 +197,7 @@ def test_exactly_with_integer_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All sums are exact in float32 (the float64 network agrees), so that any difference would be a wrong pixel."""
-    monkeypatch.setattr("unetpp.model.inner._STRIP", strip)
+    monkeypatch.setattr("unetpp.model.margins._STRIP", strip)
     monkeypatch.setattr(tiling, "LEAST_SPARED", spared)
     package = make_package(integer=True, norm="none", upsample=upsample)
     runner = choose_engine(package, name=engine, precision="fp32")

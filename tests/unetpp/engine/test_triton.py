@@ -16,8 +16,8 @@ from unetpp.engine import choose_engine, engine_reasons
 from unetpp.engine.torch import TorchEngine
 from unetpp.engine.triton import TritonEngine
 from unetpp.errors import EngineError
-from unetpp.model import deploy
-from unetpp.model.turned import Tta
+from unetpp.model.deploy import deploy
+from unetpp.model.orientations import Tta
 from unetpp.package import Package
 
 

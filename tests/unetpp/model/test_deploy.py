@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unetpp.errors import ShapeError
-from unetpp.model import Deployed, GridConfig, UNet, UNetPlusPlus, deploy
+from unetpp.model import GridConfig, UNet, UNetPlusPlus
+from unetpp.model.deploy import Deployed, deploy
 
 MEAN, STD = (120.0, 130.0, 110.0), (50.0, 60.0, 40.0)
 SWITCHES: list[dict[str, Any]] = [

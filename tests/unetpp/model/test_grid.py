@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from unetpp.errors import ArchitectureError, ShapeError
-from unetpp.model import GridConfig, UNet, UNetPlusPlus, fold
+from unetpp.model import GridConfig, UNet, UNetPlusPlus
+from unetpp.model.fold import fold
 
 SMALL = (4, 6, 8, 10)
 SWITCHES = list(itertools.product(("pw_dw", "dw_pw", "standard"), ("bilinear", "nearest", "deconv")))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from unetpp.model import GridConfig, UNet, UNetPlusPlus, halo
-from unetpp.model.inner import Inner, Margins, context, strip_count, useful_share
+from unetpp.model.inner import Inner
+from unetpp.model.margins import Margins, context, strip_count, useful_share
 
 CONFIGS = [
     GridConfig(classes=3, filters=(4, 6, 8, 10)),
@@ -63,7 +64,7 @@ def test_less_context_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.randn(1, 3, 2 * margin + 64, 2 * margin + 64, dtype=torch.float64)
     with torch.inference_mode():
         whole = network(image)[..., margin:-margin, margin:-margin]
-        monkeypatch.setattr("unetpp.model.inner._REACH", 1)
+        monkeypatch.setattr("unetpp.model.margins._REACH", 1)
         cut = Inner(network, (margin,) * 4)(image)
     assert (cut - whole).abs().max() > 1e-6 * whole.abs().max()
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp.model.turned import Tta, averaged, turns
+from unetpp.model.orientations import Tta, turns
+from unetpp.model.turned import averaged
 
 COUNTS: dict[Tta, int] = {"none": 1, "mirror": 2, "flips": 4, "d4": 8}
 
