@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
 from unetpp.engine.graphs import KeptGraphs
 from unetpp.engine.rewrite import split_concatenations
-from unetpp.errors import EngineError, ShapeError
+from unetpp.errors import EngineError, ModelPackageError, ShapeError
 from unetpp.maps import MapName
 from unetpp.model.margins import NO_MARGINS, Margins, strip_count
 from unetpp.model.orientations import Tta
-from unetpp.package import ModelSpec, Package
+from unetpp.package import ModelSpec, Package, package_digest
 
 if TYPE_CHECKING:
     import torch
@@ -226,7 +226,11 @@ class OpenVinoEngine:
 
         spec = self.spec if self._raw_in_graph else _without_normalisation(self.spec)
         with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
-            self._networks = tile_networks(self._package.load_model(), spec)
+            networks = tile_networks(self._package.load_model(), spec)
+        if package_digest(self._package.folder) != self._package.digest:
+            # Its graphs would be kept under the name of others.
+            raise ModelPackageError(f"{self._package.folder} changed since it was opened; run the command again")
+        self._networks = networks
 
     def _export(self, output: Output, margins: Margins, strips: int) -> Any:
         """Trace the plain definition at a small size, then leave height and width open."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -88,9 +89,7 @@ def test_a_damaged_graph_is_made_again(
 def test_another_package_has_graphs_of_its_own(package: Package, user: Path, tmp_path: Path) -> None:
     logits(package)
     other = tmp_path / "other"
-    other.mkdir()
-    for file in package.folder.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(package.folder, other)
     weights = bytearray((other / WEIGHTS).read_bytes())
     weights[-1] ^= 1
     (other / WEIGHTS).write_bytes(weights)
@@ -100,12 +99,25 @@ def test_another_package_has_graphs_of_its_own(package: Package, user: Path, tmp
 
 def test_damaged_weights_are_told_before_the_first_tile(package: Package, user: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    other.mkdir()
-    for file in package.folder.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(package.folder, other)
     (other / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes()[:-100])
     with pytest.raises(ModelPackageError):
         choose_engine(load_package(other), name="openvino")
+
+
+def test_a_package_that_changes_under_an_engine_leaves_no_graph(package: Package, user: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(package.folder, other)
+    opened = load_package(other)
+    logits(opened)
+    kept = files(user)
+    engine = OpenVinoEngine(opened)  # which has not needed the weights so far
+    weights = bytearray((other / WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (other / WEIGHTS).write_bytes(weights)
+    with pytest.raises(ModelPackageError, match="changed since it was opened"):
+        engine.labels(PIXELS, (32, 32, 32, 32))
+    assert files(user) == kept
 
 
 @pytest.mark.skipif(not version("torch").endswith("+cpu"), reason="a torch for GPUs is asked for one")
