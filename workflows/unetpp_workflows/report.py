@@ -13,18 +13,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.durable import write_file
 from unetpp.errors import StoreError, one_line
+from unetpp.model.orientations import Tta, turns
 from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord
-
-if TYPE_CHECKING:
-    from unetpp.model.orientations import Tta
 
 REPORT, PICTURE, VALIDITY, ATTENTION = "report.html", "picture.jpg", "validity.png", "uncertain.jpg"
 SHOWN_REGIONS = 6
@@ -296,8 +294,6 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def mean_over(tta: Tta) -> str:
     """Say over which orientations probabilities were averaged, of any but "none"."""
-    from unetpp.model.orientations import turns
-
     return f"mean over {len(turns(tta))} orientations ({tta})"
 
 
