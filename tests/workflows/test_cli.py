@@ -59,7 +59,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.skipif(not version("torch").endswith("+cpu"), reason="a torch for GPUs is asked for one")
 def test_a_model_that_was_used_before_segments_without_torch(tmp_path: Path, tiny_package: Path) -> None:
-    """It is half of a small run's time and a sixth of its memory."""
+    """It is half of a small run's time."""
     Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "a.png")
     for output in ("first", "second"):
         words = ["segment", tmp_path / "a.png", "-m", tiny_package, "-o", tmp_path / output, "--instances"]
