@@ -13,6 +13,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -24,6 +25,8 @@ from unetpp.errors import OutputError
 from unetpp.home import home
 
 _XML, _BIN, _SUM = "graph.xml", "graph.bin", "sum"
+_PART, _TORN_S = ".part-", 3600.0
+"""Beginning of the name of what is being written, and age at which nobody does any more."""
 _KEPT = 32
 """Packages, each in one version of everything, whose graphs are kept: 1 MB each, 40 with standard convolutions."""
 
@@ -62,7 +65,7 @@ class KeptGraphs:
         if self._folder is not None:
             with suppress(OSError):  # a folder that cannot be written keeps nothing
                 self._folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=".part-", dir=self._folder.parent) as scratch:
+                with tempfile.TemporaryDirectory(prefix=_PART, dir=self._folder.parent) as scratch:
                     self._write(graph, Path(scratch) / name)
                     shutil.rmtree(self._folder / name, ignore_errors=True)
                     with suppress(OSError):  # another process was first
@@ -94,9 +97,11 @@ def _sum(xml: bytes, weights: bytes) -> str:
 
 
 def _forget(folder: Path) -> None:
-    """Remove the packages that were not used for the longest time."""
-    found = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: -path.stat().st_mtime)
-    for path in found[_KEPT:]:
+    """Remove the packages that were not used for the longest time, and what was being written by who was killed."""
+    used = {path: path.stat().st_mtime for path in folder.iterdir()}
+    packages = sorted((path for path in used if path.name[0] != "."), key=lambda path: -used[path])
+    torn = [path for path in used if path.name.startswith(_PART) and used[path] < time.time() - _TORN_S]
+    for path in (*packages[_KEPT:], *torn):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -138,6 +138,8 @@ def test_what_was_not_used_for_long_is_forgotten(tmp_path: Path) -> None:
         (tmp_path / f"{number}" / "graph").write_bytes(b"")
         os.utime(tmp_path / f"{number}", (1000 + number, 1000 + number))
     os.utime(tmp_path / "0")
-    (tmp_path / ".part-1").mkdir()
+    for name in (".part-new", ".part-old"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".part-old", (1000, 1000))
     _forget(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".part-1", "0", *(str(n) for n in range(4, _KEPT + 3))}
+    assert {path.name for path in tmp_path.iterdir()} == {".part-new", "0", *(str(n) for n in range(4, _KEPT + 3))}
