@@ -63,17 +63,22 @@ class KeptGraphs:
                 return self._read(self._folder / name)
         graph = make()
         if self._folder is not None:
-            with suppress(OSError):  # a folder that cannot be written keeps nothing
-                self._folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=_PART, dir=self._folder.parent) as scratch:
-                    self._write(graph, Path(scratch) / name)
-                    shutil.rmtree(self._folder / name, ignore_errors=True)
-                    with suppress(OSError):  # another process was first
-                        (Path(scratch) / name).rename(self._folder / name)
-                _forget(self._folder.parent)
+            with suppress(OSError, RuntimeError):  # a folder that cannot be written keeps nothing
+                self._keep(graph, self._folder / name)
+                return self._read(self._folder / name)
         with tempfile.TemporaryDirectory(prefix="unetpp-graph-") as scratch:
             self._write(graph, Path(scratch) / name)
             return self._read(Path(scratch) / name)
+
+    def _keep(self, graph: Any, place: Path) -> None:
+        folder = place.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_PART, dir=folder.parent) as scratch:
+            self._write(graph, Path(scratch) / place.name)
+            shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):  # another process was first
+                (Path(scratch) / place.name).rename(place)
+        _forget(folder.parent)
 
     def _read(self, folder: Path) -> Any:
         xml, weights = ((folder / name).read_bytes() for name in (_XML, _BIN))
