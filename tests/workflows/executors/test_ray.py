@@ -107,8 +107,8 @@ def test_many_actors_get_several_shards_at_a_call(
     assert hashes(good) == hashes(expected) and [shard.id for shard in pending(bad)] == ["0.2"]
     found = [path.read_text().split() for path in sorted(calls.iterdir())]
     first = [len(shards) for attempt, *shards in found if attempt == "1"]
-    # Which of two actors' last calls begins first is chance; calls get smaller towards the end.
-    assert max(first) == 4 and min(first) == 1 and sum(first) == 70, first
+    # In which order two actors begin is chance, the sizes are not: of four slots' last 15 shards each is a call.
+    assert max(first) == 4 and first.count(1) >= 8 and sum(first) == 70, first
     assert any({shard.partition(":")[0] for shard in shards} == {"good", "bad"} for _, *shards in found)
     assert all(len(shards) == 1 for attempt, *shards in found if attempt != "1")
 
