@@ -83,5 +83,6 @@ def at_level(config: GridConfig, margins: Margins, level: int, *, decoder: bool)
 
 
 def halved(margins: Margins) -> Margins:
+    """Return the same context in pixels of the level below."""
     top, left, bottom, right = margins
     return top // 2, left // 2, bottom // 2, right // 2

@@ -69,10 +69,10 @@ def write_package(
         levels = [_row(found, level, trained, recipe, data) for found in scores]
         if level < trained.config.last:
             every = [{**row, "kept": row["level"] == trained.config.last} for row in levels]
-            full = _spec(recipe, data, result, trained, norm, every, start, command)
+            full = _spec(recipe, data, result, trained, norm, precision, every, start, command)
             save_package(output / FULL, trained, full, model_card(full, recipe.intended))
         kept = trained.prune(level)
-    spec = _spec(recipe, data, result, kept, norm, levels, start, command)
+    spec = _spec(recipe, data, result, kept, norm, precision, levels, start, command)
     write_file(output / LEVELS, (json.dumps(levels, indent=1) + "\n").encode())
     return save_package(output, kept, spec, model_card(spec, recipe.intended))
 
@@ -120,12 +120,12 @@ def _spec(
     result: TrainResult,
     network: UNetPlusPlus | UNet,
     norm: Normalise,
+    precision: str,
     levels: Sequence[dict[str, Any]],
     start: StartingPoint | None,
     command: str,
 ) -> ModelSpec:
     assert result.best is not None
-    precision = settled(recipe.train.precision, norm.device)
     found = measure(network, data.validation, norm, precision=precision)
     return dataclasses.replace(
         _bare(recipe, data, network),
