@@ -132,6 +132,14 @@ def test_a_kept_graph_needs_no_torch(package: Package, user: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "UNETPP_HOME": str(user)})
 
 
+def test_a_graph_that_is_read_is_used(package: Package, user: Path) -> None:
+    logits(package)
+    [folder] = (user / "graphs").iterdir()
+    os.utime(folder, (1000, 1000))
+    logits(package)
+    assert folder.stat().st_mtime > 1000
+
+
 def test_what_was_not_used_for_long_is_forgotten(tmp_path: Path) -> None:
     for number in range(_KEPT + 3):
         (tmp_path / f"{number}").mkdir()
