@@ -107,8 +107,12 @@ def test_many_actors_get_several_shards_at_a_call(
     assert hashes(good) == hashes(expected) and [shard.id for shard in pending(bad)] == ["0.2"]
     found = [path.read_text().split() for path in sorted(calls.iterdir())]
     first = [len(shards) for attempt, *shards in found if attempt == "1"]
-    # In which order two actors begin is chance, the sizes are not: of four slots' last 15 shards each is a call.
-    assert max(first) == 4 and first.count(1) >= 8 and sum(first) == 70, first
+    # Four slots' last 15 shards are calls of one, or their last six where the eight of a dead actor wait behind them.
+    # When it dies is chance, and whether its other call, of which then nobody wrote, has begun: one more or fewer.
+    assert max(first) == 4 and first.count(1) >= 5, first
+    assert {shard for _, *shards in found for shard in shards} == {
+        f"{job.out.name}:{shard.id}" for job in (good, bad) for shard in job.plan.shards()
+    }
     assert any({shard.partition(":")[0] for shard in shards} == {"good", "bad"} for _, *shards in found)
     assert all(len(shards) == 1 for attempt, *shards in found if attempt != "1")
 
