@@ -35,12 +35,12 @@ class KeptGraphs:
     """The graphs of one package.
 
     Args:
-        core: OpenVINO's, which reads them.
+        read: makes a graph of its two files.
         digest: of the package.
     """
 
-    def __init__(self, core: Any, digest: str) -> None:
-        self._core = core
+    def __init__(self, read: Callable[[bytes, bytes], Any], digest: str) -> None:
+        self._parse = read
         facts = (digest, _code(), _version("openvino"), _version("torch"))
         try:
             self._folder: Path | None = home() / "graphs" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
@@ -86,7 +86,7 @@ class KeptGraphs:
             raise OSError(f"{folder} is damaged")
         with suppress(OSError):
             os.utime(folder.parent)
-        return self._core.read_model(xml, weights)
+        return self._parse(xml, weights)
 
     @staticmethod
     def _write(graph: Any, folder: Path) -> None:

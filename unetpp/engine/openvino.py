@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
+from unetpp.engine.blocked import in_blocks, wants_blocks
 from unetpp.engine.graphs import KeptGraphs
 from unetpp.engine.rewrite import split_concatenations
 from unetpp.errors import EngineError, ModelPackageError, ShapeError
@@ -27,6 +28,7 @@ from unetpp.maps import MapName
 from unetpp.model.margins import NO_MARGINS, Margins, strip_count
 from unetpp.model.orientations import Tta
 from unetpp.package import ModelSpec, Package, package_digest
+from unetpp.processor import cpu_flags
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +119,7 @@ class OpenVinoEngine:
         self._graphs: dict[tuple[Output, Margins, int], Any] = {}
         self._exporting = threading.Lock()
         self._core = self._openvino.Core()
-        self._kept = KeptGraphs(self._core, package.digest)
+        self._kept = KeptGraphs(self._read, package.digest)
         if not self._kept.known():
             self._load()  # better known at once where weights are damaged
         self._pool = _RequestPool()
@@ -209,6 +211,9 @@ class OpenVinoEngine:
         if used != _HINTS[self.precision]:
             raise EngineError(f"OpenVINO computes in {used} here, not {self.precision}; choose another --precision")
         return compiled
+
+    def _read(self, graph: bytes, weights: bytes) -> Any:
+        return self._core.read_model(in_blocks(graph) if wants_blocks(cpu_flags()) else graph, weights)
 
     def _graph(self, output: Output, margins: Margins, strips: int) -> Any:
         """Return the exported function with open height and width; exports it on first use."""
