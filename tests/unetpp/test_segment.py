@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unetpp import commit, shard_worker
+from unetpp import commit, shard_worker, tiling
 from unetpp import lock as lock_module
 from unetpp.durable import file_sha256
 from unetpp.errors import BandsError, CorruptImageError, MaskError, ModelPackageError, StoreError
@@ -174,6 +175,33 @@ def count_tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(TorchEngine, "labels", counted)
     return calls
+
+
+def test_tiles_of_one_kind_follow_each_other(
+    tmp_path: Path, image: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine allocates its buffers anew wherever the kind of tiles changes."""
+    from unetpp.engine.torch import TorchEngine
+
+    monkeypatch.setattr(tiling, "LEAST_SPARED", 1)  # every kind is one of its own
+    kinds: list[Margins] = []
+    labels = TorchEngine.labels
+
+    def noted(self: TorchEngine, tile: Pixels, margins: Margins) -> Pixels:
+        kinds.append(margins)
+        return labels(self, tile, margins)
+
+    monkeypatch.setattr(TorchEngine, "labels", noted)
+    job = prepare_job(image, tmp_path / "out", tiny_package, **{**OPTIONS, "core": 32, "shard": 128})
+    worker, last, mixed, continued = ShardWorker(job), None, 0, 0
+    for shard in job.plan.shards():
+        kinds.clear()
+        worker.run(shard)
+        changes = sum(a != b for a, b in pairwise(kinds))
+        assert changes == len(set(kinds)) - 1
+        assert last not in kinds or kinds[0] == last
+        mixed, continued, last = mixed + (changes > 0), continued + (last in kinds), kinds[-1]
+    assert mixed >= 8 and continued >= 6
 
 
 def test_rows_are_read_once_and_never_a_whole_shard(
