@@ -49,9 +49,8 @@ def run(folder: Path, how: str, result: Path) -> list[list[str]]:
 @pytest.mark.skipif(not cpu_flags() >= {"avx2", "fma"}, reason="needs a CPU with AVX2")
 def test_named_kernels_copy_nothing_and_compute_the_same(tmp_path: Path) -> None:
     folder = bundled_package("nuclei")
-    before = run(folder, "as always", tmp_path / "before.npy")
+    run(folder, "as always", tmp_path / "before.npy")
     after = run(folder, "blocks", tmp_path / "after.npy")
-    assert any("brgconv" in kernel for _, kernel in before)
     convolutions = [kernel for kind, kernel in after if kind in ("Convolution", "GroupConvolution")]
     assert len(convolutions) > 20 and all(kernel.startswith(("jit_avx2", "undef")) for kernel in convolutions)
     # The pixels that come in, and the logits that go out; a feature map takes longer than both.
