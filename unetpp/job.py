@@ -33,7 +33,7 @@ from unetpp.tissue import ValidityMask
 
 JOB, RECORD, VALIDITY, REGION = "job.json", "record.json", "validity.png", "region.json"
 """Files of an image's folder; the record, of how its job ended, is written by the caller."""
-_SCHEDULE = 5
+_SCHEDULE = 6
 """Raised where engines come to compute tiles in other parts, like strips, or to add in another order: both may round
 differently."""
 

@@ -24,20 +24,15 @@ def in_blocks(graph: bytes) -> bytes:
     """Return a graph (XML, OpenVINO's format) with its kernels named, or as it is where no two layers become one."""
     root = ElementTree.fromstring(graph)  # noqa: S314  # our own file, whose sum was checked
     layers = {layer.get("id"): layer for layer in root.iter("layer")}
-    if not any(_are_one(layers[edge.get("from-layer")], layers[edge.get("to-layer")]) for edge in root.iter("edge")):
+    kinds = {number: layer.get("type", "") for number, layer in layers.items()}
+    read = {(kinds[edge.get("from-layer")], kinds[edge.get("to-layer")]) for edge in root.iter("edge")}
+    # A pointwise and a depthwise one: no other two of our networks follow each other without a layer in between.
+    if ("Convolution", "GroupConvolution") not in read:
         return graph
-    for layer in layers.values():
-        if (kernels := _KERNELS.get(layer.get("type", ""))) is not None:
-            _describe(layer, kernels)
+    for number, layer in layers.items():
+        if kinds[number] in _KERNELS:
+            _describe(layer, _KERNELS[kinds[number]])
     return ElementTree.tostring(root)
-
-
-def _are_one(first: ElementTree.Element, second: ElementTree.Element) -> bool:
-    """Say whether a layer is a pointwise convolution and the next a depthwise one."""
-    if (first.get("type"), second.get("type")) != ("Convolution", "GroupConvolution"):
-        return False
-    sides = [side.text for side in first.findall("input/port")[1].findall("dim")[2:]]
-    return sides == ["1", "1"]
 
 
 def _describe(layer: ElementTree.Element, kernels: str) -> None:
