@@ -53,8 +53,10 @@ def test_named_kernels_copy_nothing_and_compute_the_same(tmp_path: Path) -> None
     after = run(folder, "blocks", tmp_path / "after.npy")
     convolutions = [kernel for kind, kernel in after if kind in ("Convolution", "GroupConvolution")]
     assert len(convolutions) > 20 and all(kernel.startswith(("jit_avx2", "undef")) for kernel in convolutions)
-    # The pixels that come in, and the logits that go out; a feature map takes longer than both.
-    assert sum(kind == "Reorder" for kind, _ in after) <= 4
+    if wants_blocks(cpu_flags()):
+        # The pixels that come in, and the logits that go out. With AVX-512 the limit above does not hold for all that
+        # OpenVINO computes: its kernels that enlarge look at the CPU themselves, and stay on channels last.
+        assert sum(kind == "Reorder" for kind, _ in after) <= 4
     expected, found = (np.load(tmp_path / name) for name in ("before.npy", "after.npy"))
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
