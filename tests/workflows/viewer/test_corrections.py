@@ -84,6 +84,24 @@ def test_regions_without_an_area_are_left_out_and_said_to_be(copied: Path, tmp_p
     assert said.exit_code == 0 and "2 region(s) without an area left out" in said.stdout
 
 
+def test_what_is_wrong_inside_an_accepted_region_is_no_training_data(copied: Path, tmp_path: Path) -> None:
+    (result,) = Catalogue([copied]).results()
+    square = ((590.0, 90.0), (810.0, 90.0), (810.0, 210.0), (590.0, 210.0))
+    paper = ((640.0, 120.0), (740.0, 120.0), (740.0, 170.0), (640.0, 170.0))
+    cut = ((590.0, 190.0), (810.0, 190.0), (810.0, 210.0), (590.0, 210.0))
+    review.add(result, review.Statement(verdict="to correct", label="paper", region=paper))
+    review.add(result, review.Statement(verdict="rejected", region=cut))
+    review.add(result, review.Statement(verdict="accepted", region=square))
+    review.add(result, review.Statement(verdict="accepted", region=cut))
+    shapes: dict[str, list[shapely.Geometry]] = {"ink": [], "paper": []}
+    for feature in corrections.features(result):
+        shapes[feature["properties"]["classification"]["name"]].append(shapely.geometry.shape(feature["geometry"]))
+    found = {name: shapely.union_all(parts) for name, parts in shapes.items()}
+    correct, rejected = shapely.Polygon(paper), shapely.Polygon(cut)
+    ink = shapely.box(600, 100, 800, 190) - correct
+    assert found["ink"].equals(ink) and found["paper"].equals(shapely.Polygon(square) - rejected - ink)
+
+
 def test_a_verdict_is_of_one_segmentation_and_a_right_class_of_the_image(
     copied: Path, ink_variant: Callable[..., Path], tmp_path: Path
 ) -> None:

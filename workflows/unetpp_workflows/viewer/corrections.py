@@ -1,8 +1,8 @@
 """Turns reviews into training data: QuPath GeoJSON per image and a data set that `unetpp prepare` takes.
 
 A region to be corrected becomes a polygon of the class the reviewer gave it. An accepted region becomes polygons of the
-classes the model found in it, as long as these are the labels that were accepted. All else stays unknown: it is not
-labelled, and training does not count it. What is left out is counted.
+classes the model found in it, as long as these are the labels that were accepted, without what is rejected or to be
+corrected of it. All else stays unknown: not labelled, and not counted by training. What is left out is counted.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ def features(result: Result) -> list[dict[str, Any]]:
         StoreError: its labels are damaged.
     """
     found = []
+    wrong = _wrong(result)
     for stored, area in _regions(result):
         if area.is_empty:
             continue
         if stored["verdict"] == "to correct":
             found.append(_feature(result, stored, str(stored["label"]), area))
         else:
-            found += [_feature(result, stored, name, shape) for name, shape in _predicted(result, area)]
+            # `prepare` draws small polygons over large ones: wrong objects would lie on the correction around them.
+            right = area.difference(wrong)
+            found += [_feature(result, stored, name, shape) for name, shape in _predicted(result, right)]
     return found
 
 
@@ -158,6 +161,14 @@ def _regions(result: Result) -> list[tuple[dict[str, Any], Any]]:
     ]
 
 
+def _wrong(result: Result) -> Any:
+    """Return the area in which the labels are said to be wrong."""
+    import shapely
+
+    said = (stored for stored in review.current(result) if stored["verdict"] in ("rejected", "to correct"))
+    return shapely.union_all([_area(stored["region"]) for stored in said if stored.get("region")])
+
+
 def _area(ring: Sequence[Sequence[float]]) -> Any:
     """Return the polygon or polygons inside a ring of any shape; empty where it has nothing inside."""
     import shapely
@@ -173,6 +184,8 @@ def _predicted(result: Result, region: Any) -> list[tuple[str, Any]]:
     from rasterio.features import shapes
     from rasterio.transform import Affine
 
+    if region.is_empty:
+        return []
     grid = result.job.grid
     x0, y0, x1, y1 = region.bounds
     box = Box(
