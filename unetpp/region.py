@@ -256,7 +256,11 @@ def _ring(line: Any) -> Ring:
 
 
 def _names_crs(path: Path) -> bool:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        # As GDAL reads it: behind a byte order mark, and whatever the encoding of names is.
+        document = json.loads(path.read_text(encoding="utf-8-sig", errors="replace"))
+    except ValueError:
+        return False  # a feature per line: none of them names a CRS
     return isinstance(document, dict) and bool(document.get("crs"))
 
 

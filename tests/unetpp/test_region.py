@@ -159,6 +159,20 @@ def test_one_layer_of_polygons_is_taken_and_several_are_named(tmp_path: Path) ->
         load_region(str(path), grid())
 
 
+def test_geojson_as_other_programs_write_it(tmp_path: Path) -> None:
+    expected = as_region(blobs(7)).crop(Box(0, 0, 300, 400))
+    plain = write_file(tmp_path, "plain.geojson", blobs(7), None)
+    document = json.loads(plain.read_text())
+    document["features"][0]["properties"]["name"] = "Gewebe für Prüfung"
+    text = json.dumps(document, ensure_ascii=False)
+    (tmp_path / "marked.geojson").write_text(text, encoding="utf-8-sig")
+    (tmp_path / "latin.geojson").write_text(text, encoding="latin-1")
+    (tmp_path / "lines.geojson").write_text("\n".join(map(json.dumps, document["features"])))
+    for name in ("marked.geojson", "latin.geojson", "lines.geojson"):
+        found = load_region(str(tmp_path / name), grid()).crop(Box(0, 0, 300, 400))
+        assert np.array_equal(found, expected), name
+
+
 def test_files_that_hold_no_polygon(tmp_path: Path) -> None:
     line = {"type": "FeatureCollection", "features": []}
     (tmp_path / "empty.geojson").write_text(json.dumps(line))
