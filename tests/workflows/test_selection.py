@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unetpp.errors import ConfigError, StoreError
 from unetpp.io import open_raster
 from unetpp_workflows.config import RunConfig
+from unetpp_workflows.inputs import Source
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.pipeline import segment
 from unetpp_workflows.selection import Selection, parse_moment
@@ -48,6 +50,31 @@ def test_since_takes_only_changed_files(ink_package: Path, blots: Callable[..., 
     assert run(ink_package, tmp_path, since=moment).images == ()
     with pytest.raises(ConfigError, match="write it like"):
         parse_moment("last week")
+
+
+def test_since_looks_at_every_file_of_an_image(tmp_path: Path) -> None:
+    import zarr
+
+    image = tmp_path / "image.zarr"
+    zarr.create_array(image, data=np.ones((64, 64, 3), np.uint8), chunks=(64, 64, 3))
+    slide, part = tmp_path / "slide.mrxs", tmp_path / "slide" / "Data0000.dat"
+    part.parent.mkdir()
+    for file in (slide, part):
+        file.touch()
+    for file in tmp_path.rglob("*"):
+        os.utime(file, (1e9, 1e9))
+    mosaic = tmp_path / "whole.mosaic.toml"
+    mosaic.touch()
+    os.utime(mosaic, (1e9, 1e9))
+    chosen = Selection(since=parse_moment("2020-01-01"))
+    sources = [Source(str(path), tmp_path / "out" / path.stem) for path in (image, slide, mosaic)]
+    # Which files a mosaic has only opening it would tell.
+    assert [chosen.takes(source) for source in sources] == [False, False, True]
+    part.write_bytes(b"new")
+    next(file for file in image.rglob("c/*/*/*") if file.is_file()).touch()
+    for folder in (image, part.parent):
+        os.utime(folder, (1e9, 1e9))
+    assert all(map(chosen.takes, sources))
 
 
 def test_force_segments_anew_and_opens_each_image_once_for_it(

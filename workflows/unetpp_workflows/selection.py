@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from unetpp.errors import ConfigError, UnetppError
-from unetpp_workflows.inputs import Source
+from unetpp_workflows.inputs import LISTS, Source
 from unetpp_workflows.outputs import read_state
 
 
@@ -17,7 +17,8 @@ class Selection:
 
     Attributes:
         retry: only those that an earlier run left failed, partial or damaged.
-        since: only those whose file changed after this moment; remote images always count as changed.
+        since: only those of which a file changed after this moment; remote images, mosaics and band lists always count
+            as changed.
         force: work on finished ones anew, too.
         only: these URIs; None for all.
     """
@@ -33,11 +34,9 @@ class Selection:
             return False
         if self.retry and not _needs_another_try(source.folder):
             return False
-        if self.since is None or "://" in source.uri:
+        if self.since is None or "://" in source.uri or source.uri.lower().endswith(LISTS):
             return True
-        path = Path(source.uri)
-        # A missing file is taken, so that its reader says what is wrong.
-        return not path.exists() or path.stat().st_mtime >= self.since.timestamp()
+        return _changed(Path(source.uri), self.since.timestamp())
 
 
 def parse_moment(text: str) -> datetime:
@@ -46,6 +45,16 @@ def parse_moment(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:
         raise ConfigError(f"--since {text!r} is no date; write it like 2026-11-01 or 2026-11-01T18:30") from None
+
+
+def _changed(path: Path, moment: float) -> bool:
+    """Say whether a file of an image changed: a folder's own time tells nothing of the files below it."""
+    from unetpp.io.base import other_files
+
+    try:
+        return any(file.stat().st_mtime >= moment for file in (path, *other_files(path)))
+    except OSError:
+        return True  # missing or not readable: its reader says what is wrong
 
 
 def _needs_another_try(folder: Path) -> bool:
