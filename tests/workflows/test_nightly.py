@@ -209,6 +209,22 @@ def test_three_nights(
     assert ledger(output)["bad.png"]["gone"] is None
 
 
+def test_a_challenger_that_lacks_shadow_runs_is_judged_again_when_it_has_them(
+    config: Path, archive: Path, registered: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "gates.toml").write_text("calibration = { ece = 1 }\nshadow = { agreement = 0.5, images = 2 }")
+    registered(60, "champion")
+    registered(112, "challenger")
+    assert run(config).exit_code == 0
+    (failed,) = nights(tmp_path / "out")[0]["promotion"]["failed"]
+    assert failed.startswith("shadow, images compared")
+    assert "was refused before" in run(config).output and aliases()["champion"] == "1"
+    shadow = ["--shadow", "models:/ink@challenger", "--shadow-share", "1", "--engine", "torch"]
+    beside = ["segment", str(archive), "-m", "models:/ink@champion", "-o", str(tmp_path / "beside"), *shadow]
+    assert CliRunner().invoke(app, beside).exit_code == 0
+    assert run(config).exit_code == 0 and aliases() == {"champion": "2", "previous": "1"}
+
+
 def test_a_night_that_meets_another_says_so_and_leaves(
     config: Path, registered: Callable[..., str], alerts: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -267,6 +283,7 @@ def test_an_alert_that_cannot_be_delivered_is_said_without_its_secret(
     [
         ("modle = 'ink'", "did you mean 'model'"),
         ("segment.model = 'ink'", "uses the champion"),
+        ("segment.shadow.model = 'models:/ink@challenger'", "a night runs no shadow"),
         ("model = 'models:/ink@champion'", "model"),
         ("archive = []", "archive"),
     ],

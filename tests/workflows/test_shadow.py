@@ -115,4 +115,6 @@ def test_a_wrong_shadow_is_told_before_anything_is_segmented(versions: None, tmp
     assert same.exit_code == 2 and "name another one" in same.output
     other = run("segment", inputs, "-m", "models:/ink/1", "-o", tmp_path / "out", "--shadow", "landcover")
     assert other.exit_code == 2 and "has the classes building, land, road, vegetation, water, --model" in other.output
+    part = segment(inputs, tmp_path / "out", "--part", "1/2")
+    assert part.exit_code == 2 and "--part goes without --shadow" in part.output
     assert not (tmp_path / "out").exists()

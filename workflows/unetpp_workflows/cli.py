@@ -237,6 +237,8 @@ def segment(
 
         if retry or since or force:
             raise ConfigError("--part goes with none of --retry, --since and --force: every part has to mean the same")
+        if resolved.shadow.model:
+            raise ConfigError("--part goes without --shadow: give it to a run of the whole archive, after the parts")
         raise typer.Exit(segment_part(inputs, output, Part.parse(part), config=resolved, console=console))
     selection = Selection(retry=retry, since=parse_moment(since) if since else None, force=force)
     if resolved.shadow.model:

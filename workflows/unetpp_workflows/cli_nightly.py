@@ -33,7 +33,7 @@ def nightly(
         output = "/archive/out"
         model = "nuclei"   # registered: its champion segments
 
-        # As in `unetpp segment --config`, without a model.
+        # As in `unetpp segment --config`, without a model and a shadow.
         \\[segment]
         executor = { kind = "ray", workers = 8, address = "auto" }
 

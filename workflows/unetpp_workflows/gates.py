@@ -171,7 +171,7 @@ def judge(
         "memory": lambda: _memory(gates.memory, challenger, champion),
         "card": lambda: _card(challenger),
         "leak": lambda: _leak(gates.leak, challenger),
-        "shadow": lambda: _shadow(gates.shadow, shadow or ShadowEvidence(0, None)) if champion else [],
+        "shadow": lambda: judge_shadow(gates.shadow, shadow or ShadowEvidence(0, None)) if champion else [],
     }
     return [result for name, ask in asked.items() if name not in gates.off for result in ask()]
 
@@ -310,7 +310,8 @@ def _leak(gate: LeakGate, challenger: Candidate) -> list[GateResult]:
     return results
 
 
-def _shadow(gate: ShadowGate, found: ShadowEvidence) -> list[GateResult]:
+def judge_shadow(gate: ShadowGate, found: ShadowEvidence) -> list[GateResult]:
+    """Return the results of this gate alone: shadow runs go on while a challenger waits."""
     results = []
     if gate.images:
         results.append(_least("shadow, images compared", found.images, gate.images))

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -36,6 +36,9 @@ from unetpp_workflows.nightly_page import write_page
 from unetpp_workflows.pipeline import find_sources, make_folder
 from unetpp_workflows.record import write_json
 from unetpp_workflows.steps import utc_now
+
+if TYPE_CHECKING:
+    from unetpp_workflows.gates import Gates
 
 FOLDER = "nightly"
 BUSY = 75
@@ -64,8 +67,8 @@ class PromotionConfig(_Section):
 class NightlyConfig(_Section):
     """A night: what the archive is, where results go, which registered model is used, and how.
 
-    `segment` is the run configuration of `unetpp segment`, without a model: that is always NAME's champion. Its
-    `metrics.every` is a day unless it says otherwise.
+    `segment` is the run configuration of `unetpp segment`, without a model: that is always NAME's champion. It has no
+    shadow. Its `metrics.every` is a day unless it says otherwise.
     """
 
     archive: tuple[str, ...] = Field(min_length=1)
@@ -109,6 +112,11 @@ def load_nightly(file: Path, sets: Iterable[str] = ()) -> NightlyConfig:
     config = validate(NightlyConfig, values, source=str(file))
     if config.segment.model:
         raise ConfigError(f"{file}: segment.model = {config.segment.model!r}: a night uses the champion of `model`")
+    if config.segment.shadow.model:
+        raise ConfigError(
+            f"{file}: segment.shadow.model = {config.segment.shadow.model!r}: a night runs no shadow; run "
+            "`unetpp segment --shadow` on the archive beside it"
+        )
     if config.segment.metrics.every is None:
         daily = config.segment.metrics.model_copy(update={"every": 24.0})
         config = config.model_copy(update={"segment": config.segment.model_copy(update={"metrics": daily})})
@@ -253,7 +261,7 @@ def _segment(config: NightlyConfig, found: Sync, ledger: Ledger, night: Night, c
 
 
 def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, night: Night, console: Console) -> None:
-    """Judge the challenger unless the same question was answered before."""
+    """Judge the challenger unless the same question was answered before, with as much known of its shadow runs."""
     from unetpp_workflows.cli_promotion import print_decision
     from unetpp_workflows.evaluation import EvaluationData
     from unetpp_workflows.gates import load_gates
@@ -263,7 +271,8 @@ def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, 
     from unetpp_workflows.training_job import device
 
     uri = store_uri(config.segment.tracking.uri)
-    aliases = aliases_of(init_store(uri), uri, config.model)
+    client = init_store(uri)
+    aliases = aliases_of(client, uri, config.model)
     version, champion = aliases.get(CHALLENGER), aliases.get(CHAMPION)
     if version is None or version == champion:
         night.promotion = {"outcome": "none waits", "champion": champion}
@@ -271,6 +280,8 @@ def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, 
     gates = load_gates(promotion.gates)
     data = EvaluationData.open(promotion.data, promotion.split)
     question = [version, champion, data.store.facts.get("fingerprint"), promotion.split, gates.model_dump(mode="json")]
+    if not _shadow_passes(client, uri, config.model, gates, champion, version):
+        question.append("shadow")
     key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
     night.promotion = {"version": version, "champion": champion}
     if key in ledger.refused:
@@ -291,6 +302,18 @@ def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, 
     night.promotion |= {"outcome": decision.outcome, "run": decision.run, "failed": failed}
     if decision.outcome == "refused":
         ledger.refused[key] = decision.run
+
+
+def _shadow_passes(client: Any, uri: str, name: str, gates: Gates, champion: str | None, version: str) -> bool:
+    """Say what a gate would of the shadow runs until now; they go on while the challenger waits."""
+    from unetpp_workflows.gates import judge_shadow
+    from unetpp_workflows.promotion import shadow_evidence
+    from unetpp_workflows.registry import resolve
+
+    if champion is None or "shadow" in gates.off:
+        return True
+    digests = [resolve(f"models:/{name}/{number}", tracking_uri=uri).digest for number in (champion, version)]
+    return all(result.passed for result in judge_shadow(gates.shadow, shadow_evidence(client, uri, *digests)))
 
 
 def _say(console: Console, message: str) -> None:

@@ -127,7 +127,8 @@ def promote(
     found = {
         side: _candidate(name, number, store, split, device, uri, on_image) for side, number in sorted(sides.items())
     }
-    shadow = shadow_evidence(client, uri, found[CHAMPION], found[CHALLENGER]) if champion else None
+    digests = [found[side].evaluation.model["digest"] for side in (CHAMPION, CHALLENGER) if side in found]
+    shadow = shadow_evidence(client, uri, *digests) if champion else None
     results = judge(gates, found[CHALLENGER], found.get(CHAMPION), shadow)
     passed = all(result.passed for result in results)
     outcome: Outcome = "promoted" if passed else "refused"
@@ -228,13 +229,15 @@ def history(name: str, *, tracking_uri: str | None = None) -> list[Decision]:
     return sorted(found, key=lambda decision: decision.moment, reverse=True)
 
 
-def shadow_evidence(client: Any, uri: str, champion: Candidate, challenger: Candidate) -> ShadowEvidence:
+def shadow_evidence(client: Any, uri: str, champion: str, challenger: str) -> ShadowEvidence:
     """Add up the agreement on all images that the challenger shadowed the champion on, by the newest run of each.
 
     An image has a run for every precision, tile size and region that it was segmented with.
+
+    Args:
+        champion, challenger: their digests.
     """
-    digests = champion.evaluation.model["digest"], challenger.evaluation.model["digest"]
-    wanted = "tags.`unetpp.model.digest` = '{}' and tags.`unetpp.shadow.digest` = '{}'".format(*digests)
+    wanted = f"tags.`unetpp.model.digest` = '{champion}' and tags.`unetpp.shadow.digest` = '{challenger}'"
     newest_last = reversed(runs_of(client, uri, SEGMENTATION, wanted))
     images = {run.data.tags["unetpp.input.fingerprint"]: run.data.metrics for run in newest_last}
     px = sum(image["shadow.px"] for image in images.values())
