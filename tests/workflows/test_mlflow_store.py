@@ -1,15 +1,16 @@
-"""Passwords of the MLflow store are shown nowhere, however its URI is written."""
+"""Passwords of the MLflow store are shown nowhere, however its URI is written; what was deleted in it is named."""
 
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import make_url
 
 from unetpp.errors import RegistryError
 from unetpp_workflows.config import load_config
-from unetpp_workflows.mlflow_store import init_store, shown
+from unetpp_workflows.mlflow_store import experiment, init_store, shown, store_uri
 from unetpp_workflows.steps import shown_config
 
 URIS = [
@@ -60,3 +61,13 @@ def test_the_error_of_a_database_that_does_not_answer_has_no_password() -> None:
         init_store(uri)
     assert f"postgresql+psycopg://127.0.0.1:{port}/mlflow: " in str(error.value)
     assert "Secret" not in str(error.value) and "aB" not in str(error.value)
+
+
+def test_a_deleted_experiment_is_one_line_that_says_how_it_comes_back(ready_home: Path) -> None:
+    client = init_store(uri := store_uri())
+    number = experiment(client, uri, "unetpp-segmentation")
+    client.delete_experiment(number)
+    with pytest.raises(RegistryError, match=f"mlflow experiments restore --experiment-id {number}"):
+        experiment(client, uri, "unetpp-segmentation")
+    client.restore_experiment(number)
+    assert experiment(client, uri, "unetpp-segmentation") == number

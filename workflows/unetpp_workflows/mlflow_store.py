@@ -88,9 +88,18 @@ def _database_locked(uri: str) -> Iterator[None]:
 
 
 def experiment(client: Any, uri: str, name: str) -> str:
-    """Return the id of an experiment, created on first use with its artifacts beside the database."""
+    """Return the id of an experiment, created on first use with its artifacts beside the database.
+
+    Raises:
+        RegistryError: it was deleted, and MLflow neither writes to it nor makes another of its name.
+    """
     found = client.get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise RegistryError(
+                f"MLflow store {shown(uri)}: the experiment {name} was deleted; `mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}` brings it back"
+            )
         return str(found.experiment_id)
     location = None
     if not uri.startswith(_SERVER):  # a server decides itself where artifacts go
