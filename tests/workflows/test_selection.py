@@ -27,7 +27,9 @@ def run(package: Path, tmp_path: Path, **selection: object) -> Summary:
     return segment([tmp_path / "in"], package, tmp_path / "out", config=CONFIG, selection=chosen)
 
 
-def test_retry_takes_only_what_failed(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
+def test_retry_takes_only_what_failed_or_was_not_finished(
+    ink_package: Path, blots: Callable[..., Path], tmp_path: Path
+) -> None:
     good, bad = blots("good.png"), blots("bad.png")
     whole = bad.read_bytes()
     bad.write_bytes(whole[:200])
@@ -37,6 +39,8 @@ def test_retry_takes_only_what_failed(ink_package: Path, blots: Callable[..., Pa
     bad.write_bytes(whole)
     assert [(i.name, i.status) for i in run(ink_package, tmp_path, retry=True).images] == [("bad", "done")]
     assert run(ink_package, tmp_path, retry=True).images == ()
+    (tmp_path / "out/bad/record.json").unlink()  # as in a run that is killed before it has finished the image
+    assert [(i.name, i.status) for i in run(ink_package, tmp_path, retry=True).images] == [("bad", "done")]
     assert [i.reused for i in run(ink_package, tmp_path).images] == [True, True, False]
     assert good.exists()
 

@@ -160,7 +160,7 @@ def segment(
     uncertainty: Uncertainty = None,
     into_source: IntoSource = None,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Only images that an earlier run left failed or partial.")
+        bool, typer.Option("--retry", help="Only images that an earlier run left failed or unfinished.")
     ] = False,
     since: Annotated[
         str | None, typer.Option("--since", help="Only files changed after this date or time: 2026-11-01.")

@@ -16,7 +16,7 @@ class Selection:
     """A choice among the images that a call names.
 
     Attributes:
-        retry: only those that an earlier run left failed, partial or damaged.
+        retry: only those that an earlier run left failed, partial, damaged or unfinished, as one that was killed does.
         since: only those of which a file changed after this moment; remote images, mosaics and band lists always count
             as changed.
         force: work on finished ones anew, too.
@@ -59,6 +59,6 @@ def _changed(path: Path, moment: float) -> bool:
 
 def _needs_another_try(folder: Path) -> bool:
     try:
-        return folder.is_dir() and read_state(folder).status in ("failed", "partial", "damaged")
+        return folder.is_dir() and read_state(folder).status not in ("done", "empty")
     except UnetppError:
         return True
