@@ -90,6 +90,17 @@ def test_a_part_of_an_archive_that_is_not_prepared_says_what_to_do(
     assert len(failed) == 2 and "b.png is not prepared" in failed[0] and "c.png" in failed[1]
 
 
+def test_a_part_says_why_an_image_could_not_be_prepared(
+    archive: Path, config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (archive / "c.png").write_bytes(b"no image")
+    assert segment_part([archive], tmp_path / "out", Part(0, 2), config=config) == 1
+    (why,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("failed"))
+    assert segment_part([archive], tmp_path / "out", Part(1, 2), config=config) == 1
+    (failed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("failed"))
+    assert failed.startswith(f"{why}; that mended") and "--part 0/2 again" in failed
+
+
 @pytest.mark.parametrize("text", ["3", "3/2", "1/0", "-1/2", "a/b"])
 def test_a_wrong_part_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="write it like 3/8"):

@@ -28,6 +28,7 @@ from unetpp_workflows.metrics import exported
 from unetpp_workflows.pipeline import find_sources, make_folder, run_shards, start_call
 from unetpp_workflows.preparing import Prepared, prepared
 from unetpp_workflows.progress import Display
+from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.steps import Call, reuse, shown_config, stored_config_hash
 from unetpp_workflows.summary import ImageResult
 
@@ -133,6 +134,9 @@ def _prepared_before(call: Call, source: Source, part: Part) -> Prepared:
         and job.fingerprint == fingerprint(source.uri)
     )
     if job is None or not same:
+        before = ImageRecord.read(source.folder) if job is None else None
+        if before is not None and before.message:
+            raise StoreError(f"{before.message}; that mended, run the same command with --part 0/{part.count} again")
         raise StoreError(
             f"{source.uri} is not prepared for this model and configuration in {source.folder}; "
             f"run the same command with --part 0/{part.count} first"
