@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +79,8 @@ def _serve(outputs: list[Path], host: str, port: int) -> None:
         ) from None
     name = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
-    standard_output().print(f"open {address} (Ctrl-C ends)", markup=False, highlight=False, soft_wrap=True)
     # No access log: addresses may hold the token.
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-    uvicorn.Server(config).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # the way to end it, and nothing is left undone
+        standard_output().print(f"open {address} (Ctrl-C ends)", markup=False, highlight=False, soft_wrap=True)
+        uvicorn.Server(config).run(sockets=[listening])

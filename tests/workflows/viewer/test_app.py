@@ -179,6 +179,16 @@ def test_the_printed_address_is_one_that_other_machines_can_open(archives: Archi
     assert said.startswith(f"open http://{socket.gethostname()}:") and "?token=" in said, said
 
 
+def test_ending_the_viewer_is_no_interruption(archives: Archives, page_built: None) -> None:
+    command = [sys.executable, "-m", "unetpp_workflows", "view", str(archives.first), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as viewer:
+        assert viewer.stdout and viewer.stderr
+        address = viewer.stdout.readline().split()[1]
+        assert httpx.get(f"{address}api/images").status_code == 200
+        viewer.terminate()
+        assert (viewer.wait(120), viewer.stderr.read()) == (0, "")
+
+
 def test_a_page_that_was_never_built_says_what_to_do(
     archives: Archives, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
