@@ -145,6 +145,8 @@ def test_a_level_that_the_network_has_not_is_refused_before_training(tmp_path: P
     for sets in (["result.level=5"], ["result.level=0"], ["network.kind='unet'", "result.level=1"]):
         with pytest.raises(ConfigError, match=r"result.level = \d: this network has"):
             run(tmp_path, store, [*SMALL, *sets])
+    with pytest.raises(ConfigError, match=r"network.level = 1: a U-Net has one head, at level 2; leave it out"):
+        run(tmp_path, store, [*SMALL, "network.filters=[4, 4, 4]", "network.kind='unet'", "network.level=1"])
     assert run(tmp_path, store, [*SMALL, "result.level=1"], register=False, record=False)[0] == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from unetpp.errors import ArchitectureError
 from unetpp.model import receptive_field
 from unetpp.model.config import GridConfig
 from unetpp.model.grid import check_input, evaluate, head
@@ -12,15 +13,21 @@ from unetpp.model.order import Step, unet_order
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015) with same padding; `deep_supervision` and `level` do not apply.
+    """U-Net (Ronneberger et al. 2015) with same padding; `deep_supervision` does not apply.
 
     Its decoder node at level i is named X^{i,depth-i}: the same place in the grid, with the skips between left out.
+
+    Raises:
+        ArchitectureError: a `level` that is not the depth.
     """
 
     def __init__(self, config: GridConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or GridConfig()
         widths, depth = config.filters, config.depth
+        if config.last != depth:
+            # Its halo would be a pruned grid's, and tiles would not be exact.
+            raise ArchitectureError(f"level={config.level}: a U-Net has one head, at level {depth}; leave level out")
         self.nodes = nn.ModuleDict()
         for i in range(depth + 1):
             before = config.bands if i == 0 else widths[i - 1]

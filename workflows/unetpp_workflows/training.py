@@ -166,6 +166,10 @@ def export_training(
 def _check_level(config: Recipe) -> None:
     """Raise `ConfigError` where the level to keep is none that the network has; after training it would be too late."""
     level, switches = config.result.level, architecture(config, 3)
+    if config.network.kind == "unet" and switches.last != switches.depth:
+        raise ConfigError(
+            f"network.level = {switches.last}: a U-Net has one head, at level {switches.depth}; leave it out"
+        )
     heads = range(1 if switches.deep_supervision else switches.last, switches.last + 1)
     if level != "auto" and (config.network.kind == "unet" or level not in heads):
         known = "this network has one head" if len(heads) == 1 else f"this network has heads 1 to {switches.last}"

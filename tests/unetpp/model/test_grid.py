@@ -184,3 +184,10 @@ def test_model_imports_without_heavy_libraries() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_u_net_has_no_levels() -> None:
+    """Its halo would be that of the pruned grid: 16 px where the network sees 54."""
+    assert UNet(small(level=3)).halo == UNet(small()).halo
+    with pytest.raises(ArchitectureError, match="level=1: a U-Net has one head, at level 3; leave level out"):
+        UNet(small(level=1))
