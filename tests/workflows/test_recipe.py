@@ -22,6 +22,20 @@ def test_unknown_keys_name_the_nearest() -> None:
         load_recipe("nucleii")
 
 
+def test_what_should_be_a_section_and_is_none_is_explained() -> None:
+    """... also where the section may be left out, or is one of a list."""
+    for setting, message in (
+        ("drawn=4", "'drawn' is a section; set a key of it, like drawn.slides"),
+        ("drawn.slide=4", "unknown key 'drawn.slide'; did you mean 'drawn.slides'"),
+        ("classes=['background', 'nucleus']", "'classes.0' is a section; set a key of it, like classes.0.value"),
+        ("classes=[{name='a', color=[0, 0, 0]}, 2]", "'classes.1' is a section; set a key of it, like classes.1.value"),
+        ("classes=[{name='a', color=[0, 0, 0]}, {name='b', colour=[0, 0, 0]}]", "classes.1.color is missing"),
+        ("classes=[{name='a', color=[0, 0, 0], colour=1}]", "key 'classes.0.colour'; did you mean 'classes.0.color'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_recipe("smoke", [setting])
+
+
 def test_overrides_win() -> None:
     recipe = load_recipe("nuclei", ["train.steps=7", "network.conv='dw_pw'"])
     assert (recipe.train.steps, recipe.network.conv) == (7, "dw_pw")

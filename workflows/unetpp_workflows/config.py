@@ -9,10 +9,11 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -258,7 +259,9 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     # pydantic names the member of the union that was tried last.
     name = name.removesuffix(".int").removesuffix(".constrained-int")
     if error["type"] == "model_type":
-        return f"{name!r} is a section; set a key of it, like {next(n for n in known if n.startswith(name + '.'))}"
+        first = _like_first(name) + "."
+        key = next(other for other in known if other.startswith(first)).removeprefix(first)
+        return f"{name!r} is a section; set a key of it, like {name}.{key}"
     section = isinstance(error["input"], Mapping)
     if error["type"] in ("missing", "missing_argument"):
         return f"{name} is missing" + ("" if section else f" in {error['input']!r}")
@@ -266,19 +269,25 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
         what = error["msg"].removeprefix("Value error, ")
         # The words of a whole section name its keys themselves.
         return f"{name}: {what}".removeprefix(": ") if section else f"{name} = {error['input']!r}: {what}"
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(_like_first(name), known, n=1, cutoff=0.5)
     near = near or [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     return f"unknown key {name!r}; {hint}"
 
 
+def _like_first(name: str) -> str:
+    """Return the name as that of the first of a list of sections, which is how `_names` has it."""
+    return re.sub(r"\.\d+(?=\.|$)", ".0", name)
+
+
 def _names(model: type, prefix: str = "") -> list[str]:
     names = []
     for name, kind in _fields(model).items():
-        if isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)):
-            names += _names(kind, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
+        # A section that may be left out is one of a union, and a list of sections a tuple.
+        kinds = [part for part in (kind, *get_args(kind)) if isinstance(part, type)]
+        section = next((part for part in kinds if issubclass(part, BaseModel) or dataclasses.is_dataclass(part)), None)
+        place = f"{prefix}{name}.0." if get_origin(kind) is tuple else f"{prefix}{name}."
+        names += [prefix + name] if section is None else _names(section, place)
     return names
 
 
