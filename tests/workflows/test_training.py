@@ -140,6 +140,14 @@ def test_a_folder_of_another_version_is_refused(tmp_path: Path, store: Path) -> 
             run(tmp_path, store)
 
 
+def test_options_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="alias 'challenger' is for a registered model; leave it out, or register"):
+        TrainOptions(alias="challenger", register=False)
+    with pytest.raises(ConfigError, match=r"least = 3 of 2 worker\(s\): give at most as many as workers"):
+        TrainOptions(workers=2, least=3)
+    assert TrainOptions(workers=2, least=2, alias="challenger").register
+
+
 def test_a_level_that_the_network_has_not_is_refused_before_training(tmp_path: Path, store: Path) -> None:
     """... and corrected, the same output folder is taken."""
     for sets in (["result.level=5"], ["result.level=0"], ["network.kind='unet'", "result.level=1"]):

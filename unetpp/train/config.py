@@ -106,6 +106,8 @@ class TrainConfig:
             _at_least(self, name, 1)
         for name in ("rate", "warmup", "decay", "patience", "seed", "threads"):
             _at_least(self, name, 0)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed = {self.seed}: give a number below 2^63, which torch's generators take")
         if not self.clip > 0:
             raise ConfigError(f"clip = {self.clip}: give a norm above 0, a large one to cut nothing off")
         _is_probability(self, "class_aware")

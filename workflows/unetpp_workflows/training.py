@@ -55,6 +55,9 @@ class TrainOptions:
         tracking_uri: MLflow store.
         record: write an MLflow run.
         register: register the model package; `alias` is then set on the new version.
+
+    Raises:
+        ConfigError: options that contradict each other.
     """
 
     workers: int = 1
@@ -67,6 +70,12 @@ class TrainOptions:
     record: bool = True
     register: bool = True
     alias: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.alias is not None and not self.register:
+            raise ConfigError(f"alias {self.alias!r} is for a registered model; leave it out, or register the model")
+        if self.least is not None and self.least > self.workers:
+            raise ConfigError(f"least = {self.least} of {self.workers} worker(s): give at most as many as workers")
 
 
 def run_training(

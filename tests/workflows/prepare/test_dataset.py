@@ -45,6 +45,7 @@ def test_marks_are_values_names_or_colours(tmp_path: Path) -> None:
     [
         ({"sharse": {"train": 1.0}}, "sharse"),
         ({"shares": {"train": 0.7, "val": 0.2}}, "parts of 1"),
+        ({"shares": {"train": 1.0, "val": float("nan")}}, "parts of 1"),
         ({"spacing": "0.5"}, "unit"),
         ({"images": "*.png"}, "belong together"),
         ({"images": "", "labels": "", "table": None}, "name the images"),

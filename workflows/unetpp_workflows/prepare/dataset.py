@@ -150,7 +150,7 @@ class DataSection(_Section):
             for name in names if ignored else ():
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} {why}")
-        if self.shares and (abs(sum(self.shares.values()) - 1) > 1e-6 or min(self.shares.values()) <= 0):
+        if self.shares and not (abs(sum(self.shares.values()) - 1) <= 1e-6 and min(self.shares.values()) > 0):
             raise ValueError(
                 f"shares {self.shares} are not positive parts of 1; write them like train = 0.8, val = 0.2"
             )
