@@ -269,8 +269,7 @@ def fit(
 
     Args:
         network: what to train; left on `device` with its last weights.
-        training, validation: labelled images; the best weights are those with the highest mean IoU over foreground
-            classes.
+        training, validation: labelled images; the best weights are those with the highest `judged_iou`.
         mean, std: per band: the network sees (x - mean) / std.
         folder: where checkpoint.pt is kept; the same for all workers.
         device: a torch device.
@@ -281,15 +280,16 @@ def fit(
             in the first worker only.
 
     Raises:
-        DataError: the folder's checkpoint belongs to another configuration, other images or another network, or
-            workers see different folders.
-        ConfigError: a part of a batch has fewer patches than there are workers, or patches are too small or not what
-            an augmentation is for.
+        DataError: the folder's checkpoint belongs to another configuration, other images or another network, workers
+            see different folders, or images have no label, or labels of classes that the network has not.
+        ConfigError: a part of a batch has fewer patches than there are workers, patches are too small or not what an
+            augmentation is for, or mean and std are not those of the network's bands.
         TrainingError: the loss or its gradient is no number any more; the checkpoint is of before.
         OutputError: the checkpoint cannot be written.
     """
     ranks = ranks or Ranks()
     _check(network, training, config, ranks)
+    _check_data(network, training, validation, mean, std)
     if config.threads:
         torch.set_num_threads(config.threads)
     if device == "cpu":
@@ -336,6 +336,26 @@ def _check(network: Network, training: Source, config: TrainConfig, ranks: Ranks
     check_augment(config.augment, training.span)
 
 
+def _check_data(
+    network: Network, training: Source, validation: Source, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Raise `DataError` or `ConfigError` where the network cannot learn from images, or from their normalisation."""
+    classes = max(2, network.config.classes)
+    for role, source in (("training", training), ("validation", validation)):
+        counts = source.blocks.counts
+        if not counts.any():
+            raise DataError(f"the {role} images have no labelled pixel; label some, or give other images")
+        if counts[:, classes:].any():
+            largest = int(np.flatnonzero(counts.any(0))[-1])
+            raise DataError(
+                f"{role} images have the label {largest}, and the network has {classes} classes; give it more"
+            )
+    bands = network.config.bands
+    whole = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std)))
+    if not whole or min(std) <= 0:
+        raise ConfigError(f"mean {tuple(mean)}, std {tuple(std)}: give {bands} finite numbers each, and std above 0")
+
+
 def _facts(network: Network, training: Source, validation: Source, norm: Normalise) -> Facts:
     """Return what a checkpoint must have been made from to be continued."""
     return {
@@ -365,7 +385,10 @@ def _agree(step: int, ranks: Ranks, device: str) -> None:
 
 
 def schedule(step: int, config: TrainConfig) -> float:
-    """Return the learning rate's factor at a step: linear warm-up, then half a cosine to 0."""
+    """Return the learning rate's factor at a step: half a cosine from 1 at the first step to 0, times a linear warm-up.
+
+    A warm-up that is long beside all steps leaves no step the whole rate: half of it where it takes half of them.
+    """
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     return warm * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
 

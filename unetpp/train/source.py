@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unetpp.errors import DataError
 from unetpp.geometry import Box
 from unetpp.losses import IGNORE
 from unetpp.span import Span
@@ -96,6 +97,10 @@ class ArraySource:
     Args:
         images: (name, group, pixels (H, W, C), labels (H, W) uint8, objects (H, W) or None) per image.
         classes: number of class indices.
+
+    Raises:
+        DataError: arrays of an image that do not fit together or to those of the first image, or a label that is no
+            class.
     """
 
     def __init__(
@@ -104,8 +109,10 @@ class ArraySource:
         classes: int,
     ) -> None:
         self._crops = [Crop(pixels, labels, objects) for _, _, pixels, labels, objects in images]
+        for (name, *_), crop in zip(images, self._crops, strict=True):
+            _check(name, crop, self._crops[0], classes)
         self.images = tuple(SourceImage(name, group, group, *labels.shape) for name, group, _, labels, _ in images)
-        counts = [np.bincount(c.labels[c.labels != IGNORE], minlength=classes)[:classes] for c in self._crops]
+        counts = [np.bincount(c.labels[c.labels != IGNORE], minlength=classes) for c in self._crops]
         self.blocks = Blocks(
             image=np.arange(len(images)),
             box=np.array([[0, 0, i.height, i.width] for i in self.images], np.int64).reshape(-1, 4),
@@ -115,8 +122,9 @@ class ArraySource:
         digest = hashlib.sha256()
         for image, crop in zip(self.images, self._crops, strict=True):
             digest.update(image.name.encode())
-            digest.update(hashlib.sha256(crop.pixels.tobytes()).digest())
-            digest.update(hashlib.sha256(crop.labels.tobytes()).digest())
+            for array in (crop.pixels, crop.labels, crop.objects):
+                if array is not None:
+                    digest.update(hashlib.sha256(array.tobytes()).digest())
         self.fingerprint = digest.hexdigest()
 
     def read(self, image: int, box: Box) -> Crop:
@@ -126,6 +134,23 @@ class ArraySource:
     def content(self, block: int) -> NDArray[Any]:
         """See `Source`; a block is a whole image."""
         return self._crops[block].pixels
+
+
+def _check(name: str, crop: Crop, first: Crop, classes: int) -> None:
+    """Raise `DataError` for an image that no patch could be made of, or no batch together with the first image's."""
+    pixels, labels, objects = crop.pixels, crop.labels, crop.objects
+    shapes = pixels.shape, labels.shape, None if objects is None else objects.shape
+    if pixels.ndim != 3 or pixels.shape[:2] != labels.shape or (objects is not None and objects.shape != labels.shape):
+        raise DataError(
+            f"image {name!r} has pixels, labels and objects of {', '.join(map(str, shapes))}; give (H, W, C), (H, W) "
+            "and (H, W) or None"
+        )
+    kinds = [(c.pixels.dtype, c.pixels.shape[-1], c.objects is None) for c in (crop, first)]
+    if kinds[0] != kinds[1]:
+        raise DataError(f"image {name!r} has another type, other bands or objects than the first one; give all alike")
+    known = labels[labels != IGNORE]
+    if labels.dtype.kind not in "ui" or (known.size and not 0 <= int(known.min()) <= int(known.max()) < classes):
+        raise DataError(f"image {name!r} has labels that are no classes; give 0 to {classes - 1}, or 255 for no label")
 
 
 def _span(images: Sequence[NDArray[Any]]) -> Span:

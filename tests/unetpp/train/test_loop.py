@@ -104,6 +104,42 @@ def test_numbers_that_no_training_can_have_are_refused(changes: dict[str, Any]) 
         replace(CONFIG, **changes)
 
 
+def picture(label: int = 1, side: int = 32) -> tuple[str, str, Any, Any, None]:
+    return ("a", "g", np.full((side, side, 3), 9, np.uint8), np.full((side, side), label, np.uint8), None)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"training": ArraySource([picture(2)], 3)},
+            DataError,
+            "training images have the label 2, and the network has 2",
+        ),
+        (
+            {"validation": ArraySource([picture(2)], 3)},
+            DataError,
+            "validation images have the label 2, and the network",
+        ),
+        ({"training": ArraySource([], 2)}, DataError, "the training images have no labelled pixel; label some"),
+        ({"validation": ArraySource([], 2)}, DataError, "the validation images have no labelled pixel; label some"),
+        ({"training": ArraySource([picture(255)], 2)}, DataError, "the training images have no labelled pixel"),
+        ({"mean": (1.0,), "std": (1.0,)}, ConfigError, "give 3 finite numbers each, and std above 0"),
+        ({"std": (1.0, 0.0, 1.0)}, ConfigError, "give 3 finite numbers each, and std above 0"),
+        ({"std": (1.0, -1.0, 1.0)}, ConfigError, "give 3 finite numbers each, and std above 0"),
+        ({"mean": (1.0, float("nan"), 1.0)}, ConfigError, "give 3 finite numbers each, and std above 0"),
+    ],
+)
+def test_images_that_the_network_cannot_learn_from_are_refused(
+    given: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    """One logit would have been trained on a label of 2 without a word, and a deviation of 0 blamed on the rate."""
+    data = {"training": squares(2, 0), "validation": squares(2, 1), "mean": MEAN, "std": STD, **given}
+    for classes in (1, 2):
+        with pytest.raises(error, match=message):
+            fit(UNetPlusPlus(GridConfig(filters=(8, 12), classes=classes)), config=CONFIG, folder=tmp_path, **data)
+
+
 @pytest.mark.parametrize(
     "changes", [{"blur_sigma": -1.0}, {"elastic": -1.0}, {"elastic_nodes": 1}, {"noise": 2.0}, {"rotate": -0.5}]
 )
