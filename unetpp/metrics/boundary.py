@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.errors import DataError
-from unetpp.metrics.counts import IGNORE, ratio, same_shape
+from unetpp.metrics.counts import IGNORE, check_classes, ratio, same_shape
 
 
 class BoundaryF1:
@@ -40,9 +39,7 @@ class BoundaryF1:
         nothing = (truth == IGNORE) | (prediction == IGNORE)
         a, b = (np.where(nothing, IGNORE, labels) for labels in (truth, prediction))
         classes = self.counts.shape[1]
-        largest = max(int(labels.max(initial=0, where=~nothing)) for labels in (a, b))
-        if largest >= classes:
-            raise DataError(f"class index {largest} is outside 0..{classes - 1}; give as many classes as there are")
+        check_classes(classes, a[~nothing], b[~nothing])
         sides = [np.where(_boundary(labels), labels, IGNORE) for labels in (a, b)]
         for row, (own, other) in enumerate((sides, sides[::-1])):
             found, near = self._match(own, other, nothing)
@@ -76,7 +73,10 @@ class BoundaryF1:
 
     @property
     def f1(self) -> NDArray[np.float64]:
-        """2 P R / (P + R) per class; 0 where only one side has a boundary, NaN where none has."""
+        """2 P R / (P + R) per class; 0 where nothing is matched, NaN where there is nothing to match.
+
+        Also NaN where the one side's boundary is matched and all of the other's lies beside pixels without a class.
+        """
         found, true, right, predicted = self.counts
         # P and R over their common denominator, so that neither needs to exist.
         product = 2 * found.astype(np.float64) * right

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unetpp.errors import ShapeError
-from unetpp.metrics.counts import IGNORE, ratio
+from unetpp.metrics.counts import IGNORE, check_classes, ratio
 
 _UNIT = 1 << 20
 _PIECE = 1 << 15
@@ -41,6 +41,7 @@ class CalibrationError:
 
         Raises:
             ShapeError: the shapes do not fit.
+            DataError: a label is not a class of the logits.
         """
         scores, labels = counted(logits, truth)
         confidence, decided = scores.softmax(0).max(0)
@@ -156,10 +157,12 @@ def counted(logits: Tensor, truth: NDArray[Any]) -> tuple[Tensor, Tensor]:
 
     Raises:
         ShapeError: the shapes do not fit.
+        DataError: a label is not a class of the logits.
     """
     if tuple(logits.shape[1:]) != truth.shape:
         raise ShapeError(f"logits have shape {tuple(logits.shape)}, truth {truth.shape}; give (K, H, W) and (H, W)")
-    counted = torch.from_numpy(truth != IGNORE).to(logits.device)
-    labels = torch.from_numpy(truth[truth != IGNORE].astype(np.int64)).to(logits.device)
+    counted, known = torch.from_numpy(truth != IGNORE).to(logits.device), truth[truth != IGNORE].astype(np.int64)
+    check_classes(max(2, len(logits)), known)
+    labels = torch.from_numpy(known).to(logits.device)
     scores = logits[:, counted].double()
     return (torch.cat([torch.zeros_like(scores), scores]) if len(scores) == 1 else scores), labels

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.metrics.counts import IGNORE, ratio
+from unetpp.errors import ShapeError
+from unetpp.metrics.counts import IGNORE, check_classes, ratio
 
 
 class Confusion:
@@ -23,15 +24,15 @@ class Confusion:
         """Add pixels; both arrays hold class indices and have one shape.
 
         Raises:
-            ValueError: the shapes differ, or an index is not a class.
+            ShapeError: the shapes differ.
+            DataError: an index is not a class.
         """
         if truth.shape != prediction.shape:
-            raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}; they must be equal")
+            raise ShapeError(f"truth has shape {truth.shape}, prediction {prediction.shape}; they must be equal")
         classes = len(self.matrix)
         counted = (truth != IGNORE) & (prediction != IGNORE)
         t, p = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
-        if t.size and max(t.max(), p.max()) >= classes:
-            raise ValueError(f"class index {max(t.max(), p.max())} is outside 0..{classes - 1}")
+        check_classes(classes, t, p)
         self.matrix += np.bincount(t * classes + p, minlength=classes * classes).reshape(classes, classes)
 
     def merge(self, other: Confusion) -> None:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unetpp.errors import ShapeError
 from unetpp.metrics.calibration import counted
 from unetpp.metrics.counts import ratio
 
@@ -31,10 +32,13 @@ class PrecisionRecall:
             truth: (...) class indices, 255 where a pixel does not count.
 
         Raises:
-            ShapeError: the shapes do not fit.
+            ShapeError: the shapes do not fit, or the logits are of more or fewer classes.
+            DataError: a label is not a class of the logits.
         """
         scores, labels = counted(logits, truth)
         _, classes, bins = self.counts.shape
+        if len(scores) != classes:
+            raise ShapeError(f"logits of {len(scores)} classes for curves of {classes}; give as many")
         number = (scores.softmax(0) * bins).long().clamp_(0, bins - 1)
         for index in range(classes):
             place = number[index] + bins * (labels == index)

@@ -80,5 +80,7 @@ def test_ignored_pixels_never_matter() -> None:
 def test_wrong_arrays_are_refused() -> None:
     with pytest.raises(DataError, match=r"outside 0\.\.1"):
         BoundaryF1(2).update(np.zeros((3, 3), int), np.full((3, 3), 2))
+    with pytest.raises(DataError, match=r"class index -1 is outside 0\.\.1"):
+        BoundaryF1(2).update(np.array([[0, -1]]), np.array([[0, 1]]))
     with pytest.raises(ShapeError, match="one size"):
         BoundaryF1(2).update(np.zeros((3, 3), int), np.zeros((3, 4), int))

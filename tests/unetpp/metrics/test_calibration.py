@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
-from unetpp.errors import ShapeError
-from unetpp.metrics import CalibrationError, Temperature
+from unetpp.errors import DataError, ShapeError
+from unetpp.metrics import CalibrationError, PrecisionRecall, Temperature
 
 
 def overconfident(classes: int, factor: float, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -92,3 +92,20 @@ def test_ignored_pixels_never_matter(metric: type[CalibrationError] | type[Tempe
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ShapeError, match="logits have shape"):
         CalibrationError().update(torch.zeros(2, 3, 4), np.zeros((4, 3), int))
+
+
+@pytest.mark.parametrize("metric", [CalibrationError(), Temperature(), PrecisionRecall(2)])
+@pytest.mark.parametrize(("bands", "label"), [(1, 2), (2, 2), (2, -1)])
+def test_labels_that_are_no_classes_are_refused(
+    metric: CalibrationError | Temperature | PrecisionRecall, bands: int, label: int
+) -> None:
+    """Two of these counted such a pixel as a wrong one of some class, the third ended in torch's words."""
+    with pytest.raises(DataError, match=rf"class index {label} is outside 0\.\.1; give as many classes"):
+        metric.update(torch.zeros(bands, 1, 2), np.array([[0, label]]))
+    assert not metric.state().any()
+
+
+def test_curves_are_of_all_classes_or_none() -> None:
+    for bands in (2, 4):
+        with pytest.raises(ShapeError, match=f"logits of {bands} classes for curves of 3; give as many"):
+            PrecisionRecall(3).update(torch.zeros(bands, 1, 2), np.zeros((1, 2), int))

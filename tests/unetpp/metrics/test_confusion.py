@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from unetpp.errors import DataError, ShapeError
 from unetpp.metrics import Confusion
 
 
@@ -48,7 +49,11 @@ def test_no_data_in_the_prediction_never_counts() -> None:
 
 
 def test_wrong_arrays_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"outside 0\.\.1"):
-        Confusion(2).update(np.array([0]), np.array([2]))
-    with pytest.raises(ValueError, match="must be equal"):
+    # A prediction of -1 beside a truth of 1 was counted as class 1 found where class 0 is.
+    for truth, prediction in (([0], [2]), ([1, 0], [-1, 0]), ([-1], [0])):
+        with pytest.raises(
+            DataError, match=r"class index (2|-1) is outside 0\.\.1; give .* 255 where a pixel does not"
+        ):
+            Confusion(2).update(np.array(truth), np.array(prediction))
+    with pytest.raises(ShapeError, match="must be equal"):
         Confusion(2).update(np.zeros((2, 3)), np.zeros((3, 2)))
