@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unetpp.errors import ConfigError
@@ -44,12 +46,17 @@ class LossConfig:
             if count > 1:
                 raise ConfigError(f"loss term {name!r} occurs {count} times: give it once")
         weights = [weight for _, weight in self.terms]
-        if not weights or min(weights) < 0 or not sum(weights):
+        if not weights or not _weigh(weights):
             raise ConfigError(f"terms = {self.terms}: give at least one term, and weights that are not negative")
         for name, least in (("touching", 0), ("touching_radius", 1), ("focal_gamma", 0), ("cldice_steps", 1)):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give at least {least}")
-        if min(self.tversky) < 0 or not sum(self.tversky):
+        if len(self.tversky) != 2 or not _weigh(self.tversky):
             raise ConfigError(f"tversky = {self.tversky}: give two weights that are not negative, one above 0")
-        if self.class_weights is not None and (min(self.class_weights, default=0) < 0 or not sum(self.class_weights)):
+        if self.class_weights is not None and not _weigh(self.class_weights):
             raise ConfigError(f"class_weights = {self.class_weights}: give weights that are not negative, one above 0")
+
+
+def _weigh(weights: Sequence[float]) -> bool:
+    """Say whether these are finite weights, none negative and not all 0; with a NaN neither comparison holds."""
+    return all(weight >= 0 for weight in weights) and 0 < sum(weights) < math.inf

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetpp.errors import ConfigError
+from unetpp.errors import ConfigError, ShapeError
 
 IGNORE = 255
 
@@ -31,16 +31,21 @@ class Truth:
     weight: Tensor
 
     @classmethod
-    def of(cls, target: Tensor, channels: int, class_weights: Sequence[float] | None, more: Tensor | None) -> Truth:
-        """Read labels (N, H, W), for logits of so many channels.
+    def of(cls, target: Tensor, like: Tensor, class_weights: Sequence[float] | None, more: Tensor | None) -> Truth:
+        """Read labels (N, H, W), for logits (N, C, H, W).
 
         Args:
             class_weights: of a pixel by its label.
             more: (N, H, W) factor of the weights.
 
         Raises:
+            ShapeError: the labels are not of the logits' pixels.
             ConfigError: not one class weight per class.
         """
+        channels, shape = like.shape[1], (like.shape[0], *like.shape[2:])
+        if target.shape != shape:
+            # Spread over the batch, one image's labels would be taken for every image's.
+            raise ShapeError(f"target has shape {tuple(target.shape)}; logits {tuple(like.shape)} need {shape}")
         valid = target != IGNORE
         labels = torch.where(valid, target, 0).long()
         weight = valid.float()

@@ -41,6 +41,9 @@ def hybrid_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         A scalar; 0 with zero gradient where no pixel counts.
+
+    Raises:
+        ShapeError: target and logits are not of the same pixels.
     """
     return supervised_loss([logits], target)
 
@@ -67,6 +70,7 @@ def supervised_loss(
         A float32 scalar (float64 for float64 logits), equal in all workers; 0 with zero gradient where no pixel counts.
 
     Raises:
+        ShapeError: target and logits are not of the same pixels.
         ConfigError: touching weights without objects, or class weights or cldice classes that do not fit the logits.
     """
     more = None
@@ -74,7 +78,7 @@ def supervised_loss(
         if objects is None:
             raise ConfigError(f"touching = {config.touching}, but the data has no object numbers: set it to 0")
         more = touching_weights(objects, config.touching, config.touching_radius)
-    truth = Truth.of(target, heads[0].shape[1], config.class_weights, more)
+    truth = Truth.of(target, heads[0], config.class_weights, more)
     terms = make_terms(config, truth)
     scores = [Scores.of(head, truth) for head in heads]
     sums = [term.sums(score) for score in scores for _, term in terms]

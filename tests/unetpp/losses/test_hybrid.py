@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unetpp.errors import ShapeError
 from unetpp.losses import hybrid_loss, supervised_loss
 
 
@@ -55,6 +56,14 @@ def test_a_perfect_prediction_costs_nothing() -> None:
     target = torch.tensor([[[0, 1], [2, 255]]])
     logits = F.one_hot(target.clamp(max=2), 3).permute(0, 3, 1, 2).float() * 100
     assert float(hybrid_loss(logits, target)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 1, 4, 4), (4, 4), (3, 5, 4)])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_labels_of_other_pixels_are_refused(classes: int, shape: tuple[int, ...]) -> None:
+    """Labels of one image were spread over a batch of three, and a loss came out."""
+    with pytest.raises(ShapeError, match=r"target has shape .*; logits \(3, \d, 4, 4\) need \(3, 4, 4\)"):
+        hybrid_loss(torch.zeros(3, classes, 4, 4), torch.ones(shape, dtype=torch.long))
 
 
 def test_supervision_is_the_mean_of_the_heads() -> None:

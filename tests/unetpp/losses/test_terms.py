@@ -243,6 +243,12 @@ class TestEveryTerm:
         ({"tversky": (0.0, 0.0)}, "tversky"),
         ({"class_weights": (-1.0, 1.0)}, "class_weights"),
         ({"class_weights": (0.0, 0.0)}, "class_weights"),
+        # NaN is neither below 0 nor above; a third weight was taken for the smoothing.
+        ({"terms": (("ce", float("nan")),)}, "not negative"),
+        ({"class_weights": (1.0, float("nan"))}, "class_weights"),
+        ({"touching": float("nan")}, "touching = nan"),
+        ({"focal_gamma": float("inf")}, "focal_gamma = inf"),
+        ({"tversky": (0.3, 0.7, 2.0)}, "give two weights"),
     ],
 )
 def test_bad_configurations_are_refused(changes: dict[str, object], message: str) -> None:
