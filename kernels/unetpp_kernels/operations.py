@@ -65,6 +65,9 @@ def depthwise_pointwise(
             stride=stride,
             dilation=dilation,
         )
+    if not sources and low is not None:
+        # Kernels take the size of the result from a source.
+        sources, low = [definition.upsample2x(low, mode)], None
     sources, low = _autocast(sources, low)
     x = sources[0]
     if (depthwise.shape[-1], stride, dilation) != (3, 1, 1):

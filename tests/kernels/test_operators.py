@@ -121,6 +121,13 @@ def test_other_filters_take_two_operators() -> None:
     torch.testing.assert_close(ours, truth)
 
 
+def test_a_source_may_be_upsampled_alone() -> None:
+    low, depthwise, pointwise = _map(1, 4, 3, 5), torch.randn(4, 1, 3, 3), torch.randn(3, 4, 1, 1)
+    with forced("triton"):
+        ours = unetpp_kernels.depthwise_pointwise([], low, depthwise, pointwise)
+    torch.testing.assert_close(ours, definition.depthwise_pointwise([], low, depthwise, pointwise))
+
+
 def test_autocast_reaches_the_kernels() -> None:
     x, weight = _map(1, 4, 6, 6), torch.randn(8, 4, 1, 1)
     with torch.autocast("cpu", torch.bfloat16), forced("triton"):
