@@ -41,6 +41,8 @@ def test_a_state_dict_becomes_a_package_and_an_onnx_file(tmp_path: Path) -> None
     code, text = run("models", "export", tmp_path / "cells", "--to", "onnx", "-o", tmp_path / "cells.onnx")
     assert code == 0 and (tmp_path / "cells.onnx").stat().st_size > 1000, text
     assert run(*command, *norm, "-o", tmp_path / "cells")[0] == 2  # never over something
+    code, text = run(*command, *norm, "-o", tmp_path / "nested.pth")
+    assert code == 2 and "is a file or not empty; choose a new folder" in text
     code, text = run(*command[:-1], "one,two,three", *norm, "-o", tmp_path / "three")
     assert code == 2 and "3 classes described for 2 logits" in text
     code, text = run(*command, "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "-o", tmp_path / "small")

@@ -63,7 +63,7 @@ class ExportedTraining:
                 tuple(values["mean"]),
                 tuple(values["std"]),
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"{folder} has no {DOCUMENT}; write it with `unetpp train RECIPE --export`") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder / DOCUMENT}: {error}; export the training again") from error

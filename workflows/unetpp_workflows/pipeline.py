@@ -68,6 +68,7 @@ def segment(
     Args:
         inputs: What the command takes, see `unetpp_workflows.inputs`; one of them may be given by itself.
         model: `models:/name@alias`, `models:/name/3`, a bundled model's name or a package folder; wins over `config`.
+        config: All other settings. Its `shadow` is for `unetpp_workflows.shadow.run_shadow`, which takes the summary.
         truths: Image -> known labels; the record and the report then hold the IoU per class.
         selection: Which of the images are worked on; all that are not finished by default.
         console: Where progress goes; standard output by default.
