@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetpp.antimeridian import continued, dense, nearest, turn, turns
 from unetpp.errors import RegionError
 from unetpp.geometry import Box
 from unetpp.tissue import ValidityMask
@@ -152,7 +153,7 @@ def load_region(text: str, grid: OutputGrid) -> Region:
         rings, own = _read_file(written.file, scene=grid.crs is not None)
         crs = written.crs or own
     try:
-        polygons = tuple(tuple(_placed(ring, crs, grid, text) for ring in polygon) for polygon in rings)
+        polygons = tuple(copy for polygon in rings for copy in _placed(polygon, crs, grid, text))
     except RegionError:
         raise
     except (ValueError, TypeError) as error:
@@ -164,19 +165,34 @@ def load_region(text: str, grid: OutputGrid) -> Region:
     return region
 
 
-def _placed(ring: Ring, crs: str, grid: OutputGrid, text: str) -> Ring:
-    """Return a ring in output-grid pixels."""
+def _placed(polygon: Sequence[Ring], crs: str, grid: OutputGrid, text: str) -> list[tuple[Ring, ...]]:
+    """Return a polygon in output-grid pixels: once, or as often as an image right round the globe shows it."""
     if crs in ("", "px"):
-        return _rounded(ring / np.array([grid.step_x, grid.step_y]))
+        return [tuple(_rounded(ring / np.array([grid.step_x, grid.step_y])) for ring in polygon)]
     if grid.crs is None or grid.transform is None:
         raise RegionError(f"region {text!r} is in a CRS, but the image has none; give level-0 pixels")
     if crs != "crs":
-        ring = _projected(_dense(ring), crs, grid.crs, text)
-    a, b, c, d, e, f = grid.transform
-    found = (ring - np.array([c, f])) @ np.linalg.inv(np.array([[a, b], [d, e]])).T
-    if not np.isfinite(found).all():
+        polygon = [_projected(dense(ring), crs, grid.crs, text) for ring in polygon]
+    if not all(np.isfinite(ring).all() for ring in polygon):
         raise RegionError(f"region {text!r} lies partly outside the domain of the image's CRS; make it smaller")
-    return _rounded(found)
+    a, b, c, d, e, f = grid.transform
+    back = np.linalg.inv(np.array([[a, b], [d, e]])).T
+    origin = np.array([c, f])
+    copies = _turned(polygon, turn(grid.crs), grid)
+    return [tuple(_rounded((ring - origin) @ back) for ring in copy) for copy in copies]
+
+
+def _turned(polygon: Sequence[Ring], length: float | None, grid: OutputGrid) -> list[Sequence[Ring]]:
+    """Return a polygon of the image's CRS in every turn of the globe in which it meets the image, or else as it is."""
+    if length is None:
+        return [polygon]
+    shell, *holes = (continued(ring, length) for ring in polygon)
+    whole = [shell, *(nearest(hole, shell, length) for hole in holes)]
+    assert grid.transform is not None
+    a, b, c = grid.transform[:3]
+    corners = [c, c + a * grid.width, c + b * grid.height, c + a * grid.width + b * grid.height]
+    found = turns(shell[:, 0].min(), shell[:, 0].max(), min(corners), max(corners), length)
+    return [[ring + np.array([number * length, 0]) for ring in whole] for number in found or (0,)]
 
 
 def _rounded(ring: Ring) -> Ring:
@@ -199,13 +215,6 @@ def _projected(ring: Ring, crs: str, target: str, text: str) -> Ring:
         ) from None
     x, y = transformer.transform(ring[:, 0], ring[:, 1])
     return np.stack([x, y], axis=1)
-
-
-def _dense(ring: Ring, pieces: int = 16) -> Ring:
-    """Return the ring with its edges in pieces: what is straight in one CRS is bent in another."""
-    following = np.roll(ring, -1, axis=0)
-    share = np.arange(pieces)[None, :, None] / pieces
-    return np.asarray(ring[:, None] + (following - ring)[:, None] * share).reshape(-1, 2)
 
 
 def shape_layers(path: Path) -> list[str]:

@@ -88,6 +88,63 @@ def test_coordinates_of_the_image_and_of_the_globe() -> None:
     assert (globe != expected).sum() < 0.02 * expected.sum(), "meridians are not the grid's columns"
 
 
+def across(code: str, x: float, y: float, step: float) -> OutputGrid:
+    """A grid of 40 x 60 px, of which 20 columns lie west of longitude 180 and 40 east of it."""
+    wkt = rasterio.crs.CRS.from_string(code).to_wkt()
+    return OutputGrid(40, 60, 1.0, 1.0, 0, None, (step, 0.0, x - 20 * step, 0.0, -step, y), wkt)
+
+
+ACROSS = [
+    across("EPSG:4326", 180.0, -16.0, 0.01),
+    across("EPSG:4326", -180.0, -16.0, 0.01),
+    across("EPSG:3857", 20037508.342789244, -1.8e6, 1000.0),
+    across("EPSG:3395", -20037508.342789244, -1.8e6, 1000.0),
+    across("EPSG:3832", 3339584.723798207, -1.8e6, 1000.0),
+    across("EPSG:32701", 181000.0, 8.2e6, 1000.0),
+]
+
+
+@pytest.mark.parametrize("scene", ACROSS, ids=lambda g: rasterio.crs.CRS.from_wkt(g.crs).to_string())
+def test_a_region_is_found_on_either_side_of_longitude_180(scene: OutputGrid, tmp_path: Path) -> None:
+    # As RFC 7946 wants it: cut at 180, no longitude beyond.
+    sides = [shapely.box(170, -25, 180, -5), shapely.box(-180, -25, -170, -5)]
+    image = Box(0, 0, 40, 60)
+    assert load_region(str(write_file(tmp_path, "both.geojson", sides, None)), scene).crop(image).all()
+    west, east = (
+        load_region(str(write_file(tmp_path, f"{number}.geojson", [side], None)), scene).crop(image)
+        for number, side in enumerate(sides)
+    )
+    assert west[:, 0].all() and east[:, -1].all() and np.array_equal(west, ~east)
+    for text in ("170,-25,190,-5@EPSG:4326", "-190,-25,-170,-5@EPSG:4326"):
+        assert load_region(text, scene).crop(image).all()
+    # What a projection keeps in one piece, longitudes would tear; its hole stays where it is.
+    ring = shapely.box(0, 8.0e6, 4e5, 8.4e6).difference(shapely.box(1.5e5, 8.15e6, 1.85e5, 8.25e6))
+    fiji = load_region(str(write_file(tmp_path, "utm.gpkg", [ring], "EPSG:32701")), scene).crop(image)
+    x, y = centres(scene)
+    x, y = Transformer.from_crs(scene.crs, "EPSG:32701", always_xy=True).transform(x, y)
+    assert (fiji != shapely.contains_xy(ring, x, y)).mean() < 0.01
+
+
+def centres(scene: OutputGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    assert scene.transform is not None
+    a, b, c, d, e, f = scene.transform
+    row, col = np.mgrid[: scene.height, : scene.width] + 0.5
+    return a * col + b * row + c, d * col + e * row + f
+
+
+@pytest.mark.parametrize("scene", ACROSS[:5], ids=lambda g: rasterio.crs.CRS.from_wkt(g.crs).to_string())
+def test_a_region_round_the_globe_is_on_either_side(scene: OutputGrid) -> None:
+    assert load_region("-180,-25,180,-5@EPSG:4326", scene).crop(Box(0, 0, 40, 60)).all()
+
+
+def test_an_image_round_the_globe_has_a_region_at_both_of_its_ends() -> None:
+    wkt = rasterio.crs.CRS.from_epsg(4326).to_wkt()
+    globe = OutputGrid(180, 360, 1.0, 1.0, 0, None, (1.0, 0.0, 0.0, 0.0, -1.0, 90.0), wkt)
+    found = load_region("-10,-90,10,90@EPSG:4326", globe)
+    assert np.array_equal(np.flatnonzero(found.crop(Box(0, 0, 180, 360)).all(axis=0)), [*range(10), *range(350, 360)])
+    assert len(load_region("0,-90,10,90@EPSG:4326", globe).polygons) == 1, "its edge is not at the other end as well"
+
+
 def write_file(folder: Path, name: str, polygons: list[shapely.Polygon], crs: str | None) -> Path:
     import geopandas
 

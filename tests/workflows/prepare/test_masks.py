@@ -276,6 +276,18 @@ def test_labels_in_another_crs_are_reprojected_as_gdal_does(tmp_path: Path, desc
     assert "EPSG:32636, the image in EPSG:3857: reprojected" in faults[0]
 
 
+def test_labels_a_turn_of_the_globe_away_lie_on_their_image(tmp_path: Path, described: Callable[..., Dataset]) -> None:
+    raw = np.random.default_rng(3).integers(0, 3, (30, 40)).astype(np.uint8)
+    facts: dict[str, Any] = {"driver": "GTiff", "count": 1, "dtype": "uint8", "crs": "EPSG:4326"}
+    for name, values, west in (("m.tif", raw, -180.0), ("i.tif", np.zeros((30, 60), np.uint8), 179.8)):
+        height, width = values.shape
+        place = from_origin(west, -16.0, 0.01, 0.01)
+        with rasterio.open(tmp_path / name, "w", height=height, width=width, transform=place, **facts) as file:
+            file.write(values, 1)
+    labels, _, _ = read(tmp_path / "i.tif", tmp_path / "m.tif", described(table="t"))
+    assert (labels[:, :20] == 255).all() and np.array_equal(labels[:, 20:], raw)
+
+
 def test_landsat_classes_lie_on_their_image(data_dir: Path, described: Callable[..., Dataset]) -> None:
     names = ["developed", "agriculture", "herbaceous", "shrubland", "forest", "water", "sediment"]
     classes = [{"name": name, "color": [i, i, i], "value": i + 1} for i, name in enumerate(names)]

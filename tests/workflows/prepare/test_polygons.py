@@ -284,3 +284,44 @@ def test_kampala_footprints_fall_on_the_mask_that_others_drew(
     assert 0.2 < labels.mean() < 0.3
     assert not ((labels > 0) != mask)[~edge].any()
     assert ((labels > 0) != mask).mean() < 0.01
+
+
+ENDS = [
+    ("EPSG:4326", 180.0, 0.01),
+    ("EPSG:4326", -180.0, 0.01),
+    ("EPSG:3857", 20037508.342789244, 1000.0),
+    ("EPSG:3395", -20037508.342789244, 1000.0),
+]
+
+
+@pytest.mark.parametrize(("code", "x", "step"), ENDS)
+def test_polygons_on_either_side_of_longitude_180(
+    code: str, x: float, step: float, tmp_path: Path, described: Callable[..., Dataset]
+) -> None:
+    y = -16.0 if step < 1 else -1.8e6
+    place = from_origin(x - 20 * step, y, step, step)
+    scene, classes = tmp_path / "fiji.tif", [CLASSES[0], CLASSES[2]]
+    facts: dict[str, Any] = {"height": 40, "width": 60, "count": 1, "dtype": "uint8", "crs": code, "transform": place}
+    with rasterio.open(scene, "w", driver="GTiff", **facts) as file:
+        file.write(np.ones((1, 40, 60), np.uint8))
+    columns, rows = np.meshgrid(np.arange(60) + 0.5, np.arange(40) + 0.5)
+    where = [values.ravel() for values in (place.a * columns + place.c, place.e * rows + place.f)]
+
+    # One feature of two parts, as RFC 7946 wants it, and one that a projection keeps whole, with a hole at 180 degrees.
+    islands = shapely.MultiPolygon([shapely.box(179.9, -16.3, 180, -16.1), shapely.box(-180, -16.3, -179.7, -16.1)])
+    frame = {"type": "Feature", "properties": {"kind": "roof"}, "geometry": shapely.geometry.mapping(islands)}
+    cut = tmp_path / "cut.geojson"
+    cut.write_text(json.dumps({"type": "FeatureCollection", "features": [frame]}))
+    labels, objects, faults = draw(scene, cut, described(classes, table="t", property="kind", instances=True))
+    longitude, latitude = rasterio.warp.transform(code, "EPSG:4326", *where)
+    longitude, latitude = np.reshape(longitude, (40, 60)) % 360, np.reshape(latitude, (40, 60))
+    expected = shapely.contains_xy(shapely.box(179.9, -16.3, 180.3, -16.1), longitude, latitude)
+    assert expected.any() and np.array_equal(labels == 1, expected) and np.array_equal(objects, expected.astype(int))
+    assert not any("outside" in fault or "edge" in fault for fault in faults)
+
+    ring = shapely.box(1.7e5, 8.21e6, 2.0e5, 8.23e6).difference(shapely.box(1.76e5, 8.217e6, 1.83e5, 8.223e6))
+    geopandas.GeoDataFrame({"kind": ["roof"]}, geometry=[ring], crs="EPSG:32701").to_file(tmp_path / "whole.gpkg")
+    labels, _, _ = draw(scene, tmp_path / "whole.gpkg", described(classes, table="t", property="kind"))
+    easting, northing = rasterio.warp.transform(code, "EPSG:32701", *where)
+    expected = shapely.contains_xy(ring, easting, northing).reshape(40, 60)
+    assert expected.sum() > 300 and ((labels == 1) != expected).mean() < 0.01

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unetpp.antimeridian import turn
 from unetpp.errors import CorruptImageError, DataError, UnetppError
 from unetpp.geometry import Box, Transform, to_pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line, level_scale
@@ -117,7 +118,14 @@ class MaskReader:
         a, b, c, d, e, f = self._grid.transform or (1, 0, 0, 0, 1, 0)
         row, col = np.mgrid[box.y0 : box.y1, box.x0 : box.x1] + 0.5
         x, y = self._warp.transform(a * col + b * row + c, d * col + e * row + f)
-        col, row = to_pixels(self._mask.transform or (1, 0, 0, 0, 1, 0), x, y)
+        placed = self._mask.transform or (1, 0, 0, 0, 1, 0)
+        length = turn(self._mask.crs or "")
+        if length is not None:
+            # The mask may lie a turn of the globe away from the image, or go round it.
+            across, down = placed[0] * self._mask.width, placed[1] * self._mask.height
+            west = placed[2] + min(0.0, across) + min(0.0, down)
+            x = x - length * np.floor((x - west) / length)
+        col, row = to_pixels(placed, x, y)
         return _floor(row), _floor(col)
 
     def _indices(self, raw: NDArray[Any]) -> tuple[Indices, Objects | None]:

@@ -10,6 +10,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetpp.antimeridian import continued, dense, nearest, torn, turn, turns
 from unetpp.errors import DataError
 from unetpp.geometry import Box, to_pixels
 from unetpp.io.reader import first_line
@@ -306,10 +308,63 @@ def _on_grid(shapes: Shapes, raster: Raster, grid: OutputGrid, notes: list[Fault
     if not theirs.equals(ours, ignore_axis_order=True):
         what = f"polygons are in {crs_label(theirs)}, the image in {crs_label(ours)}: reprojected"
         notes.append(warning(what))
-    transform = raster.transform
+    transform, top = raster.transform, raster.levels[0]
+
+    def project(xy: NDArray[Any]) -> NDArray[Any]:
+        return np.stack(move.transform(xy[:, 0], xy[:, 1]), 1)
 
     def place(xy: NDArray[Any]) -> NDArray[Any]:
-        x, y = move.transform(xy[:, 0], xy[:, 1])
-        return np.asarray(np.stack(to_pixels(transform, x, y), 1) / step)
+        return np.asarray(np.stack(to_pixels(transform, xy[:, 0], xy[:, 1]), 1) / step)
 
-    return np.asarray(shapely.transform(shapes.geometry, place))
+    geometry = shapely.transform(shapes.geometry, project)
+    length = turn(raster.crs)
+    if length is not None:
+        a, b, c = transform[:3]
+        corners = [c, c + a * top.width, c + b * top.height, c + a * top.width + b * top.height]
+        for index in np.flatnonzero(_spans(geometry) > length / 2):
+            geometry[index] = _in_one_piece(shapes.geometry[index], project, length)
+        geometry = _turned(geometry, min(corners), max(corners), length)
+    return np.asarray(shapely.transform(geometry, place))
+
+
+def _spans(geometry: NDArray[Any]) -> NDArray[Any]:
+    import shapely
+
+    bounds = shapely.bounds(geometry)
+    return np.asarray(bounds[:, 2] - bounds[:, 0])
+
+
+def _in_one_piece(shape: Any, project: Callable[[NDArray[Any]], NDArray[Any]], length: float) -> Any:
+    """Project a shape whose rings a projection may have torn where the globe ends in it."""
+    import shapely
+
+    def ring(line: Any) -> NDArray[Any]:
+        return continued(project(dense(shapely.get_coordinates(line)[:-1])), length)
+
+    found = []
+    for part in shapely.get_parts(shape):
+        plain = [project(shapely.get_coordinates(line)[:-1]) for line in (part.exterior, *part.interiors)]
+        if any(torn(points, length) for points in plain):
+            shell, *holes = (ring(line) for line in (part.exterior, *part.interiors))
+            found.append(shapely.Polygon(shell, [nearest(hole, shell, length) for hole in holes]))
+        else:
+            found.append(shapely.Polygon(plain[0], plain[1:]))
+    return found[0] if len(found) == 1 else shapely.MultiPolygon(found)
+
+
+def _turned(geometry: NDArray[Any], begin: float, end: float, length: float) -> NDArray[Any]:
+    """Return geometries with their parts in every turn of the globe in which they meet begin..end, or as they are."""
+    import shapely
+    from shapely.affinity import translate
+
+    low, _, high, _ = shapely.bounds(geometry).T
+    settled = (low >= begin) & (high <= end) & (end - begin <= length)
+    found = geometry.copy()
+    for index in np.flatnonzero(np.isfinite(low + high) & ~settled):
+        parts = []
+        for part in shapely.get_parts(geometry[index]):
+            west, _, east, _ = part.bounds
+            numbers = turns(west, east, begin, end, length) or (0,)
+            parts += [translate(part, number * length) if number else part for number in numbers]
+        found[index] = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+    return found
