@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -265,6 +266,14 @@ def _decoders() -> ThreadPoolExecutor:
     """Return the threads that decode for all readers of this process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ThreadPoolExecutor(cores, thread_name_prefix="decode")
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return "GDAL_NODATA" not in record.getMessage()
+
+
+# tifffile warns of values that it cannot hold, as of float32's lowest or -9999 of bytes; nodata is read by us or GDAL.
+logging.getLogger("tifffile").addFilter(_is_of_use)
 
 
 def _tiff_file(source: Path | RemoteObject) -> tifffile.TiffFile:

@@ -84,6 +84,21 @@ def test_alpha_nodata_and_unwritten_tiles_are_invalid(make: Any) -> None:
         assert np.array_equal(raster.read(BOXES[0]).valid, hole)
 
 
+@pytest.mark.parametrize(("dtype", "nodata"), [("float32", "-3.4028234663852886e+38"), ("uint8", "-9999")])
+def test_a_nodata_value_that_tifffile_cannot_hold_is_no_warning(
+    dtype: str, nodata: str, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, pixels = make.folder / "scene.tif", make.noise((90, 80), np.uint8).astype(dtype)
+    tags = [(tiff.GDAL_NODATA, "s", 0, nodata, True)]
+    if dtype == "float32":
+        pixels[5:9] = np.float32(nodata)
+    tifffile.imwrite(path, pixels, extratags=tags)
+    caplog.clear()
+    with open_raster(path) as raster:
+        assert np.array_equal(raster.read(BOXES[0]).valid, pixels >= 0)
+    assert not caplog.records
+
+
 def _forget_tile(path: Any, index: int) -> None:
     with tifffile.TiffFile(path, mode="r+") as file:
         for name in ("TileOffsets", "TileByteCounts"):
