@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.antimeridian import continued, dense, nearest, turn, turns
-from unetpp.errors import RegionError
+from unetpp.errors import DataError, RegionError
 from unetpp.geometry import Box
 from unetpp.tissue import ValidityMask
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Ring = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+GEOPARQUET = (".parquet", ".geoparquet")
 _WGS84 = "OGC:CRS84"
 _DIGITS = 6
 """Vertices are rounded to 1e-6 px, so that projecting them on another machine gives the same region."""
@@ -227,21 +228,48 @@ def shape_layers(path: Path) -> list[str]:
     return [str(name) for name, kind in list_layers(path) if kind is not None]
 
 
+def read_geoparquet(path: Path) -> tuple[Any, str, str | None]:
+    """Return a GeoParquet file's table, the name of its column of WKB, and its CRS: None where it is stated as unknown.
+
+    Raises:
+        DataError: it is no GeoParquet, or holds its shapes in another way. Also what pyarrow raises, and KeyError.
+    """
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    geo = json.loads((table.schema.metadata or {}).get(b"geo", b"{}"))
+    if not geo:
+        raise DataError(f"{path} is Parquet without the metadata of GeoParquet; export it as GeoParquet")
+    name = geo["primary_column"]
+    column = geo["columns"][name]
+    if column.get("encoding", "WKB") != "WKB":
+        raise DataError(f"{path} holds geometry as {column['encoding']}; export it as WKB")
+    crs = column.get("crs", _WGS84)
+    return table, name, json.dumps(crs) if isinstance(crs, dict) else crs
+
+
 def _read_file(path: Path, *, scene: bool) -> tuple[list[list[Ring]], str]:
     """Return the polygons of a vector file, and their CRS: "" for pixels."""
     import shapely
     from pyogrio.errors import DataLayerError, DataSourceError
     from pyogrio.raw import read
 
+    facts: dict[str, Any] = {}
     try:
-        layers = shape_layers(path)
-        if len(layers) > 1:
-            raise RegionError(f"region {path} holds the layers {', '.join(layers)}; save one of them as a file")
-        facts, _, shapes, _ = read(path, layer=layers[0] if layers else None, columns=[])
+        if path.suffix.lower() in GEOPARQUET:
+            table, name, facts["crs"] = read_geoparquet(path)
+            shapes = table.column(name).to_pylist()
+        else:
+            layers = shape_layers(path)
+            if len(layers) > 1:
+                raise RegionError(f"region {path} holds the layers {', '.join(layers)}; save one of them as a file")
+            facts, _, shapes, _ = read(path, layer=layers[0] if layers else None, columns=[])
         found = shapely.from_wkb(shapes)
     except RegionError:
         raise
-    except (DataSourceError, DataLayerError, shapely.GEOSException, ValueError) as error:
+    except DataError as error:
+        raise RegionError(f"region {error}") from None
+    except (DataSourceError, DataLayerError, shapely.GEOSException, ValueError, KeyError, OSError) as error:
         raise RegionError(f"region {path} does not read as a vector file ({str(error).splitlines()[0]})") from None
     polygons = [[_ring(part.exterior), *map(_ring, part.interiors)] for part in _polygons(found)]
     if not polygons:

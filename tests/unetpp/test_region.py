@@ -152,12 +152,14 @@ def write_file(folder: Path, name: str, polygons: list[shapely.Polygon], crs: st
     if name.endswith(".geojson"):
         features = [{"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(p)} for p in polygons]
         path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    elif name.endswith("parquet"):
+        geopandas.GeoDataFrame(geometry=polygons, crs=crs).to_parquet(path)
     else:
         geopandas.GeoSeries(polygons, crs=crs).to_file(path)
     return path
 
 
-@pytest.mark.parametrize("name", ["parts.geojson", "parts.gpkg", "parts.fgb"])
+@pytest.mark.parametrize("name", ["parts.geojson", "parts.gpkg", "parts.fgb", "parts.parquet", "parts.geoparquet"])
 def test_files_of_polygons(tmp_path: Path, name: str) -> None:
     polygons = blobs(7)
     expected = as_region(polygons).crop(Box(0, 0, 300, 400))
@@ -237,6 +239,12 @@ def test_files_that_hold_no_polygon(tmp_path: Path) -> None:
     for name in ("empty.geojson", "text.gpkg"):
         with pytest.raises(RegionError, match=name):
             load_region(str(tmp_path / name), grid())
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(RegionError, match=r"^region .*table\.parquet is Parquet without the metadata of GeoParquet"):
+        load_region(str(tmp_path / "table.parquet"), grid())
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(RegionError, match=r"text\.parquet does not read as a vector file"):
+        load_region(str(tmp_path / "text.parquet"), grid())
 
 
 def test_regions_and_masks_both_count() -> None:

@@ -52,7 +52,7 @@ Region = Annotated[
     typer.Option(
         "--region",
         help="Only this part: x0,y0,x1,y1 in level-0 pixels, x0,y0,x1,y1@crs in the image's CRS (or @EPSG:4326: lon, "
-        "lat), or polygons: a GeoJSON, GeoPackage or FlatGeobuf file, in pixels with FILE@px.",
+        "lat), or polygons: a GeoJSON, GeoPackage, GeoParquet or FlatGeobuf file, in pixels with FILE@px.",
     ),
 ]
 Tissue = Annotated[str | None, typer.Option("--tissue", help="auto (slides: only tissue) or none.")]

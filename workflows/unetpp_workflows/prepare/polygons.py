@@ -22,7 +22,7 @@ from unetpp.antimeridian import continued, dense, nearest, torn, turn, turns
 from unetpp.errors import DataError
 from unetpp.geometry import Box, to_pixels
 from unetpp.io.reader import first_line
-from unetpp.region import shape_layers
+from unetpp.region import GEOPARQUET, read_geoparquet, shape_layers
 from unetpp.store import NO_DATA
 from unetpp_workflows.prepare.faults import Fault, warning
 from unetpp_workflows.prepare.legend import Indices, Legend
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from unetpp_workflows.prepare.dataset import DataSection
 
 _GEOJSON = (".geojson", ".json", ".geojson.gz", ".json.gz")
-_GEOPARQUET = (".parquet", ".geoparquet")
 _LONLAT = "OGC:CRS84"
 
 
@@ -59,7 +58,7 @@ class Shapes:
 
 def holds_polygons(path: str) -> bool:
     """Say whether labels of this name are polygons, and no raster."""
-    return path.lower().endswith((*_GEOJSON, *_GEOPARQUET, ".gpkg", ".fgb", ".shp"))
+    return path.lower().endswith((*_GEOJSON, *GEOPARQUET, ".gpkg", ".fgb", ".shp"))
 
 
 class PolygonReader:
@@ -186,7 +185,7 @@ def read_shapes(path: Path, name_property: str, *, any_name: bool, placed: bool)
         if path.name.lower().endswith(_GEOJSON):
             geometry, properties, crs = _read_geojson(path, placed)
         else:
-            read = _read_geoparquet if path.suffix.lower() in _GEOPARQUET else _read_layers
+            read = _read_geoparquet if path.suffix.lower() in GEOPARQUET else _read_layers
             geometry, properties, crs = read(path)
             if crs is None and placed:
                 raise DataError(f"{path} states no CRS, but its image has one; write the CRS into it")
@@ -271,22 +270,13 @@ def _read_layers(path: Path) -> tuple[NDArray[Any], list[dict[str, Any]], str | 
 
 
 def _read_geoparquet(path: Path) -> tuple[NDArray[Any], list[dict[str, Any]], str | None]:
-    import pyarrow.parquet
     import shapely
 
-    table = pyarrow.parquet.read_table(path)
-    geo = json.loads((table.schema.metadata or {}).get(b"geo", b"{}"))
-    if not geo:
-        raise DataError(f"{path} is Parquet without the metadata of GeoParquet; export it as GeoParquet")
-    name = geo["primary_column"]
-    column = geo["columns"][name]
-    if column.get("encoding", "WKB") != "WKB":
-        raise DataError(f"{path} holds geometry as {column['encoding']}; export it as WKB")
-    crs = column.get("crs", _LONLAT)
+    table, name, crs = read_geoparquet(path)
     fields = [field for field in table.column_names if field != name]
     columns = [table.column(field).to_pylist() for field in fields]
     wkb = table.column(name).to_pylist()
-    return shapely.from_wkb(wkb), _records(fields, columns, len(wkb)), json.dumps(crs) if isinstance(crs, dict) else crs
+    return shapely.from_wkb(wkb), _records(fields, columns, len(wkb)), crs
 
 
 def _records(fields: list[str], columns: Any, count: int) -> list[dict[str, Any]]:
