@@ -234,7 +234,7 @@ def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
             off_place = _off_place(raster, grid)
             window = raster.read(box)
             zero = getattr(raster, "zero", None)
-            least = 127 if raster.format == "jpeg" else 0
+            blurred = raster.format == "jpeg"
     except MaskError:
         raise
     except UnetppError as error:
@@ -251,7 +251,7 @@ def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
         raise MaskError(
             f"mask {path} covers other ground than the image: a corner is {off_place:.0f} px away; warp it to the image"
         )
-    marked = window.pixels > least if zero is None else window.pixels != zero
+    marked = window.pixels > 127 if blurred else window.pixels != (0 if zero is None else zero)
     return ValidityMask(np.asarray(marked.any(-1) & window.valid), height, width)
 
 

@@ -188,6 +188,13 @@ def test_every_value_but_zero_is_to_be_done(tmp_path: Path) -> None:
         assert np.array_equal(load_mask(tmp_path / name, grid(20, 40)).mask, values > 0)
 
 
+def test_a_negative_value_is_not_zero(tmp_path: Path) -> None:
+    values = np.zeros((20, 40), np.int16)
+    values[3:9, :30] = -1  # as some raster calculators write what is true
+    tifffile.imwrite(tmp_path / "signed.tif", values)
+    assert np.array_equal(load_mask(tmp_path / "signed.tif", grid(20, 40)).mask, values != 0)
+
+
 def test_what_counts_in_a_mask_is_the_stored_value(tmp_path: Path) -> None:
     """... as tifffile and GDAL give it: shown, 0 may be white and 1 black."""
     marked = np.zeros((20, 40), bool)
