@@ -9,7 +9,8 @@ A region is written as
     FILE@px                  the same in level-0 pixels whatever the file says
 
 A file's own CRS counts. Without one its coordinates are level-0 pixels, but a GeoJSON for an image with a CRS is in
-WGS 84, as RFC 7946 says; QuPath's GeoJSON of a slide is in level-0 pixels.
+WGS 84, as RFC 7946 says; QuPath's GeoJSON of a slide is in level-0 pixels. Where the image's CRS is in degrees or a
+Mercator, a place is the same a whole turn of the globe further: an image at 179 to 181 has polygons at -180 to -179.
 
 A pixel is inside where its centre is in any of the polygons (even-odd rule of its rings, so that holes are holes), on
 an edge where the polygon lies to its right or below. Only boxes are ever drawn, from absolute coordinates: shards and
