@@ -141,7 +141,7 @@ class Package:
         from unetpp.model import UNet, UNetPlusPlus
 
         # Before the network is built: a width of millions would take all memory for its first values.
-        widths = self.spec.architecture.filters
+        widths = self.spec.architecture.filters[: self.spec.architecture.last + 1]  # a pruned grid has the first levels
         if sum(a * b for a, b in pairwise(widths)) > (self.folder / WEIGHTS).stat().st_size:
             raise ModelPackageError(f"{self.folder / WEIGHTS} is too small for the widths {widths} of {SPEC}")
         model = (UNetPlusPlus if self.spec.network == "unetplusplus" else UNet)(self.spec.architecture)

@@ -129,6 +129,16 @@ def test_widths_that_the_weights_cannot_hold_are_refused_before_memory_is_taken(
         load_package(folder).load_model()
 
 
+def test_every_level_of_a_wide_network_loads(tmp_path: Path) -> None:
+    """A pruned package keeps the widths of levels that it has no weights of."""
+    network = UNetPlusPlus(GridConfig(filters=(32, 64, 128, 256, 512), conv="pw_dw")).eval()
+    for level in (1, 2, 3, 4):
+        pruned = network.prune(level)
+        package = save_package(tmp_path / str(level), pruned, dataclasses.replace(SPEC, architecture=pruned.config), "")
+        weights = package.load_model().state_dict()
+        assert weights and all(torch.equal(weights[name], value) for name, value in pruned.state_dict().items())
+
+
 @pytest.mark.parametrize("text", ["null", "[]", "3"])
 def test_a_description_that_is_no_object_is_refused(folder: Path, text: str) -> None:
     (folder / "model.json").write_text(text)
