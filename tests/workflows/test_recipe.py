@@ -10,15 +10,22 @@ from unetpp_workflows.recipe import Recipe, load_recipe, network, recipe_names
 
 
 def test_bundled_recipes_are_valid() -> None:
-    assert recipe_names() == ["buildings", "em", "landcover", "nuclei", "scenes", "smoke"]
+    assert recipe_names() == ["buildings", "em", "landcover", "nuclei", "nuclei-second", "scenes", "smoke"]
     for name in recipe_names():
-        assert load_recipe(name).name == name
+        # A second round's model is the first one's next version.
+        assert load_recipe(name).name == name.removesuffix("-second")
+
+
+def test_a_second_round_goes_on_from_the_first_with_the_same_data() -> None:
+    first, second = load_recipe("nuclei"), load_recipe("nuclei-second")
+    assert (second.data, second.classes, second.name) == (first.data, first.classes, first.name)
+    assert second.network.start == "runs/nuclei/full"
 
 
 def test_unknown_keys_name_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"train\.stepz.*train\.steps"):
         load_recipe("nuclei", ["train.stepz=3"])
-    with pytest.raises(ConfigError, match="landcover, nuclei, scenes"):
+    with pytest.raises(ConfigError, match="landcover, nuclei, nuclei-second, scenes"):
         load_recipe("nucleii")
 
 

@@ -119,7 +119,7 @@ def run_training(
             watcher.close("KILLED")
             console.print("time is up: run the same command again to continue", highlight=False)
             return TIME_UP
-        command = shlex.join(["unetpp", "train", str(recipe), "--data", "DATA", "--output", f"runs/{config.name}",
+        command = shlex.join(["unetpp", "train", str(recipe), "--data", "DATA", "--output", f"runs/{Path(recipe).stem}",
                               *(part for setting in sets for part in ("--set", setting))])  # fmt: skip
         package = _package(config, found, result, output, start, command, device(options.device), console)
     except BaseException:
