@@ -18,22 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unetpp.allocation import keep_freed_memory
-from unetpp.errors import ConfigError, DataError, TrainingError
+from unetpp.errors import DataError, TrainingError
 from unetpp.losses import supervised_loss
 from unetpp.metrics import Confusion
-from unetpp.model import UNet, UNetPlusPlus
 from unetpp.model.batch_norm import synchronise
-from unetpp.train.augment import check_augment, patches
+from unetpp.train.augment import patches
 from unetpp.train.checkpoint import Facts, load_checkpoint, save_checkpoint
 from unetpp.train.config import TrainConfig
 from unetpp.train.normalise import Normalise
 from unetpp.train.precision import settled
+from unetpp.train.preconditions import Network, check_images, check_normalisation, check_numbers
 from unetpp.train.ranks import Ranks
 from unetpp.train.sampling import Frames, Sampler, batches
 from unetpp.train.source import Source
 from unetpp.train.validate import evaluate
-
-Network = UNetPlusPlus | UNet
 
 
 @dataclass(frozen=True)
@@ -288,8 +286,9 @@ def fit(
         OutputError: the checkpoint cannot be written.
     """
     ranks = ranks or Ranks()
-    _check(network, training, config, ranks)
-    _check_data(network, training, validation, mean, std)
+    check_numbers(network, training, config, ranks)
+    check_images(network, training, validation)
+    check_normalisation(network, mean, std)
     if config.threads:
         torch.set_num_threads(config.threads)
     if device == "cpu":
@@ -318,42 +317,6 @@ def fit(
     finally:
         trainer.close()
     return _result(state, trainer.done, time.monotonic() - start)
-
-
-def _check(network: Network, training: Source, config: TrainConfig, ranks: Ranks) -> None:
-    """Raise `ConfigError` for numbers that no step can be made with."""
-    if config.batch < ranks.world * config.accumulate:
-        raise ConfigError(
-            f"batch = {config.batch} for {ranks.world} workers and {config.accumulate} parts: "
-            "give every worker a patch of every part"
-        )
-    alone = config.batch == config.accumulate and ranks.world == 1
-    if network.config.norm == "batch" and alone and config.patch <= network.multiple:
-        raise ConfigError(
-            f"patch = {config.patch} is one pixel at the lowest level, and there is one patch at a time: its values "
-            f"have no spread to normalise by; give patch = {2 * network.multiple} or a larger batch"
-        )
-    check_augment(config.augment, training.span)
-
-
-def _check_data(
-    network: Network, training: Source, validation: Source, mean: Sequence[float], std: Sequence[float]
-) -> None:
-    """Raise `DataError` or `ConfigError` where the network cannot learn from images, or from their normalisation."""
-    classes = max(2, network.config.classes)
-    for role, source in (("training", training), ("validation", validation)):
-        counts = source.blocks.counts
-        if not counts.any():
-            raise DataError(f"the {role} images have no labelled pixel; label some, or give other images")
-        if counts[:, classes:].any():
-            largest = int(np.flatnonzero(counts.any(0))[-1])
-            raise DataError(
-                f"{role} images have the label {largest}, and the network has {classes} classes; give it more"
-            )
-    bands = network.config.bands
-    whole = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std)))
-    if not whole or min(std) <= 0:
-        raise ConfigError(f"mean {tuple(mean)}, std {tuple(std)}: give {bands} finite numbers each, and std above 0")
 
 
 def _facts(network: Network, training: Source, validation: Source, norm: Normalise) -> Facts:

@@ -1,0 +1,55 @@
+"""Refuses what no training can be made of before its first step; knows networks, numbers and images, trains nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from unetpp.errors import ConfigError, DataError
+from unetpp.model import UNet, UNetPlusPlus
+from unetpp.train.augment import check_augment
+from unetpp.train.config import TrainConfig
+from unetpp.train.ranks import Ranks
+from unetpp.train.source import Source
+
+Network = UNetPlusPlus | UNet
+
+
+def check_numbers(network: Network, training: Source, config: TrainConfig, ranks: Ranks) -> None:
+    """Raise `ConfigError` for numbers that no step can be made with."""
+    if config.batch < ranks.world * config.accumulate:
+        raise ConfigError(
+            f"batch = {config.batch} for {ranks.world} workers and {config.accumulate} parts: "
+            "give every worker a patch of every part"
+        )
+    alone = config.batch == config.accumulate and ranks.world == 1
+    if network.config.norm == "batch" and alone and config.patch <= network.multiple:
+        raise ConfigError(
+            f"patch = {config.patch} is one pixel at the lowest level, and there is one patch at a time: its values "
+            f"have no spread to normalise by; give patch = {2 * network.multiple} or a larger batch"
+        )
+    check_augment(config.augment, training.span)
+
+
+def check_images(network: Network, training: Source, validation: Source) -> None:
+    """Raise `DataError` for images without labels, or with labels of classes that the network has not."""
+    classes = max(2, network.config.classes)
+    for role, source in (("training", training), ("validation", validation)):
+        counts = source.blocks.counts
+        if not counts.any():
+            raise DataError(f"the {role} images have no labelled pixel; label some, or give other images")
+        if counts[:, classes:].any():
+            largest = int(np.flatnonzero(counts.any(0))[-1])
+            raise DataError(
+                f"{role} images have the label {largest}, and the network has {classes} classes; give it more"
+            )
+
+
+def check_normalisation(network: Network, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise `ConfigError` unless there is a finite mean and a deviation above 0 for every band of the network."""
+    bands = network.config.bands
+    whole = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std)))
+    if not whole or min(std) <= 0:
+        raise ConfigError(f"mean {tuple(mean)}, std {tuple(std)}: give {bands} finite numbers each, and std above 0")
