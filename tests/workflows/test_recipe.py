@@ -10,22 +10,23 @@ from unetpp_workflows.recipe import Recipe, load_recipe, network, recipe_names
 
 
 def test_bundled_recipes_are_valid() -> None:
-    assert recipe_names() == ["buildings", "em", "landcover", "nuclei", "nuclei-second", "scenes", "smoke"]
+    assert recipe_names() == ["buildings", "em", "landcover", "nuclei", "nuclei-second", "nuclei-third", "scenes", "smoke"]
     for name in recipe_names():
-        # A second round's model is the first one's next version.
-        assert load_recipe(name).name == name.removesuffix("-second")
+        # Further rounds make the next versions of the first one's model.
+        assert load_recipe(name).name == name.partition("-")[0]
 
 
-def test_a_second_round_goes_on_from_the_first_with_the_same_data() -> None:
-    first, second = load_recipe("nuclei"), load_recipe("nuclei-second")
-    assert (second.data, second.classes, second.name) == (first.data, first.classes, first.name)
-    assert second.network.start == "runs/nuclei/full"
+def test_further_rounds_go_on_from_the_one_before_with_the_same_data() -> None:
+    first, second, third = map(load_recipe, ("nuclei", "nuclei-second", "nuclei-third"))
+    for later in (second, third):
+        assert (later.data, later.classes, later.name) == (first.data, first.classes, first.name)
+    assert (second.network.start, third.network.start) == ("runs/nuclei/full", "runs/nuclei-second/full")
 
 
 def test_unknown_keys_name_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"train\.stepz.*train\.steps"):
         load_recipe("nuclei", ["train.stepz=3"])
-    with pytest.raises(ConfigError, match="landcover, nuclei, nuclei-second, scenes"):
+    with pytest.raises(ConfigError, match="landcover, nuclei, nuclei-second, nuclei-third, scenes"):
         load_recipe("nucleii")
 
 
