@@ -10,7 +10,16 @@ from unetpp_workflows.recipe import Recipe, load_recipe, network, recipe_names
 
 
 def test_bundled_recipes_are_valid() -> None:
-    assert recipe_names() == ["buildings", "em", "landcover", "nuclei", "nuclei-second", "nuclei-third", "scenes", "smoke"]
+    assert recipe_names() == [
+        "buildings",
+        "em",
+        "landcover",
+        "nuclei",
+        "nuclei-second",
+        "nuclei-third",
+        "scenes",
+        "smoke",
+    ]
     for name in recipe_names():
         # Further rounds make the next versions of the first one's model.
         assert load_recipe(name).name == name.partition("-")[0]
