@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from unetpp.geometry import Transform
+
 Floats = NDArray[np.float64]
 _NOTHING = 1e-9
 """Share of a turn that two ranges may overlap by rounding alone."""
@@ -34,6 +36,13 @@ def turn(wkt: str) -> float | None:
         return None
     radius = crs.ellipsoid.semi_major_metre * mercator.scale
     return float(2 * math.pi * radius / crs.axis_info[0].unit_conversion_factor)
+
+
+def ends(transform: Transform, width: int, height: int) -> tuple[float, float]:
+    """Return the least and the largest x of an image of so many pixels, whichever way it is turned."""
+    a, b, c = transform[:3]
+    corners = (c, c + a * width, c + b * height, c + a * width + b * height)
+    return min(corners), max(corners)
 
 
 def turns(low: float, high: float, begin: float, end: float, length: float) -> range:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.antimeridian import continued, dense, nearest, turn, turns
+from unetpp.antimeridian import continued, dense, ends, nearest, turn, turns
 from unetpp.errors import DataError, RegionError
 from unetpp.geometry import Box
 from unetpp.tissue import ValidityMask
@@ -191,9 +191,8 @@ def _turned(polygon: Sequence[Ring], length: float | None, grid: OutputGrid) -> 
     shell, *holes = (continued(ring, length) for ring in polygon)
     whole = [shell, *(nearest(hole, shell, length) for hole in holes)]
     assert grid.transform is not None
-    a, b, c = grid.transform[:3]
-    corners = [c, c + a * grid.width, c + b * grid.height, c + a * grid.width + b * grid.height]
-    found = turns(shell[:, 0].min(), shell[:, 0].max(), min(corners), max(corners), length)
+    west, east = ends(grid.transform, grid.width, grid.height)
+    found = turns(shell[:, 0].min(), shell[:, 0].max(), west, east, length)
     return [[ring + np.array([number * length, 0]) for ring in whole] for number in found or (0,)]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.antimeridian import turn
+from unetpp.antimeridian import ends, turn
 from unetpp.errors import CorruptImageError, DataError, UnetppError
 from unetpp.geometry import Box, Transform, to_pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line, level_scale
@@ -122,8 +122,7 @@ class MaskReader:
         length = turn(self._mask.crs or "")
         if length is not None:
             # The mask may lie a turn of the globe away from the image, or go round it.
-            across, down = placed[0] * self._mask.width, placed[1] * self._mask.height
-            west = placed[2] + min(0.0, across) + min(0.0, down)
+            west, _ = ends(placed, self._mask.width, self._mask.height)
             x = x - length * np.floor((x - west) / length)
         col, row = to_pixels(placed, x, y)
         return _floor(row), _floor(col)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.antimeridian import continued, dense, nearest, torn, turn, turns
+from unetpp.antimeridian import continued, dense, ends, nearest, torn, turn, turns
 from unetpp.errors import DataError
 from unetpp.geometry import Box, to_pixels
 from unetpp.io.reader import first_line
@@ -309,11 +309,9 @@ def _on_grid(shapes: Shapes, raster: Raster, grid: OutputGrid, notes: list[Fault
     geometry = shapely.transform(shapes.geometry, project)
     length = turn(raster.crs)
     if length is not None:
-        a, b, c = transform[:3]
-        corners = [c, c + a * top.width, c + b * top.height, c + a * top.width + b * top.height]
         for index in np.flatnonzero(_spans(geometry) > length / 2):
             geometry[index] = _in_one_piece(shapes.geometry[index], project, length)
-        geometry = _turned(geometry, min(corners), max(corners), length)
+        geometry = _turned(geometry, *ends(transform, top.width, top.height), length)
     return np.asarray(shapely.transform(geometry, place))
 
 
