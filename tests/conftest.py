@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.disk import mount
 from tests.object_store import SLOW_S, ObjectStore, serve
 
 GPU_REASON = "needs a CUDA device"
@@ -63,6 +66,19 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         std=(60.0, 50.0, 40.0),
     )
     return save_package(tmp_path_factory.mktemp("tiny"), model, spec, "A tiny random model.").folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Make an empty file system of so many KiB, where writing more fails as it does on a full disk."""
+    with ExitStack() as mounted:
+
+        def disk(kib: int) -> Path:
+            mount(tmp_path / "disk", kib)
+            mounted.callback(subprocess.run, ["umount", "-l", str(tmp_path / "disk")], check=True)
+            return tmp_path / "disk"
+
+        yield disk
 
 
 @pytest.fixture(scope="session")

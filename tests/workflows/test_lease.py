@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.disk import fill
 from unetpp.errors import StoreError
 from unetpp_workflows.lease import LEASE, Lease
 
@@ -157,20 +158,10 @@ def test_a_holder_renews_and_learns_that_it_was_replaced(tmp_path: Path) -> None
     assert json.loads((tmp_path / LEASE).read_text())["id"] == "other"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_holder_that_cannot_renew_tries_again_and_stops_before_others_may_start(small_disk: Path) -> None:
-    safe = 0.0
+def test_a_holder_that_cannot_renew_tries_again_and_stops_before_others_may_start(
+    small_disk: Callable[[int], Path],
+) -> None:
+    disk, safe = small_disk(64), 0.0
 
     def stopped() -> bool:
         nonlocal safe
@@ -178,15 +169,13 @@ def test_a_holder_that_cannot_renew_tries_again_and_stops_before_others_may_star
         safe = safe if why else moment
         return "No space left on device; free disk space" in why
 
-    with Lease(small_disk, seconds=4) as lease:
-        with pytest.raises(OSError, match="No space"), (small_disk / "ballast").open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+    with Lease(disk, seconds=4) as lease:
+        ballast = fill(disk)
         until(stopped)
-        assert 0 < safe < expires(small_disk)
-        (small_disk / "ballast").unlink()
+        assert 0 < safe < expires(disk)
+        ballast.unlink()
         until(lambda: not fault(lease))
-        assert expires(small_disk) > time.time()
+        assert expires(disk) > time.time()
 
 
 def test_a_torn_file_holds_nothing(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from unetpp.errors import ConfigError, EngineError
+from tests.disk import fill
+from unetpp.errors import ConfigError, EngineError, OutputError
 from unetpp_workflows.config import MetricsConfig
 from unetpp_workflows.metrics import exported, write_end
 
@@ -54,6 +56,22 @@ def test_a_run_without_its_port_has_ended_and_failed(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="choose another port"), exported(config, tmp_path, workers=1):
             pass
     assert ending(tmp_path / "unetpp.prom")[0] == 2
+
+
+def test_a_file_without_room_ends_no_run(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
+    disk = small_disk(64)
+    with exported(MetricsConfig(file=disk / "unetpp.prom"), tmp_path, workers=1) as metrics:
+        ballast = fill(disk)
+        metrics.update()
+        assert "No space left on device; free disk space" in str(metrics.fault)
+        ballast.unlink()
+        metrics.finished({}, 0)
+        metrics.update()
+        assert metrics.fault is None
+        fill(disk)
+    assert ending(disk / "unetpp.prom")[0] == 0
+    with pytest.raises(OutputError), exported(MetricsConfig(file=disk / "x.prom"), tmp_path, workers=1):
+        pass
 
 
 def test_an_end_without_a_run_replaces_what_was_said(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 from rich.console import Console
 
+from tests.disk import fill
 from unetpp.errors import ConfigError, EngineError, ModelNotFoundError
 from unetpp_workflows import finishing, pipeline, preparing, steps
 from unetpp_workflows.config import RunConfig, load_config
 from unetpp_workflows.record import ImageRecord
-from unetpp_workflows.summary import Summary
+from unetpp_workflows.summary import Summary, print_summary
 from unetpp_workflows.truth import Truth
 
 Draw = Callable[..., Path]
@@ -320,6 +321,43 @@ def test_an_interrupted_call_continues_where_it_was(
     [image] = run(path).images
     assert image.record.figures["classes"][1]["px"] == INK_PX
     assert all(file.read_bytes() == content for file, content in commits.items()), "a committed shard was made again"
+
+
+@pytest.mark.parametrize(("left", "lacks"), [(12, ["summary.parquet"]), (4, ["summary.parquet", "logs/"])])
+def test_a_disk_that_is_full_at_the_end_hides_nothing_of_what_was_done(
+    blots: Draw, ink_package: Path, small_disk: Callable[[int], Path], left: int, lacks: list[str]
+) -> None:
+    disk, image, said = small_disk(1024), blots("a.png"), io.StringIO()
+
+    def call() -> Summary:
+        config, console = load_config(sets=FAST), Console(file=said, width=1000)
+        summary = pipeline.segment(image, ink_package, disk / "out", config=config, console=console)
+        print_summary(summary, console)
+        return summary
+
+    assert call().exit_code == 0
+    (disk / "out/summary.parquet").unlink()
+    ballast = fill(disk, left)  # of it the lease takes 4 KiB, and the log
+    said.truncate(0)
+    full = call()
+    assert [image.status for image in full.images] == ["done"] and full.exit_code == 1
+    assert len(full.faults) == len(lacks) and "1 of 1 images segmented" in said.getvalue()
+    for name in lacks:
+        assert f"warning: cannot write {disk / 'out' / name}" in said.getvalue()
+    assert "No space left on device; free disk space and run the same command again" in full.faults[-1]
+    ballast.unlink()
+    assert call().exit_code == 0 and (disk / "out/summary.parquet").exists()
+
+
+def test_a_disk_that_gets_full_leaves_every_image_told(
+    run: Any, blots: Draw, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    small_disk(100)
+    (tmp_path / "out").symlink_to(tmp_path / "disk", target_is_directory=True)
+    summary = run(blots("a.png"), blots("b.png"))
+    assert [image.status for image in summary.images] == ["failed", "failed"] and summary.exit_code == 1
+    assert all("No space left on device; free disk space" in str(image.message) for image in summary.images)
+    assert any("/logs/" in fault for fault in summary.faults)
 
 
 def test_truth_gives_iou_per_class_and_ignores_255(run: Any, blots: Draw, tmp_path: Path) -> None:

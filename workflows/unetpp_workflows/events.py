@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.durable import output_errors
+from unetpp.errors import OutputError
 
 LOGS = "logs"
 
 
 class EventLog:
-    """One run's log; may be written from several threads. Raises `OutputError` where it cannot be."""
+    """One run's log; may be written from several threads. Raises `OutputError` where it cannot be begun.
+
+    Attributes:
+        fault: why an event is missing, the first one's reason; a log that cannot be written must not end a run.
+    """
 
     def __init__(self, output: Path) -> None:
         self.run = uuid.uuid4().hex[:12]
+        self.fault: OutputError | None = None
         self._lock = threading.Lock()
         self.path = output / LOGS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{self.run}.jsonl"
         with output_errors(self.path):
@@ -29,11 +35,15 @@ class EventLog:
             self._file = self.path.open("ab", buffering=0)  # opened once: a driver writes thousands of lines a second
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append one event; facts are JSON values."""
+        """Append one event; facts are JSON values. Where that fails, `fault` says why."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "run": self.run, "event": event, **facts}, ensure_ascii=False)
-        with self._lock, output_errors(self.path):
-            self._file.write((line + "\n").encode())
+        with self._lock:
+            try:
+                with output_errors(self.path):
+                    self._file.write((line + "\n").encode())
+            except OutputError as error:
+                self.fault = self.fault or error
 
     def close(self) -> None:
         self._file.close()

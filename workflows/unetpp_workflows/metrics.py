@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from unetpp.commit import STAGES
 from unetpp.durable import write_file
-from unetpp.errors import ConfigError
+from unetpp.errors import ConfigError, OutputError
 from unetpp_workflows.cli_options import exit_code
 from unetpp_workflows.config import MetricsConfig
 
@@ -37,6 +37,9 @@ class RunMetrics:
         file: text file that is kept up to date, or None.
         part: which part of the archive the run computes, as in "3/8".
         every: hours until the next run is due, where a schedule starts them.
+
+    Attributes:
+        fault: why the file is not up to date; a file that cannot be written must not end a run.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class RunMetrics:
         self._run |= {} if part is None else {"part": part}
         self._workers, self._file = workers, file
         self._began = self._queued = time.time()
+        self.fault: OutputError | None = None
         self._written = 0.0
         self._waiting = 0
         self._compute = 0.0
@@ -115,12 +119,20 @@ class RunMetrics:
             self._written = time.monotonic()
             write_file(self._file, generate_latest(self.registry))
 
+    def update(self) -> None:
+        """Replace the text file, where there is one; where that fails, `fault` says why until it succeeds again."""
+        try:
+            self.write()
+            self.fault = None
+        except OutputError as error:
+            self.fault = error
+
     def _settle(self, shards: int) -> None:
         self._waiting -= shards
         self._left.set(self._waiting)
         self._oldest.set(self._queued if self._waiting else 0)
         if time.monotonic() - self._written > _FILE_EVERY_S:
-            self.write()
+            self.update()
 
     def _busy_share(self) -> float:
         return self._compute / max((time.time() - self._began) * self._workers, 1e-9)
@@ -143,7 +155,7 @@ def exported(config: MetricsConfig, output: Path, workers: int, *, part: str | N
 
     Raises:
         ConfigError: the port is taken.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be begun.
     """
     metrics = RunMetrics(output, workers, config.file, part=part, every=config.every)
     metrics.write()
@@ -154,7 +166,7 @@ def exported(config: MetricsConfig, output: Path, workers: int, *, part: str | N
         metrics.finished({}, exit_code(error))
         raise
     finally:
-        metrics.write()
+        metrics.update()
 
 
 @contextmanager

@@ -247,6 +247,7 @@ def _segment(config: NightlyConfig, found: Sync, ledger: Ledger, night: Night, c
     )
     night.segmented = summary.exit_code
     print_summary(summary, console)
+    night.problems += summary.faults
     for image in summary.images:
         if image.uri not in chosen:
             continue

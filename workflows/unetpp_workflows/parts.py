@@ -101,6 +101,8 @@ def segment_part(
                 metrics.ended(outcome)
                 done += outcome.done
                 faults += [f"{ready.source.uri}: shard {shard}: {why}" for shard, why in outcome.failed.items()]
+        log.write("part_finished", part=str(part), exit_code=PART_FAILED if faults else DONE, shards=done)
+        faults += [str(log.fault)] if log.fault is not None else []
         for fault in faults:
             display.say(f"failed: {fault}")
         display.say(
@@ -110,7 +112,10 @@ def segment_part(
         )
         code = PART_FAILED if faults else DONE
         metrics.finished({}, code)
-        log.write("part_finished", part=str(part), exit_code=code, shards=done)
+        metrics.update()
+        if metrics.fault is not None:
+            display.say(f"failed: {metrics.fault}")
+            code = PART_FAILED
     return code
 
 

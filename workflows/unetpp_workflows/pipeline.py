@@ -110,11 +110,8 @@ def segment(
                 )
             if found:
                 results |= _finished(call, found, display, lease, log, metrics)
-        write_summary(output)
         summary = Summary(tuple(results.values()), time.perf_counter() - started)
-        metrics.finished(Counter(image.status for image in summary.images), summary.exit_code)
-        log.write("run_finished", exit_code=summary.exit_code, seconds=round(summary.seconds, 3))
-    return summary
+        return _written_down(summary, output, log, metrics)
 
 
 def start_call(config: RunConfig, model: str | Path | None, truths: Mapping[str, Truth]) -> Call:
@@ -163,6 +160,19 @@ def find_sources(inputs: Iterable[str | Path], output: Path) -> tuple[list[Sourc
     entries, faults = expand(inputs)
     results = {name: ImageResult(name=name, uri=name, status="failed", message=why) for name, why in faults.items()}
     return assign_folders(entries, output), results
+
+
+def _written_down(summary: Summary, output: Path, log: EventLog, metrics: RunMetrics) -> Summary:
+    """Write how the call ended, and return the summary with what had no room: the images are done all the same."""
+    try:
+        write_summary(output)
+    except OutputError as error:
+        summary = summary.with_fault(error)
+    log.write("run_finished", exit_code=summary.exit_code, seconds=round(summary.seconds, 3))
+    summary = summary.with_fault(log.fault)
+    metrics.finished(Counter(image.status for image in summary.images), summary.exit_code)
+    metrics.update()
+    return summary.with_fault(metrics.fault)
 
 
 def log_result(log: EventLog, result: ImageResult) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 
+from unetpp.errors import OutputError
 from unetpp_workflows.cli_options import plain_table
 from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord, Status
@@ -72,18 +73,27 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """All images of a call, in the order they were named."""
+    """All images of a call, in the order they were named.
+
+    `faults` are what of the call itself could not be written, beside its images: tables, log, metrics; a line each.
+    """
 
     images: tuple[ImageResult, ...]
     seconds: float
+    faults: tuple[str, ...] = ()
+
+    def with_fault(self, fault: OutputError | None) -> Self:
+        """Return the summary with one fault more, where there is one."""
+        return self if fault is None else replace(self, faults=(*self.faults, str(fault)))
 
     def of(self, status: Status) -> list[ImageResult]:
         return [image for image in self.images if image.status == status]
 
     @property
     def exit_code(self) -> int:
-        """0 when every image is done or empty, and recorded; else 1."""
-        return int(any(image.status in ("partial", "failed") or image.warning for image in self.images))
+        """0 when every image is done or empty, and recorded, and so is the call; else 1."""
+        bad = any(image.status in ("partial", "failed") or image.warning for image in self.images)
+        return int(bad or bool(self.faults))
 
     def sentence(self) -> str:
         """Say how it went: the number segmented, then every other image by name."""
@@ -121,6 +131,8 @@ def print_summary(summary: Summary, console: Console) -> None:
             if text:
                 told = text if kind == "failed" else f"{image.name}: {text}"  # a failure names the image itself
                 console.print(f"{kind}: {told}", markup=False, highlight=False, soft_wrap=True)
+    for fault in summary.faults:
+        console.print(f"warning: {fault}", markup=False, highlight=False, soft_wrap=True)
     if look := _most_uncertain(summary):
         console.print(f"most worth a look: {look}", markup=False, highlight=False, soft_wrap=True)
     for image in summary.images:

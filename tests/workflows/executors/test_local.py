@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,30 +77,22 @@ def test_a_corrupt_tile_is_named_and_the_rest_is_done(prepare: Prepare, tmp_path
     assert progress(bad).status == "partial"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_stops_its_image_only_and_keeps_what_is_done(
-    prepare: Prepare, small_disk: Path, hashes: Files, records: Callable[[SegmentJob], dict[str, tuple[int, int]]]
+    prepare: Prepare,
+    small_disk: Callable[[int], Path],
+    hashes: Files,
+    records: Callable[[SegmentJob], dict[str, tuple[int, int]]],
 ) -> None:
+    ballast = small_disk(400) / "ballast"
     full, good = prepare("disk/full", shard=64), prepare("good", shard=128)
-    (small_disk / "ballast").write_bytes(bytes(200_000))
+    ballast.write_bytes(bytes(200_000))
     first, second = run_local([full, good], workers=1)
     assert 0 < first.done < 35 and len(first.failed) == 35 - first.done and second == Outcome(12)
     messages = set(first.failed.values())
     assert all("No space left on device; free disk space" in m and "\n" not in m for m in messages)
     done = records(full)
     assert len(done) == first.done
-    (small_disk / "ballast").unlink()
+    ballast.unlink()
     again = prepare("disk/full", shard=64)
     assert run_local([again]) == (Outcome(35 - first.done),)
     assert {shard: stat for shard, stat in records(again).items() if shard in done} == done
