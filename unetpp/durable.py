@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unetpp.errors import OutputError, UnetppError
@@ -38,11 +38,17 @@ def write_file(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step; on the disk when this returns. Raises `OutputError`."""
     temporary = path.with_name(f".{path.name}.tmp")
     with output_errors(path):
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            # On a full disk it would take the room of smaller files, such as the one that says what failed.
+            with suppress(OSError):
+                temporary.unlink()
+            raise
         sync(path.parent)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.disk import fill
 from unetpp.durable import write_file
 from unetpp.errors import ModelNotFoundError, ModelPackageError, OutputError
 from unetpp.geometry import Spacing
@@ -66,6 +68,22 @@ def test_a_package_is_whole_where_its_model_json_is(folder: Path, monkeypatch: p
             save_package(folder, UNetPlusPlus(SPEC.architecture), SPEC, "# other\n")
         with pytest.raises(ModelPackageError, match=r"has no model.json"):
             load_package(folder)
+
+
+def test_a_disk_that_gets_full_leaves_no_package_and_the_next_call_makes_it(
+    folder: Path, small_disk: Callable[[int], Path]
+) -> None:
+    disk, network = small_disk(256), UNetPlusPlus(SPEC.architecture)
+    pages = -(-(folder / "weights.safetensors").stat().st_size // 4096)
+    for left, name in ((0, "weights.safetensors"), (pages, "MODEL_CARD.md"), (pages + 1, "model.json")):
+        ballast = fill(disk, 4 * left)
+        with pytest.raises(OutputError, match=f"{name}: No space left on device; free disk space") as caught:
+            save_package(disk / name, network, SPEC, "# tiny\n")
+        assert "\n" not in str(caught.value) and not list(disk.rglob("*.tmp"))
+        with pytest.raises(ModelPackageError, match=r"has no (weights.safetensors|model.json)"):
+            load_package(disk / name)
+        ballast.unlink()
+        assert save_package(disk / name, network, SPEC, "# tiny\n").spec == SPEC
 
 
 def test_digest_follows_weights_and_spec_but_not_the_card(folder: Path) -> None:

@@ -24,7 +24,8 @@ import zarr
 from PIL import Image
 from rich.console import Console
 
-from unetpp.errors import ConfigError, DataError, EngineError, PromotionError, StoreError
+from tests.disk import fill
+from unetpp.errors import ConfigError, DataError, EngineError, OutputError, PromotionError, StoreError
 from unetpp.model import halo
 from unetpp.package import load_package
 from unetpp_workflows.evaluation import EvaluationData, check_fit
@@ -333,6 +334,32 @@ def test_a_store_that_does_not_answer_costs_no_training(
     code, text = run(tmp_path, store, tracking_uri="http://127.0.0.1:9")
     assert code == 1 and text.count("not recorded in MLflow") == 1
     assert load_package(tmp_path).spec.training["best_step"] > 0
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(store: Path, small_disk: Callable[[int], Path]) -> None:
+    output = small_disk(300) / "out"  # two validations' pictures, or checkpoints, are more
+    with pytest.raises(OutputError, match=r"cannot write .*: No space left on device; free disk space") as caught:
+        run(output, store, record=False, register=False)
+    assert "\n" not in str(caught.value) and not (output / "model.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=8m", str(output.parent)], check=True)
+    assert run(output, store, record=False, register=False)[0] == 0
+    assert load_package(output).spec.training["steps"] == 24 and len(losses(output)) == 3
+
+
+def test_a_full_disk_of_the_registry_costs_no_training(
+    tmp_path: Path, store: Path, small_disk: Callable[[int], Path], empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(4096)
+    monkeypatch.setenv("UNETPP_HOME", str(disk))
+    shutil.copyfile(empty_store, disk / "mlflow.db")
+    ballast = fill(disk, 120)  # enough for the run, not for its pictures
+    code, text = run(tmp_path / "out", store)
+    assert code == 1 and text.count("not recorded in MLflow") == 1
+    assert "No space left on device; free disk space and run the same command again" in text
+    digest = load_package(tmp_path / "out").digest
+    ballast.unlink()
+    code, text = run(tmp_path / "out", store)
+    assert code == 0 and "registered models:/smoke/1" in text and resolve("models:/smoke/1").digest == digest
 
 
 @pytest.mark.timeout(600)  # Ray gives its processes a lower priority: on a busy machine they start slowly

@@ -7,6 +7,7 @@ MLFLOW_TRACKING_URI name another. MLflow's process-wide state is not used, only 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -18,12 +19,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from unetpp.errors import OutputError, RegistryError
+from unetpp.errors import OutputError, RegistryError, UnetppError
 from unetpp.home import home
 
 _LOCK_SECONDS = 120.0
 _ADVISORY_KEY = 0x756E657470702B2B
 """Bytes of "unetpp++": nothing else in the database is likely to lock this number."""
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")
+"""What the errors of a disk without room say: of artifacts, and of SQLite."""
 _SERVER = ("http://", "https://")
 _ready: set[str] = set()
 
@@ -141,17 +144,24 @@ def made_elsewhere() -> Iterator[None]:
 
 @contextmanager
 def registry_errors(uri: str) -> Iterator[None]:
-    """Turn MLflow's and the database's errors into one line that names the store, without its password."""
+    """Turn errors of MLflow, the database and the artifacts' disk into one line with the store, without its password.
+
+    Raises:
+        RegistryError: instead of any of them.
+    """
     from sqlalchemy.exc import SQLAlchemyError
 
     exceptions = import_mlflow().exceptions
     try:
         yield
-    except (exceptions.MlflowException, SQLAlchemyError) as error:
+    except UnetppError:
+        raise
+    except (exceptions.MlflowException, SQLAlchemyError, OSError) as error:
         first = (str(error).replace(uri, shown(uri)).strip().splitlines() or ["no message"])[0]
-        raise RegistryError(
-            f"MLflow store {shown(uri)}: {shown(first)[:300]}; check --tracking-uri or `mlflow db upgrade`"
-        ) from error
+        advice = "check --tracking-uri or `mlflow db upgrade`"
+        if any(full in first for full in _FULL):
+            advice = "free disk space and run the same command again"
+        raise RegistryError(f"MLflow store {shown(uri)}: {shown(first)[:300]}; {advice}") from error
 
 
 def shown(text: str) -> str:
@@ -179,6 +189,8 @@ def import_mlflow() -> Any:
     if first:  # after the import, which sets its own levels
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # It logs every error of the database with its traceback, and then raises it.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
 
 

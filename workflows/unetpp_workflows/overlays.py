@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetpp.durable import output_errors, write_file
 from unetpp.geometry import Box
 from unetpp_workflows.report import to_rgb
 
@@ -24,6 +26,9 @@ def draw_overlays(network: UNetPlusPlus | UNet, data: TrainingData, recipe: Reci
     """Write one JPEG: a row per sample with the image, the truth and the prediction over it; returns its path.
 
     The samples are the same at every validation: of as many strata as there are, the block with most classes in it.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     import torch
     from PIL import Image
@@ -43,8 +48,11 @@ def draw_overlays(network: UNetPlusPlus | UNet, data: TrainingData, recipe: Reci
         shown = to_rgb(crop.pixels, np.ones(crop.labels.shape, bool))
         panels = [shown, _overlay(shown, crop.labels, colours), _overlay(shown, labels, colours)]
         rows.append(np.concatenate([_padded(panel) for panel in panels], 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows, 0)).save(path, quality=88)
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate(rows, 0)).save(file, "JPEG", quality=88)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, file.getvalue())
     return path
 
 
