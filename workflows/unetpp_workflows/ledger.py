@@ -1,11 +1,13 @@
-"""Remembers an archive between nights: which images it had, how each ended, what was removed; opens no image.
+"""Remembers an archive between nights: which images it had, how each ended, what was removed; computes nothing.
 
 An image counts as changed when a file of it has another size or time. That is cheaper than a fingerprint, which reads
-every file's ends: a night of a million images that did not change is a million `stat` calls.
+every file's ends: a night of a million images that did not change is some million `stat` calls. Only remote images,
+mosaics and band lists, which must be opened to know what they are made of, have their fingerprint taken.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.errors import StoreError, UnetppError
-from unetpp_workflows.inputs import Source, identity
+from unetpp_workflows.inputs import LISTS, Source, identity
 from unetpp_workflows.record import ImageRecord, write_json
 from unetpp_workflows.steps import utc_now
 
@@ -27,7 +29,7 @@ class Entry:
     """One image.
 
     Attributes:
-        stamp: sizes and times of its files; None where they cannot be read.
+        stamp: what `stamp` returned last.
         status: of its last segmentation, or "new"; "removed" once it is no longer in the archive.
         model: registered version that made its result.
         first: when it was first seen; `settled`: when it was last segmented; `gone`: when it was found removed.
@@ -144,25 +146,28 @@ def _kind(before: tuple[str | None, str] | None, entry: Entry, source: Source) -
 
 
 def stamp(uri: str) -> str | None:
-    """Return sizes and times of an image's files, None where it cannot be read; of a remote image its fingerprint.
+    """Return what tells that an image's files changed, None where it cannot be read.
 
-    Of a folder, a Zarr image, it is the newest time, the sum of the sizes and the number of the files. A slide in
-    several files counts as changed when the one that names it does; a frame of a video or an item of a band list when
-    the file does that holds it.
+    Of a remote image, a mosaic or a band list it is the fingerprint, else sizes and times. Of a folder, a Zarr image,
+    the newest time, the sum of the sizes and the number of the files. A frame of a video has its video's.
     """
     from unetpp.io.bands import split_item
-    from unetpp.io.base import fingerprint
+    from unetpp.io.base import fingerprint, other_files
     from unetpp.io.video import split_frame
 
     held = split_item(uri) or split_frame(uri)
     path = held[0] if held else Path(uri)
     try:
-        if "://" in uri:
+        if "://" in uri or path.name.lower().endswith(LISTS):
             return fingerprint(uri)
         if path.is_dir():
             facts = [file.stat() for file in path.rglob("*") if file.is_file()]
             return f"{len(facts)}-{sum(f.st_size for f in facts)}-{max((f.st_mtime_ns for f in facts), default=0)}"
-        found = path.stat()
+        found, others = path.stat(), [(file.name, file.stat()) for file in other_files(path)]
     except (OSError, UnetppError):
         return None
-    return f"{found.st_size}-{found.st_mtime_ns}"
+    own = f"{found.st_size}-{found.st_mtime_ns}"
+    if not others:
+        return own
+    beside = [(name, facts.st_size, facts.st_mtime_ns) for name, facts in others]
+    return f"{own}-{hashlib.sha256(repr(beside).encode()).hexdigest()[:16]}"
