@@ -81,6 +81,10 @@ class StoreError(UnetppError, RuntimeError):
     """An output store that is damaged or belongs to another run."""
 
 
+class VersionError(StoreError):
+    """A file of an output that another version of unetpp wrote: not damaged, and not ours to mend."""
+
+
 class OutputError(UnetppError, OSError):
     """The output could not be written: disk full, permission, or a path outside the output folder."""
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from unetpp import commit
 from unetpp.commit import CommitRecord
 from unetpp.durable import write_file
-from unetpp.errors import StoreError, UnetppError
+from unetpp.errors import StoreError, UnetppError, VersionError
 from unetpp.geometry import Spacing
 from unetpp.io.resample import OutputGrid
 from unetpp.maps import MapName, MapStore, ordered
@@ -156,10 +156,12 @@ class SegmentJob:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SegmentJob:
-        """Build from `to_json`'s values; raises `StoreError` when another version of unetpp wrote them."""
+        """Build from `to_json`'s values; raises `VersionError` when another version wrote them, else `StoreError`."""
         rest = dict(values)
-        if rest.pop("format", None) != OUTPUT_FORMAT:
-            raise StoreError(f"the job is not of format {OUTPUT_FORMAT}: another version of unetpp wrote it")
+        if (found := rest.pop("format", None)) != OUTPUT_FORMAT:
+            if isinstance(found, int):
+                raise VersionError(f"format {found}, not {OUTPUT_FORMAT}: another version of unetpp wrote it")
+            raise StoreError(f"the job does not say that it is of format {OUTPUT_FORMAT}")
         try:
             spacing = rest.pop("spacing_override")
             return cls(
@@ -185,7 +187,7 @@ class SegmentJob:
         """Return the job whose results lie in `folder` (which may have moved), None where there is no job.json.
 
         Raises:
-            StoreError: job.json is damaged, of another version or not ours.
+            VersionError: another version of unetpp wrote job.json. StoreError: it is damaged or not ours.
         """
         path = Path(folder) / JOB
         try:
@@ -194,7 +196,8 @@ class SegmentJob:
         except FileNotFoundError:
             return None
         except (UnetppError, ValueError) as error:
-            raise StoreError(f"{path}: {error}; move it away or choose another output folder") from error
+            kind = VersionError if isinstance(error, VersionError) else StoreError
+            raise kind(f"{path}: {error}; move it away or choose another output folder") from error
         return replace(job, out=Path(folder))
 
 

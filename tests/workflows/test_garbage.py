@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -79,6 +80,38 @@ def test_litter_is_deleted_and_all_that_is_finished_stays(output: Path) -> None:
     assert not [path for path in output.rglob("*") if path.name in ("work", ".gone.discarded")]
     verified = CliRunner().invoke(app, ["verify", str(output)])
     assert verified.exit_code == 0, verified.stdout
+
+
+def test_what_a_shadow_left_is_deleted_too_and_none_of_a_running_one(output: Path) -> None:
+    shadow = output / ".shadow" / ("ab" * 8)
+    shutil.copytree(output, shadow)
+    (output / ".shadow/cd").mkdir()  # it ended before its first image
+    (output / ".shadow/cd/.lock").touch()
+    before = content(output)
+    files = [*put_litter(output), *put_litter(shadow), output / ".shadow/cd/.summary.csv.tmp"]
+    files[-1].write_bytes(b"litter")
+    with Lease(shadow):
+        refused = gc(output)
+        assert refused.exit_code == 1 and f"{shadow} is being written by" in refused.stderr
+        assert all(path.exists() for path in files)
+    dry, done = gc(output, "--dry-run"), gc(output)
+    assert dry.stdout.replace("would delete", "deleted") == done.stdout
+    assert f"{len(files)} leftover(s), {6 * len(files)} bytes" in done.stdout
+    assert content(output) == before
+
+
+@pytest.mark.parametrize("name", ["record.json", "job.json"])
+def test_what_another_version_wrote_is_neither_cleaned_nor_repaired(output: Path, name: str) -> None:
+    file = output / "b" / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    put_litter(output)
+    shard = next(path for path in (output / "b/labels.ome.zarr/classes/0/c").rglob("*") if path.is_file())
+    shard.write_bytes(b"of a layout that this version does not know")
+    before = content(output)
+    for command in (["gc"], ["gc", "--dry-run"], ["verify"], ["verify", "--repair"]):
+        found = CliRunner().invoke(app, [*command, str(output)])
+        assert found.exit_code == 1 and f"{file}" in found.output and "another version of unetpp" in found.output
+        assert content(output) == before
 
 
 def test_a_running_run_is_left_alone(output: Path) -> None:

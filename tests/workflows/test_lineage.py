@@ -15,6 +15,7 @@ from tests.workflows.test_gates import CARD, FACTS
 from unetpp.package import load_package
 from unetpp_workflows.cli import app
 from unetpp_workflows.promotion import rollback
+from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.registry import register_package
 from unetpp_workflows.training_tracking import TrainingRun
 
@@ -78,6 +79,16 @@ def test_from_a_mask_to_the_training_data_and_back(
     assert [m["status"] for m in told("models:/ink/2")["model"]["masks"]] == ["done"]
     wrong = run("lineage", tmp_path)
     assert wrong.exit_code == 2 and "no record.json there" in wrong.output
+
+
+def test_a_file_that_is_not_there_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ImageRecord(name="a", status="done").write(tmp_path)
+    for name in (tmp_path / "classes.tif", "classes.tif", "out/a"):
+        found = run("lineage", name)
+        assert found.exit_code == 2 and f"{name}: no such file or folder; give an image's folder" in found.output
+    found = run("lineage", "nuclei-ful")
+    assert found.exit_code == 2 and "bundled models are" in found.output
 
 
 def test_a_record_says_enough_when_the_store_is_away(

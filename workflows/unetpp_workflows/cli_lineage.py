@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,7 @@ def lineage(
 
     console = standard_output()
     path = Path(what)
-    mask = mask_of(path) if path.exists() and not (path.is_dir() and _is_package(path)) else None
+    mask = mask_of(path) if _is_file(what) and not _is_package(path) else None
     model, trouble = None, ""
     try:
         reference = what if mask is None else f"models:/{mask.model}/{mask.version}" if mask.version else mask.model
@@ -66,6 +67,11 @@ def lineage(
         _print_model(model, console, masks=mask is None)
     if trouble:
         console.print(f"no more is known: {trouble}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _is_file(what: str) -> bool:
+    """Say whether a file or folder is meant, which need not be there."""
+    return Path(what).exists() or (not what.startswith("models:") and (os.sep in what or "." in what))
 
 
 def _is_package(folder: Path) -> bool:

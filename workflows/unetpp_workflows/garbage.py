@@ -3,49 +3,83 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from unetpp.durable import output_errors
+from unetpp.errors import ConfigError
 from unetpp.litter import litter
 from unetpp.lock import FolderLock
 from unetpp_workflows.lease import Lease
-from unetpp_workflows.outputs import image_folders, run_folder
+from unetpp_workflows.outputs import check_version, image_folders, run_folder
+from unetpp_workflows.shadow import FOLDER as SHADOW
 
 Found = list[tuple[Path, int]]
 """Paths and their bytes."""
 
 
 def find(output: Path) -> Found:
-    """Return what `collect` would delete; a lease that is alive is no leftover. Raises `ConfigError`."""
-    paths = [path for folder in image_folders(output) for path in litter(folder)]
-    paths += [*_own(output), *Lease.expired(output)]
+    """Return what `collect` would delete; a lease that is alive is no leftover.
+
+    Raises:
+        ConfigError: there is no such folder, or no image in it.
+        VersionError: another version of unetpp wrote an image.
+    """
+    paths: list[Path] = []
+    for root, folders in _roots(output):
+        paths += [path for folder in folders for path in litter(folder)]
+        paths += [*_own(root), *Lease.expired(root)]
     return sorted((path, _size(path)) for path in paths)
 
 
 def collect(output: Path) -> Found:
-    """Delete the leftovers of an output folder and return them.
+    """Delete the leftovers of an output folder and of its shadows' and return them.
 
     Raises:
-        ConfigError: there is no such folder, or no image in it.
-        StoreError: a run holds the folder, or workers of one still hold an image.
+        ConfigError, VersionError: as `find`; nothing was deleted.
+        StoreError: a run holds a folder, or workers of one still hold an image.
         OutputError: something cannot be deleted.
     """
-    folders = image_folders(output)
-    leases = [(path, _size(path)) for path in Lease.expired(output)]
-    # Entering takes an expired lease over, leaving deletes it; those of parts are deleted here.
-    with Lease(run_folder(output, folders)):
-        for path in Lease.expired(output):
-            _delete(path)
-        found = [(path, _size(path)) for path in _own(output)]
+    roots = list(_roots(output))
+    found = [(path, _size(path)) for root, _ in roots for path in Lease.expired(root)]
+    with ExitStack() as held:
+        # Entering takes an expired lease over, leaving deletes it; those of parts are deleted in `_collected`.
+        for root, folders in roots:
+            held.enter_context(Lease(run_folder(root, folders)))
+        for root, folders in roots:
+            found += _collected(root, folders)
+    return sorted(found)
+
+
+def _roots(output: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield the folders that runs hold, each with its images': the output's own, and those of its shadows."""
+    for root in (output, *sorted(path for path in (output / SHADOW).glob("*") if path.is_dir())):
+        try:
+            folders = image_folders(root)
+        except ConfigError:
+            if root == output:
+                raise
+            folders = []  # of a shadow that ended before its first image
         for folder in folders:
-            with FolderLock(folder, exclusive=True, wait_s=0):
-                mine = [(path, _size(path)) for path in litter(folder)]
-                for path, _ in mine:
-                    _delete(path)
-            found += mine
-        for path in _own(output):
-            _delete(path)
-    return sorted([*leases, *found])
+            check_version(folder)
+        yield root, folders
+
+
+def _collected(root: Path, folders: list[Path]) -> Found:
+    """Delete the leftovers in a folder that is held, and return them."""
+    for path in Lease.expired(root):
+        _delete(path)
+    found = [(path, _size(path)) for path in _own(root)]
+    for folder in folders:
+        with FolderLock(folder, exclusive=True, wait_s=0):
+            mine = [(path, _size(path)) for path in litter(folder)]
+            for path, _ in mine:
+                _delete(path)
+        found += mine
+    for path in _own(root):
+        _delete(path)
+    return found
 
 
 def _own(output: Path) -> list[Path]:

@@ -70,9 +70,11 @@ def mask_of(path: Path) -> Mask:
         path: an image's folder in an output folder, or anything in it: a GeoTIFF, polygons, the Zarr labels.
 
     Raises:
-        ConfigError: no record lies there. StoreError: it is damaged.
+        ConfigError: there is no such file, or no record. StoreError: it is damaged.
     """
     here = path.absolute()
+    if not here.exists():
+        raise ConfigError(f"{path}: no such file or folder; give an image's folder, a file in it, or models:/name/3")
     folder = next((place for place in (here, *here.parents) if (place / RECORD).is_file()), None)
     record = ImageRecord.read(folder) if folder else None
     if folder is None or record is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from unetpp.errors import ConfigError, StoreError, UnetppError
+from unetpp.errors import ConfigError, StoreError, UnetppError, VersionError
 from unetpp.job import RECORD
 from unetpp.lock import FolderLock
 from unetpp_workflows.cli_options import DONE, PART_FAILED, plain_table
@@ -39,7 +39,8 @@ def image_folders(output: Path) -> list[Path]:
         ConfigError: There is no such folder, or no image in it.
     """
     if not output.is_dir():
-        raise ConfigError(f"{output}: no such folder; give the --output folder of `unetpp segment`")
+        what = "a file" if output.exists() else "no such folder"
+        raise ConfigError(f"{output}: {what}; give the --output folder of `unetpp segment`")
     if _is_image(output):
         return [output]
     children = (child for child in output.iterdir() if child.is_dir() and not _is_doomed(child))
@@ -47,6 +48,19 @@ def image_folders(output: Path) -> list[Path]:
     if not folders:
         raise ConfigError(f"{output}: no segmented image in it; give the --output folder of `unetpp segment`")
     return folders
+
+
+def check_version(folder: Path) -> None:
+    """Raise `VersionError` where another version of unetpp wrote an image: nothing of it is ours to mend or delete."""
+    from unetpp.job import SegmentJob
+
+    for read in (ImageRecord.read, SegmentJob.load):
+        try:
+            read(folder)
+        except VersionError:
+            raise
+        except StoreError:
+            continue  # damage, which is for the caller to find
 
 
 def read_state(folder: Path) -> ImageState:
@@ -108,7 +122,10 @@ def _print_verified(folder: Path, console: Console, *, repair: bool) -> bool:
     """Print what is wrong with an image, or that it is whole; with `repair` while no other process writes it."""
     with nullcontext() if not repair else FolderLock(folder, exclusive=True, wait_s=0):
         try:
+            check_version(folder)
             faults = list(_faults(folder, repair=repair))
+        except VersionError as error:
+            faults, repair = [str(error)], False
         except UnetppError as error:
             faults = [str(error)]
         for fault in faults:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import unetpp
 from unetpp.commit import STAGES
 from unetpp.durable import write_file
-from unetpp.errors import StoreError
+from unetpp.errors import StoreError, VersionError
 from unetpp.job import RECORD
 from unetpp.store import OUTPUT_FORMAT
 
@@ -111,7 +111,11 @@ class ImageRecord:
 
     @classmethod
     def read(cls, folder: Path) -> ImageRecord | None:
-        """Return the folder's record, None where there is none yet; raises `StoreError` for one that does not parse."""
+        """Return the folder's record, None where there is none yet.
+
+        Raises:
+            VersionError: another version of unetpp wrote it. StoreError: it does not parse.
+        """
         path = folder / RECORD
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -119,9 +123,9 @@ class ImageRecord:
             return None
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} is damaged: {error}; delete it and run the same command again") from None
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise StoreError(f"{path} was written by another version of unetpp; choose a new output folder")
-        if not {"name", "status"} <= values.keys():
+        if isinstance(values, dict) and values.get("format") not in (FORMAT, None):
+            raise VersionError(f"{path} was written by another version of unetpp; choose a new output folder")
+        if not isinstance(values, dict) or not {"name", "status", "format"} <= values.keys():
             raise StoreError(f"{path} is damaged: no name or status; delete it and run the same command again")
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
