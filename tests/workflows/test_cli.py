@@ -316,6 +316,32 @@ def test_an_interruption_exits_130_and_the_same_command_continues(
     assert all(file.read_bytes() == content for file, content in kept.items())
 
 
+@pytest.mark.parametrize(
+    ("module", "trap", "ending"),
+    [
+        ("unetpp.allocation", "-", (130, "")),  # before the command is known
+        ("typer", "-", (130, "")),
+        ("mlflow", "-", (130, "interrupted; finished parts are kept: run the same command again to continue\n")),
+        ("typer", "''", (0, "")),  # as in the background of a script
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(module: str, trap: str, ending: tuple[int, str]) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from unetpp_workflows.__main__ import main\n"
+        "sys.argv = ['unetpp', 'models', 'list']\n"
+        "main()"
+    )
+    # A shell's word for how it ended: Python may end by the signal itself, which is 130, too.
+    command = ["/bin/sh", "-c", f'trap {trap} INT; "$0" -c "$1"; exit $?', sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == ending
+
+
 def test_models_are_registered_listed_and_aliased(ink_package: Path) -> None:
     assert call("models", "register", ink_package, "--alias", "champion") == (
         0,
