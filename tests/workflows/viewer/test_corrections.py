@@ -13,6 +13,7 @@ import pytest
 import rasterio
 import shapely
 import zarr
+from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from typer.testing import CliRunner
 
@@ -53,12 +54,7 @@ def test_corrected_and_accepted_regions_reach_the_training_store(archives: Archi
     truth[400:460, 100:180] = 1
     predicted = np.asarray(zarr.open_array(archives.second / "plain" / "labels.ome.zarr/classes/0", mode="r"))
     truth[150:250, 590:700] = predicted[150:250, 590:700]
-    group = zarr.open_group(done.store, mode="r")
-    found = np.full_like(truth, 255)
-    for box, labels in zip(np.asarray(group["box"]), np.asarray(group["labels"]), strict=True):
-        part = Box(*map(int, box)).clip(*truth.shape)
-        found[part.slices()] = labels[: part.height, : part.width]
-    assert np.array_equal(found, truth) and (truth == 0).any() and (truth == 1).any()
+    assert np.array_equal(_labels(done.store, truth.shape), truth) and (truth == 0).any() and (truth == 1).any()
 
 
 @pytest.fixture
@@ -100,6 +96,37 @@ def test_what_is_wrong_inside_an_accepted_region_is_no_training_data(copied: Pat
     correct, rejected = shapely.Polygon(paper), shapely.Polygon(cut)
     ink = shapely.box(600, 100, 800, 190) - correct
     assert found["ink"].equals(ink) and found["paper"].equals(shapely.Polygon(square) - rejected - ink)
+
+
+def test_of_two_classes_for_the_same_pixels_the_later_counts(copied: Path, tmp_path: Path) -> None:
+    (result,) = Catalogue([copied]).results()
+
+    def box(x0: float, y0: float, x1: float, y1: float) -> tuple[tuple[float, float], ...]:
+        return ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+
+    for label, region in (
+        ("ink", box(20, 20, 60, 40)),  # gone: all of it is said to be paper later, with a larger region
+        ("paper", box(0, 0, 100, 100)),
+        ("ink", box(80, 0, 300, 100)),  # larger and later again
+    ):
+        review.add(result, review.Statement(verdict="to correct", label=label, region=region))
+    dataset, _, polygons = corrections.export([result], tmp_path / "fixes")
+    assert polygons == 2
+    done = prepare(load_dataset(str(dataset), ()), tmp_path / "fixes", tmp_path / "fixes.zarr")
+    assert not done.errors, done.errors
+    discard_work(done.store)
+    truth = np.full((700, 1100), 255, np.uint8)
+    truth[:100, :80], truth[:100, 80:300] = 0, 1
+    assert np.array_equal(_labels(done.store, truth.shape), truth)
+
+
+def _labels(store: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return the labels of a training store of one image; 255 where it has none."""
+    group, found = zarr.open_group(store, mode="r"), np.full(shape, 255, np.uint8)
+    for box, labels in zip(np.asarray(group["box"]), np.asarray(group["labels"]), strict=True):
+        part = Box(*map(int, box)).clip(*shape)
+        found[part.slices()] = labels[: part.height, : part.width]
+    return found
 
 
 def test_a_verdict_is_of_one_segmentation_and_a_right_class_of_the_image(

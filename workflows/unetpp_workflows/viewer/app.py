@@ -181,7 +181,8 @@ class _Viewer:
             stored = await self._thread(lambda: review.add(result, statement))
         except ValidationError as error:
             first = error.errors()[0]
-            raise HTTPException(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            place = ".".join(map(str, first["loc"])) or "review"
+            raise HTTPException(422, f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         return JSONResponse(stored, status_code=201)

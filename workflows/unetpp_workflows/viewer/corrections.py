@@ -1,6 +1,7 @@
 """Turns reviews into training data: QuPath GeoJSON per image and a data set that `unetpp prepare` takes.
 
-A region to be corrected becomes a polygon of the class the reviewer gave it. An accepted region becomes polygons of the
+A region to be corrected becomes a polygon of the class the reviewer gave it; where two overlap, the later one counts.
+An accepted region becomes polygons of the
 classes the model found in it, as long as these are the labels that were accepted, without what is rejected or to be
 corrected of it. All else stays unknown: not labelled, and not counted by training. What is left out is counted.
 """
@@ -36,18 +37,19 @@ def features(result: Result) -> list[dict[str, Any]]:
         ConfigError: an accepted region holds too many pixels to outline.
         StoreError: its labels are damaged.
     """
-    found = []
-    wrong = _wrong(result)
-    for stored, area in _regions(result):
-        if area.is_empty:
-            continue
+    import shapely
+
+    found: list[list[dict[str, Any]]] = []
+    wrong, later = _wrong(result), shapely.Polygon()
+    # `prepare` draws small polygons over large ones, whichever was said later: so none may lie over another.
+    for stored, area in reversed(_regions(result)):
         if stored["verdict"] == "to correct":
-            found.append(_feature(result, stored, str(stored["label"]), area))
+            left, later = area.difference(later), later.union(area)
+            found.append([] if left.is_empty else [_feature(result, stored, str(stored["label"]), left)])
         else:
-            # `prepare` draws small polygons over large ones: wrong objects would lie on the correction around them.
             right = area.difference(wrong)
-            found += [_feature(result, stored, name, shape) for name, shape in _predicted(result, right)]
-    return found
+            found.append([_feature(result, stored, name, shape) for name, shape in _predicted(result, right)])
+    return [feature for features in reversed(found) for feature in features]
 
 
 def collection(result: Result) -> dict[str, Any]:

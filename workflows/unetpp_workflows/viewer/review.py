@@ -15,9 +15,9 @@ import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from unetpp.durable import output_errors
 from unetpp_workflows.viewer.catalogue import Result
@@ -53,17 +53,30 @@ class Statement(BaseModel):
             raise ValueError("a region's coordinates are level-0 pixels")
         return value
 
+    @model_validator(mode="after")
+    def _is_of_one_thing(self) -> Self:
+        if self.id == "image" and self.region is not None:
+            raise ValueError("the verdict on the whole image has no region; leave out its id for one on a region")
+        if self.id not in ("", "image") and self.region is None and self.verdict != "withdrawn":
+            raise ValueError("the statement on a region needs its region")
+        if self.label is not None and (self.region is None or self.verdict != "to correct"):
+            raise ValueError("a label is for a region to be corrected")
+        return self
+
 
 def add(result: Result, statement: Statement) -> dict[str, Any]:
     """Append a statement about a result; on the disk when this returns. Returns what was stored.
 
     Raises:
-        ValueError: the label is no class of the model.
+        ValueError: the label is no class of the model, or the region lies outside the image.
         OutputError: the folder cannot be written.
     """
     names = [info.name for info in result.job.classes]
     if statement.label is not None and statement.label not in names:
         raise ValueError(f"{statement.label!r} is no class; choose one of {', '.join(names)}")
+    width, height = int(result.job.image["width"]), int(result.job.image["height"])
+    if statement.region is not None and not _meets(statement.region, width, height):
+        raise ValueError(f"the region lies outside the image, which has {width} x {height} px")
     values = statement.model_dump(mode="json")
     if not values["id"]:
         values["id"] = secrets.token_hex(8) if statement.region else "image"
@@ -117,6 +130,12 @@ def _standing(result: Result) -> list[dict[str, Any]]:
 
 def _is_of(stored: dict[str, Any], result: Result) -> bool:
     return stored.get("label") is not None or stored.get("key") == result.job.key
+
+
+def _meets(ring: Sequence[tuple[float, float]], width: int, height: int) -> bool:
+    """Say whether the box around a ring has a place in common with an image."""
+    xs, ys = zip(*ring, strict=True)
+    return max(xs) >= 0 and max(ys) >= 0 and min(xs) <= width and min(ys) <= height
 
 
 def _append(path: Path, line: bytes) -> None:
