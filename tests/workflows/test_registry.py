@@ -222,6 +222,22 @@ def test_changed_registry_files_are_refused(filled_home: Path, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "cache").iterdir()] == []
 
 
+def test_a_card_that_cannot_be_read_is_not_a_model_without_one(tmp_path: Path, package: Path) -> None:
+    """A promotion would refuse the model for it, for good."""
+    bare = Path(shutil.copytree(package, tmp_path / "bare"))
+    (bare / "MODEL_CARD.md").unlink()
+    uri = f"sqlite:///{tmp_path / 'store/mlflow.db'}"
+    for folder, name, card in ((package, "toy", "# toy"), (bare, "bare", "")):
+        registry.register_package(folder, name, tracking_uri=uri)
+        model = registry.resolve(f"models:/{name}/1", tracking_uri=uri)
+        assert registry.read_card(model, tracking_uri=uri) == card
+        artifacts = tmp_path / "store/mlartifacts"
+        artifacts.rename(tmp_path / "away")
+        with pytest.raises(RegistryError, match=rf"models:/{name}/1: nothing lies at .*package; the artifact store is"):
+            registry.read_card(model, tracking_uri=uri)
+        (tmp_path / "away").rename(artifacts)
+
+
 def test_a_damaged_cache_entry_is_fetched_again(tmp_path: Path) -> None:
     found = registry.resolve("models:/toy/1", cache=tmp_path)
     (found.folder / "weights.safetensors").write_bytes(b"torn")

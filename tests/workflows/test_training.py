@@ -282,6 +282,32 @@ def test_time_up_is_an_exit_code_and_goes_on(tmp_path: Path, store: Path) -> Non
     assert run(tmp_path, store, register=False)[0] == 0 and len(losses(tmp_path)) == 3
 
 
+@pytest.mark.parametrize("how", ["marked", "gone", "experiment"])
+def test_a_run_that_was_deleted_meanwhile_costs_no_training(
+    how: str, tmp_path: Path, store: Path, ready_home: Path
+) -> None:
+    assert run(tmp_path, store, minutes=1e-6)[0] == TIME_UP
+    file, client = tmp_path / "mlflow.json", init_store(store_uri())
+    before = json.loads(file.read_text())["run_id"]
+    experiment = client.get_run(before).info.experiment_id
+    if how == "marked":
+        client.delete_run(before)
+    elif how == "gone":
+        file.write_text(json.dumps({"run_id": "0" * 32}))
+        before = "0" * 32
+    else:
+        client.delete_experiment(experiment)
+    code, text = run(tmp_path, store)
+    assert load_package(tmp_path).spec.training["steps"] == 24
+    if how == "experiment":
+        assert code == 1 and f"mlflow experiments restore --experiment-id {experiment}" in text
+        return
+    after = json.loads(file.read_text())["run_id"]
+    assert code == 0 and after != before and f"the MLflow run {before} was deleted: {after} has" in text
+    assert client.get_run(after).info.status == "FINISHED"
+    assert client.get_model_version("smoke", "1").run_id == after
+
+
 def test_a_bare_machine_does_the_steps(tmp_path: Path, store: Path) -> None:
     """Exported, run in slices where nothing but torch and numpy imports, and finished here."""
     whole, out, bare = tmp_path / "whole", tmp_path / "out", tmp_path / "bare"

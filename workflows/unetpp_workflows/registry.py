@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, PromotionError
+from unetpp.errors import ConfigError, ModelNotFoundError, ModelPackageError, PromotionError, RegistryError
 from unetpp.home import home
 from unetpp.package import CARD, SPEC, WEIGHTS, bundled_names, bundled_package, load_package
 from unetpp_workflows.logged_model import DIGEST_TAG, create_version
@@ -214,22 +214,30 @@ def version_of(client: Any, uri: str, name: str, version: str | None) -> str:
 
 
 def read_card(model: ResolvedModel, *, tracking_uri: str | None = None) -> str:
-    """Return the text of a model's card, "" where it has none. Raises `RegistryError`."""
+    """Return the text of a model's card, "" where it has none.
+
+    Raises:
+        RegistryError: the registry does not answer, or its artifacts cannot be read.
+    """
     if model.version is None:
         path = model.folder / CARD
         return path.read_text(encoding="utf-8") if path.is_file() else ""
     uri = store_uri(tracking_uri)
     client, mlflow = init_store(uri), import_mlflow()
-    with registry_errors(uri):
-        source = client.get_model_version_download_uri(model.name, model.version)
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as scratch:
-        try:
-            found = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{source}/artifacts/package/{CARD}", dst_path=scratch, tracking_uri=uri
+    with registry_errors(uri), tempfile.TemporaryDirectory(prefix="unetpp-") as scratch:
+        package = f"{client.get_model_version_download_uri(model.name, model.version)}/artifacts/package"
+        listed = mlflow.artifacts.list_artifacts(artifact_uri=package, tracking_uri=uri)
+        names = {file.path.rpartition("/")[2] for file in listed or []}
+        if SPEC not in names:
+            raise RegistryError(
+                f"{model.uri}: nothing lies at {shown(package)}; the artifact store is away or has lost it"
             )
-            return Path(found).read_text(encoding="utf-8")
-        except (OSError, mlflow.exceptions.MlflowException):
+        if CARD not in names:
             return ""  # it was registered without one
+        found = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"{package}/{CARD}", dst_path=scratch, tracking_uri=uri
+        )
+        return Path(found).read_text(encoding="utf-8")
 
 
 def model_id(name: str, version: str, client: Any) -> str | None:

@@ -352,6 +352,12 @@ class _Watcher:
         self._run = TrainingRun(
             self._output, self._config.name, params=params, data=inputs, tracking_uri=self._options.tracking_uri
         )
+        if self._run.replaces is not None:
+            self._console.print(
+                f"the MLflow run {self._run.replaces} was deleted: {self._run.id} has what comes from here on",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _register(self, package: Package) -> None:
         from unetpp_workflows.registry import register_package

@@ -22,6 +22,12 @@ _DIGEST_CHARS = 36
 class TrainingRun:
     """The MLflow run of one training; made when there is none, continued when the output folder names one.
 
+    Where that one was deleted meanwhile, another is made, which has what comes from here on.
+
+    Attributes:
+        id: of the run.
+        replaces: id of a run that was deleted; None where none was.
+
     Args:
         output: the training's folder; mlflow.json there holds the run's id.
         name: of the run: the model's.
@@ -47,6 +53,7 @@ class TrainingRun:
         self._uri = store_uri(tracking_uri)
         self._client = init_store(self._uri)
         self._output = output
+        self.replaces: str | None = None
         with registry_errors(self._uri):
             self.id, self._last = self._open(name, params, data)
         self._monitor = _monitor(self.id, self._uri) if system_metrics else None
@@ -99,13 +106,15 @@ class TrainingRun:
         if file.is_file():
             run_id = str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
             try:
-                self._client.update_run(run_id, status="RUNNING")
-                for key in last:
-                    last[key] = max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
-                return run_id, last
+                if self._client.get_run(run_id).info.lifecycle_stage == "active":
+                    self._client.update_run(run_id, status="RUNNING")
+                    for key in last:
+                        last[key] = max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
+                    return run_id, last
             except mlflow.exceptions.MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
+            self.replaces = run_id
         with locked(self._uri):
             run = self._client.create_run(experiment(self._client, self._uri, TRAINING), run_name=name)
         run_id = str(run.info.run_id)

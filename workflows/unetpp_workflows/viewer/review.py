@@ -134,7 +134,7 @@ def _is_of(stored: dict[str, Any], result: Result) -> bool:
 
 def _meets(ring: Sequence[tuple[float, float]], width: int, height: int) -> bool:
     """Say whether the box around a ring has a place in common with an image."""
-    xs, ys = zip(*ring, strict=True)
+    xs, ys = [x for x, _ in ring], [y for _, y in ring]
     return max(xs) >= 0 and max(ys) >= 0 and min(xs) <= width and min(ys) <= height
 
 
