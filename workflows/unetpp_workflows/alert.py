@@ -1,17 +1,26 @@
-"""Tells a person that something failed, by a webhook; knows one URL, which is a secret, and no reason."""
+"""Tells a person that something failed, by a webhook; knows one URL, which is a secret, and no reason.
+
+python -m unetpp_workflows.alert    waits for the end of who started it, and tells of one without a word
+"""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
+import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 WEBHOOK = "UNETPP_WEBHOOK"
 _SECONDS = 15
+_TOLD = "told"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -47,3 +56,41 @@ def send_alert(text: str, details: dict[str, Any]) -> str | None:
         # The text of some of them has the path in it.
         reason = f"{error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
         return f"the alert did not reach {parts.hostname} ({reason}); see {WEBHOOK}"
+
+
+@contextmanager
+def guarded(text: str, details: dict[str, Any]) -> Iterator[None]:
+    """Let another process send the alert if this one ends within the block and cannot: killed, or out of memory.
+
+    Ray's libraries, too, end a process at once when the head of its cluster is gone. Without a webhook, do nothing.
+    """
+    if not os.environ.get(WEBHOOK):
+        yield
+        return
+    # In a session of its own, so that Ctrl-C and a terminal's end are not for it.
+    command = [sys.executable, "-m", __name__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as guard:
+        assert guard.stdin is not None
+        with suppress(BrokenPipeError):  # it was ended by hand
+            print(json.dumps([text, details]), file=guard.stdin, flush=True)
+        try:
+            yield
+        finally:
+            with suppress(BrokenPipeError):
+                guard.stdin.write(_TOLD)
+                guard.stdin.close()
+
+
+def _guard() -> None:
+    """Send the alert that comes first, unless what follows it is the word that there is nothing to tell."""
+    for ending in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(ending, signal.SIG_IGN)  # a scheduler sends them to whatever a dead process leaves
+    alert = sys.stdin.readline()
+    if alert and sys.stdin.read() != _TOLD:
+        text, details = json.loads(alert)
+        if undelivered := send_alert(text, details):
+            print(undelivered, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    _guard()

@@ -26,7 +26,7 @@ from unetpp.errors import ConfigError, StoreError, UnetppError
 from unetpp.io.bands import split_item
 from unetpp.io.remote import is_remote, local_name
 from unetpp.io.video import split_frame
-from unetpp_workflows.alert import send_alert
+from unetpp_workflows.alert import guarded, send_alert
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.config import RunConfig, apply_setting, read_toml, validate
 from unetpp_workflows.lease import Lease
@@ -127,8 +127,15 @@ def run_night(config: NightlyConfig, console: Console) -> int:
     """Run a night and return the exit code: 0 done, 1 something failed, 75 another night is running.
 
     Whatever goes wrong is a problem of the night: it is posted, printed, and in the metrics. An interruption is posted,
-    too, before it goes on.
+    too, before it goes on; and so is an end without a word, by a process of its own.
     """
+    why = "it was killed, memory was full, or the head of its Ray cluster is gone; the next night continues it"
+    details = {"started": utc_now(), "output": str(config.output), "problems": [f"night: {why}"]}
+    with guarded(f"unetpp nightly {config.model}: ended without a word", details):
+        return _run_night(config, console)
+
+
+def _run_night(config: NightlyConfig, console: Console) -> int:
     night, folder = Night(started=utc_now()), config.output / FOLDER
     try:
         make_folder(folder)
