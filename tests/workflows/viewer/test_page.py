@@ -115,6 +115,71 @@ def test_drag_wheel_and_keys_move_and_the_address_brings_back(page: Page, addres
     assert place(page)[2] == pytest.approx(scale, rel=0.02)
 
 
+def test_an_image_opens_as_a_whole_though_the_one_before_still_moves(page: Page) -> None:
+    whole = place(page)
+    other = page.locator("#images button", has_text="onerror")
+    held: list[Route] = []
+    page.route(f"**/api/images/{other.get_attribute('data-id')}", lambda route: held.append(route))
+    other.click()
+    at = middle(page)
+    page.mouse.move(at[0] + 100, at[1])
+    page.mouse.wheel(0, -600)
+    page.wait_for_timeout(800)
+    for route in held:
+        route.continue_()
+    wait_for(page, "document.getElementById('title').textContent.startsWith('<img')")
+    assert held and place(page) == pytest.approx(whole, rel=0.01)
+
+
+def test_an_image_that_does_not_open_leaves_the_one_before_and_its_place(page: Page) -> None:
+    place(page)
+    before = page.url.split("id=")[1][:16]
+    other = page.locator("#images button", has_text="onerror")
+    page.route(f"**/api/images/{other.get_attribute('data-id')}", lambda route: route.abort())
+    other.click()
+    page.get_by_text("Not opened").wait_for()
+    page.keyboard.press("+")
+    near = place(page)
+    assert before in page.url and page.locator("#title").text_content() == "plain"
+    page.keyboard.press("ArrowRight")
+    assert place(page)[0] > near[0] + 5
+
+
+def test_keys_do_what_the_help_says_wherever_the_focus_is(page: Page) -> None:
+    drawn = "document.querySelector('#stage-a > svg > g').getAttribute('transform')"
+    place(page)
+    corner = page.locator("#stage-a").bounding_box()
+    assert corner
+    page.mouse.click(corner["x"] + 30, corner["y"] + 30)  # on the picture, where no object is
+    seen, outlines = page.locator("#stage-a canvas").first.screenshot(), page.evaluate(drawn)
+    page.keyboard.press("f")
+    page.wait_for_timeout(700)
+    assert page.locator("#stage-a canvas").first.screenshot() == seen and page.evaluate(drawn) == outlines
+    page.keyboard.press("?")
+    page.keyboard.press("o")  # read there, not meant
+    page.keyboard.press("Escape")
+    assert not page.locator("#help").is_visible() and page.locator("#outlines").is_checked()
+    page.get_by_label("Opacity of labels").focus()
+    page.keyboard.press("o")
+    assert not page.locator("#outlines").is_checked()
+    page.fill("#image-note", "")
+    page.keyboard.type("o")
+    assert page.input_value("#image-note") == "o" and not page.locator("#outlines").is_checked()
+
+
+def test_a_long_name_of_a_class_leaves_the_figures_in_sight(page: Page) -> None:
+    name = "lymphocytes_and_plasma_cells_in_the_stroma"
+
+    def renamed(route: Route) -> None:
+        text = route.fetch().text().replace('"name":"ink"', f'"name":"{name}"')
+        route.fulfill(body=text, content_type="application/json")
+
+    page.route("**/api/images/*", renamed)
+    page.reload()
+    page.locator("#figures").get_by_text(name).wait_for()
+    assert page.evaluate("(p => p.scrollWidth - p.clientWidth)(document.getElementById('panel'))") == 0
+
+
 def test_layers_change_what_is_seen(page: Page) -> None:
     place(page)
     stage = page.locator("#stage-a canvas").first

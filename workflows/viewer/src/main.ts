@@ -51,7 +51,11 @@ class App {
       this.state = { ...before, id, with: "", at: entry && entry.fingerprint === same ? before.at : null, map: "", hidden: [] };
     }
     let found: api.Details;
-    try { found = await api.details(id); } catch (error) { this.tell(`Not opened: ${(error as Error).message}`); return; }
+    try { found = await api.details(id); } catch (error) {
+      if (turn === this.opening) this.state = { ...before, id: this.stage?.details.id ?? before.id };
+      this.tell(`Not opened: ${(error as Error).message}`);
+      return;
+    }
     if (turn !== this.opening) return;
     this.reviewer?.close();
     this.stage?.close();
@@ -133,7 +137,8 @@ class App {
     by("scale-bar").style.width = `${pixels}px`;
     by("scale-text").textContent = text;
     if (this.second) this.follow(stage, this.second);
-    this.state.at = stage.at();
+    // While another image is being opened, this one still moves: its place is not the other's.
+    if (stage.details.id === this.state.id) this.state.at = stage.at();
     this.save();
     clearTimeout(this.outlining);
     this.outlining = setTimeout(() => void this.outline(), 180) as unknown as number;
@@ -235,9 +240,10 @@ class App {
   }
 
   private key(event: KeyboardEvent): void {
+    if (by<HTMLDialogElement>("help").open) return;
     const target = event.target as HTMLElement;
     if (event.key === "Escape") { this.reviewer?.stop(); this.unselect(); return; }
-    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || takes(target, event.key)) return;
     const pan = (x: number, y: number) => {
       const v = this.stage?.viewer.viewport;
       if (v) { const b = v.getBounds(); v.panBy(new OpenSeadragon.Point(b.width * x, b.height * y)); v.applyConstraints(); }
@@ -264,6 +270,11 @@ class App {
 function hasMap(of: api.Details, map: string): boolean {
   const [kind, plane] = map.split(".");
   return plane === undefined ? kind === "uncertainty" && "uncertainty" in of.maps : Number(plane) < (of.maps[kind ?? ""]?.length ?? 0);
+}
+/** Whether a control has its own use for a key: text and choices for all, sliders for arrows. */
+function takes(control: HTMLElement, key: string): boolean {
+  if (control.matches("input[type=range]")) return key.startsWith("Arrow");
+  return control.matches("textarea, select, input:not([type=checkbox])");
 }
 function polygons(feature: api.Feature): api.Ring[][] {
   const { type, coordinates } = feature.geometry;

@@ -18,7 +18,7 @@ export function layers(of: Details, state: State, change: (part: Partial<State>)
       const on = (e.target as HTMLInputElement).checked;
       change({ hidden: on ? state.hidden.filter((v) => v !== c.value) : [...state.hidden, c.value] });
     } }),
-    h("i", { className: "swatch", style: { background: css(c.color) } }), h("span", {}, c.name)));
+    h("i", { className: "swatch", style: { background: css(c.color) } }), h("span", { title: c.name }, c.name)));
   const maps: [string, string][] = [];
   if (of.maps.uncertainty) maps.push(["uncertainty", "uncertainty"]);
   (of.maps.probabilities ?? []).forEach((name, k) => maps.push([`probabilities.${k}`, `probability of ${name}`]));

@@ -24,7 +24,9 @@ export class Stage {
     this.viewer = new OpenSeadragon.Viewer({
       element, drawer: "canvas", showNavigationControl: false, animationTime: 0.35, springStiffness: 9,
       maxZoomPixelRatio: 16, minZoomImageRatio: 0.6, visibilityRatio: 0.3, imageLoaderLimit: 8, maxImageCacheCount: 400,
-      crossOriginPolicy: false, gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+      crossOriginPolicy: false,
+      keyboardNavEnabled: false,  // its keys turn and mirror the picture under the outlines; the page has its own
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
       gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true }, imageSmoothingEnabled: true,
     } as OpenSeadragon.Options);
     this.svg = document.createElementNS(SVG, "svg");
