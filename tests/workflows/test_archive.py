@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import pyarrow.dataset
+import pyarrow.parquet
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -63,6 +65,23 @@ def test_the_table_has_a_row_for_every_image_of_every_call(run: Any, blots: Draw
     assert list(rows) == ["a", "b", "c"]
     assert (rows["a"]["area_px_ink"], rows["a"]["area_mm2_ink"]) == ("700.0", "")
     assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+def test_a_night_on_which_nothing_opened_has_the_types_of_every_other(run: Any, blots: Draw, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    run(bad)
+    failed = pyarrow.parquet.read_schema(tmp_path / "out/summary.parquet")
+    (tmp_path / "out").rename(tmp_path / "failed")
+    run(blots("a.png"), sets=("output.instances=true",))
+    done = pyarrow.parquet.read_schema(tmp_path / "out/summary.parquet")
+    assert [(name, failed.field(name).type, done.field(name).type) for name in failed.names] == [
+        (name, done.field(name).type, done.field(name).type) for name in failed.names
+    ]
+    types = {name: str(done.field(name).type) for name in done.names}
+    assert (types["height"], types["valid_share"], types["objects_ink"]) == ("int64", "double", "int64")
+    both = pyarrow.dataset.dataset([str(tmp_path / of / "summary.parquet") for of in ("failed", "out")]).to_table()
+    assert both["height"].to_pylist() == [None, 96]
 
 
 def test_the_checksum_is_that_of_the_label_files(run: Any, blots: Draw, tmp_path: Path) -> None:

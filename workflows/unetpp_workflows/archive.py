@@ -42,10 +42,7 @@ def write_summary(output: Path) -> None:
         return  # nothing that could be opened: there is no image folder
     columns = _columns(rows_of(folders))
     parquet = io.BytesIO()
-    # Columns of text that are empty everywhere would have no type.
-    typed = {
-        name: pyarrow.array(values, pyarrow.string() if name in _TEXT else None) for name, values in columns.items()
-    }
+    typed = {name: pyarrow.array(values, _arrow_type(name)) for name, values in columns.items()}
     pyarrow.parquet.write_table(pyarrow.table(typed), parquet, compression="zstd")
     write_file(output / f"{SUMMARY}.parquet", parquet.getvalue())
     text = io.StringIO(newline="")
@@ -185,6 +182,13 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def _arrow_type(name: str) -> str:
+    """Return the type of a column: of values alone, one that is empty in this folder would have another elsewhere."""
+    if name in _TEXT:
+        return "string"
+    return "int64" if name in _WHOLE or name.startswith(_COUNTED) else "float64"
+
+
 def _columns(found: Sequence[Row]) -> dict[str, list[Any]]:
     """Turn rows into columns of equal length: those of every image first, then by kind, classes and stages by name."""
     names = dict.fromkeys(_FIRST) | dict.fromkeys(sorted({name for row in found for name in row if name not in _LAST}))
@@ -195,5 +199,7 @@ _TEXT = (
     *("name", "uri", "status", "message", "fingerprint", "model", "model_version", "model_digest", "spacing"),
     *("labels_sha256", "finished", "limited_by", "unusual"),
 )
+_WHOLE = ("height", "width", "valid_px", "shards", "committed", "retries", "uncertainty_rank")
+_COUNTED = ("objects_", "instances_")
 _FIRST = (*_TEXT[:9], "height", "width", "valid_px", "valid_share")
 _LAST = ("unusual", "limited_by", "shards", "committed", "retries", "labels_sha256", "finished")
