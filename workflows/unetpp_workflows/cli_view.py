@@ -73,6 +73,7 @@ def _serve(outputs: list[Path], host: str, port: int) -> None:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # now: who opens the printed address at once waits for the answer, and is not refused
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
