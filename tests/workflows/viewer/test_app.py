@@ -179,7 +179,9 @@ def test_the_printed_address_is_one_that_other_machines_can_open(archives: Archi
     assert said.startswith(f"open http://{socket.gethostname()}:") and "?token=" in said, said
 
 
-def test_the_printed_address_answers_at_once_and_ending_the_viewer_is_no_interruption(archives: Archives, page_built: None) -> None:
+def test_the_printed_address_answers_at_once_and_ending_the_viewer_is_no_interruption(
+    archives: Archives, page_built: None
+) -> None:
     command = [sys.executable, "-m", "unetpp_workflows", "view", str(archives.first), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as viewer:
         assert viewer.stdout and viewer.stderr

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,17 @@ def test_regions_without_an_area_are_left_out_and_said_to_be(copied: Path, tmp_p
     assert shape.equals(shapely.box(100, 400, 180, 460)) and found["note"].startswith("2 region(s) without an area")
     said = CliRunner().invoke(app, ["view", str(copied), "--corrections", str(tmp_path / "fixes")])
     assert said.exit_code == 0 and "2 region(s) without an area left out" in said.stdout
+
+
+def test_a_class_of_any_name_is_read_back(copied: Path, tmp_path: Path) -> None:
+    (result,) = Catalogue([copied]).results()
+    paper, ink = result.job.classes
+    name = '=ink "\\ \n\t <b> Tumor: 🧫'
+    renamed = replace(result, job=replace(result.job, classes=(paper, replace(ink, name=name))))
+    square = ((590.0, 90.0), (810.0, 90.0), (810.0, 210.0), (590.0, 210.0))
+    review.add(renamed, review.Statement(verdict="to correct", label=name, region=square))
+    dataset, _, _ = corrections.export([renamed], tmp_path / "fixes")
+    assert [info.name for info in load_dataset(dataset).classes] == ["paper", name]
 
 
 def test_what_is_wrong_inside_an_accepted_region_is_no_training_data(copied: Path, tmp_path: Path) -> None:

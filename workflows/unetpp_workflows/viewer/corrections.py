@@ -119,7 +119,8 @@ def _dataset(results: Sequence[Result]) -> str:
     for info in job.classes:
         background = "background = true\n" if info.background else ""
         parts.append(
-            f"[[classes]]\nname = {json.dumps(info.name)}\nvalue = {info.value}\n"
+            # TOML takes JSON's escapes, but for the pairs that JSON writes for characters like emoji.
+            f"[[classes]]\nname = {json.dumps(info.name, ensure_ascii=False)}\nvalue = {info.value}\n"
             f"color = {list(info.color)}\n{background}"
         )
     return "\n".join(parts)
