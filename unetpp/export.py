@@ -24,7 +24,7 @@ from unetpp.durable import output_errors
 from unetpp.errors import ConfigError, EngineError, SpacingError
 from unetpp.model import UNet, UNetPlusPlus
 from unetpp.model.fold import fold
-from unetpp.package import Package
+from unetpp.package import SPEC, WEIGHTS, Package
 
 Form = Literal["onnx", "openvino", "torch-export", "wsinfer"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -70,8 +70,12 @@ def export_package(package: Package, form: Form, path: Path) -> Path:
     Raises:
         EngineError: what writes the form is not installed, or fails.
         SpacingError, ConfigError: WSInfer needs RGB in uint8 and a pixel size in micrometres.
+        ConfigError: the JSON file would replace the one of a model package.
         OutputError: the file cannot be written.
     """
+    beside = path.with_suffix(".json")
+    if form != "wsinfer" and beside.name == SPEC and (beside.parent / WEIGHTS).exists():
+        raise ConfigError(f"{path} would replace the model package's own {beside.name}; choose another name or folder")
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write: dict[Form, Callable[[Package, Path], None]] = {
@@ -86,7 +90,7 @@ def export_package(package: Package, form: Form, path: Path) -> Path:
         write[form](package, path)
         if form != "wsinfer":
             text = json.dumps(description(package), indent=1, ensure_ascii=False) + "\n"
-            path.with_suffix(".json").write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8")
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unetpp.engine.openvino import import_openvino
-from unetpp.errors import SpacingError
+from unetpp.errors import ConfigError, SpacingError
 from unetpp.export import Form, export_package
 from unetpp.geometry import Spacing
 from unetpp.package import Package, load_package, save_package
@@ -48,6 +48,18 @@ def test_a_graph_gives_the_packages_logits(form: Form, name: str, package: Packa
     told = json.loads(path.with_suffix(".json").read_text())
     assert told["digest"] == package.digest and told["input"]["multiple"] == 4 and told["input"]["halo"] == 28
     assert [info["value"] for info in told["output"]["classes"]] == [0, 1, 7]
+
+
+@pytest.mark.parametrize(("form", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml")])
+def test_an_export_into_a_model_package_leaves_it_whole(
+    form: Form, name: str, package: Package, tmp_path: Path
+) -> None:
+    folder = save_package(tmp_path / "p", package.load_model(), package.spec, "").folder
+    with pytest.raises(ConfigError, match=rf"{name} would replace the model package's own model\.json; choose another"):
+        export_package(package, form, folder / name)
+    assert load_package(folder).spec == package.spec and not (folder / name).exists()
+    assert export_package(package, "openvino", folder / "mine.xml").is_file()
+    assert load_package(folder).spec == package.spec
 
 
 def test_wsinfer_gets_class_shares_of_patches(package: Package, tmp_path: Path) -> None:
