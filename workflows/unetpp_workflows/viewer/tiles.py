@@ -128,17 +128,18 @@ class TileReader:
 
     @cached_property
     def _limits(self) -> tuple[float, float]:
-        """What is shown black and white of images that are not 8 bit: percentiles of the whole image."""
+        """What is shown black and white of images that are not 8 bit: percentiles of the whole image's shown bands."""
         window = thumbnail(self.raster, 256)
-        seen = window.pixels[window.valid]
+        seen = _shown_bands(window.pixels)[window.valid]
         low, high = np.percentile(seen, (1, 99)) if seen.size else (0.0, 1.0)
         return float(low), float(max(high, low + 1e-6))
 
     def _shown(self, pixels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        rgb = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
+        rgb = _shown_bands(pixels)
         if rgb.dtype != np.uint8:
             low, high = self._limits
-            rgb = ((rgb.astype(np.float32) - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+            numbers = np.where(valid[..., None], rgb, low).astype(np.float32)  # what is invalid may be no number
+            rgb = ((numbers - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
         return rgb if valid.all() else np.where(valid[..., None], rgb, np.uint8(PAPER))
 
     def _sampled(self, store: Levels, plane: int | None, z: int, row: int, col: int) -> NDArray[np.uint8]:
@@ -174,6 +175,11 @@ class TileReader:
         if key not in self._arrays:
             self._arrays[key] = zarr.open_array(store.folder / store.name / str(number), mode="r")
         return self._arrays[key]
+
+
+def _shown_bands(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return (h, w, 3): the first three bands, or the first as grey."""
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
 
 
 def encode_source(pixels: NDArray[np.uint8]) -> bytes:
