@@ -170,6 +170,19 @@ def test_keys_do_what_the_help_says_wherever_the_focus_is(page: Page) -> None:
     assert page.input_value("#image-note") == "o" and not page.locator("#outlines").is_checked()
 
 
+def test_keys_take_the_list_along(page: Page) -> None:
+    page.set_viewport_size({"width": 1200, "height": 240})
+    chosen = page.locator("#images [aria-current=true]")
+    for key in "kkkjjj":
+        page.keyboard.press(key)
+        place(page)
+        inside, around = chosen.bounding_box(), page.locator("#images").bounding_box()
+        assert inside and around
+        # Heights of entries are guessed until they are drawn.
+        assert around["y"] - 5 <= inside["y"] <= around["y"] + around["height"] - inside["height"] + 5
+    page.set_viewport_size({"width": 1200, "height": 760})
+
+
 def test_a_long_name_of_a_class_leaves_the_figures_in_sight(page: Page) -> None:
     name = "lymphocytes_and_plasma_cells_in_the_stroma"
 

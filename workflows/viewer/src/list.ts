@@ -15,6 +15,7 @@ export class ImageList {
     this.current = id;
     for (const button of by("images").querySelectorAll("button")) {
       button.setAttribute("aria-current", String(button.dataset.id === id));
+      if (button.dataset.id === id) button.scrollIntoView({ block: "nearest" });
     }
   }
   visible(): Entry[] {
