@@ -23,6 +23,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unetpp.antimeridian import turn
 from unetpp.errors import StoreError
 from unetpp.finalize.rows import VECTOR_FILES
 from unetpp_workflows.viewer.catalogue import Result
@@ -85,9 +86,10 @@ class _Lines:
         with _INDEXING, self._path.open("rb") as file:
             for line in file:
                 text = line.strip().rstrip(b",")
-                if text.startswith(b'{"type":"Feature",'):
-                    corners = np.concatenate([shell for shell, *_ in _polygons(json.loads(text)["geometry"])])
-                    corners = corners if self._pixels is None else self._pixels(corners)
+                # What lies off the globe, as beside the disk of a geostationary scene, has no geometry.
+                if text.startswith(b'{"type":"Feature",') and (geometry := json.loads(text)["geometry"]) is not None:
+                    shells = [shell for shell, *_ in _polygons(geometry)]
+                    corners = np.concatenate(shells if self._pixels is None else list(map(self._pixels, shells)))
                     starts.append(at)
                     boxes.append((*corners.min(0), *corners.max(0)))
                 at += len(line)
@@ -113,18 +115,24 @@ class _Lines:
 
 
 class _Degrees:
-    """Longitude and latitude -> level-0 pixels of a scene."""
+    """Ring of longitude and latitude -> level-0 pixels of a scene, in the turn of the globe that the scene has."""
 
     def __init__(self, result: Result) -> None:
         from pyproj import CRS, Transformer
         from rasterio.transform import Affine
 
         self._to_crs = Transformer.from_crs("EPSG:4326", CRS.from_wkt(result.job.grid.crs), always_xy=True)
-        self._inverse = ~Affine(*result.details()["transform"])
+        details = result.details()
+        placed = Affine(*details["transform"])
+        self._inverse = ~placed
+        self._turn = turn(str(result.job.grid.crs))
+        self._middle = (placed * (details["width"] / 2, details["height"] / 2))[0]
 
     def __call__(self, degrees: NDArray[np.float64]) -> NDArray[np.float64]:
         a, b, c, d, e, f = tuple(self._inverse)[:6]
         x, y = self._to_crs.transform(degrees[:, 0], degrees[:, 1])
+        if self._turn is not None:
+            x = x + self._turn * np.round((self._middle - x.mean()) / self._turn)
         return np.stack([a * x + b * y + c, d * x + e * y + f], 1)
 
 
