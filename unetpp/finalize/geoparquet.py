@@ -91,10 +91,12 @@ class GeoParquet(ParquetTable):
         numbers = [(name, pa.float64()) for name in (self._area, *columns)]
         box = pa.struct([(corner, pa.float64()) for corner in _CORNERS])
         attributes = [("id", pa.string()), ("class", pa.int32()), ("name", pa.string()), *numbers]
-        super().__init__(path, pa.schema([*attributes, ("geometry", pa.binary()), ("bbox", box)]))
         self._transform = coordinates(grid)
         self._crs = grid.crs if grid.transform is not None else None
         self._extent: tuple[float, ...] | None = None
+        # Arrow's readers know only what its schema says, which comes first: all but the extent.
+        schema = pa.schema([*attributes, ("geometry", pa.binary()), ("bbox", box)], metadata=self._metadata())
+        super().__init__(path, schema)
 
     def add(self, rows: Rows, outlines: Outlines) -> None:
         import pyarrow as pa

@@ -13,6 +13,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 import rasterio
@@ -83,6 +84,10 @@ def test_the_geoparquet_file_is_one_of_version_1_1(make_job: MakeJob, monkeypatc
     column = geo["columns"][geo["primary_column"]]
     assert (geo["version"], column["encoding"], column["geometry_types"]) == ("1.1.0", "WKB", ["Polygon"])
     assert column["bbox"] == pytest.approx(list(whole.total_bounds), abs=0)
+    # Arrow's own readers, with which other programs read, know the table as one of places too.
+    for schema in (pyarrow.parquet.read_table(path).schema, pyarrow.dataset.dataset(path).schema):
+        known = json.loads(schema.metadata[b"geo"])
+        assert known | {"columns": {"geometry": known["columns"]["geometry"] | {"bbox": column["bbox"]}}} == geo
     assert column["orientation"] == "counterclockwise"
     assert all(
         polygon.exterior.is_ccw and not any(ring.is_ccw for ring in polygon.interiors) for polygon in whole.geometry
