@@ -52,33 +52,43 @@ def job(tmp_path: Path, tiny_package: Path) -> Any:
 
 
 def test_time_and_memory_follow_the_multiply_adds(home: Path, job: Any, tiny_package: Path) -> None:
-    architecture = load_package(tiny_package).spec.architecture
+    spec = load_package(tiny_package).spec
+    architecture = spec.architecture
     estimates.save(architecture, [ROW, replace(ROW, engine="openvino", written_mpx_s=50.0)])
     measured = estimates.load()
     assert measured is not None
     # 5 x 4 tiles of 120 x 120 px, of which the row computes 2 million a second.
-    found = estimates.estimate(measured, job, architecture, 1.0)
+    found = estimates.estimate(measured, job, spec, 1.0)
     assert found is not None and found.seconds == pytest.approx(20 * 120 * 120 / 2e6)
-    half = estimates.estimate(measured, job, architecture, 0.5)
+    half = estimates.estimate(measured, job, spec, 0.5)
     assert half is not None and half.seconds == found.seconds / 2
     assert found.memory_mb == pytest.approx(600 + 50 * 120 * 120 / 200**2)
     other = GridConfig(bands=3, classes=3, filters=(8, 16, 16))
-    larger = estimates.estimate(measured, job, other, 1.0)
+    larger = estimates.estimate(measured, job, replace(spec, architecture=other), 1.0)
     ratio = multiply_adds(other) / multiply_adds(architecture)
     assert larger is not None and ratio > 2 and larger.seconds == pytest.approx(found.seconds * ratio)
 
 
-def test_every_orientation_takes_its_time(home: Path, job: Any, tiny_package: Path) -> None:
-    architecture = load_package(tiny_package).spec.architecture
-    eight = replace(job, engine=replace(job.engine, tta="d4"))
-    assert estimates.computed_pixels(eight, architecture) == 8 * estimates.computed_pixels(job, architecture)
-    fused, whole = (replace(found, engine=replace(found.engine, name="openvino")) for found in (job, eight))
-    least = 8 * estimates.computed_pixels(fused, architecture)
-    assert least <= estimates.computed_pixels(whole, architecture) <= estimates.computed_pixels(eight, architecture)
-    estimates.save(architecture, [ROW])
+def test_a_u_net_takes_less_than_the_grid_that_it_is_a_part_of(home: Path, job: Any, tiny_package: Path) -> None:
+    spec = load_package(tiny_package).spec
+    estimates.save(spec.architecture, [ROW])
     measured = estimates.load()
     assert measured is not None
-    plain, turned = (estimates.estimate(measured, of, architecture, 1.0) for of in (job, eight))
+    grid, unet = (estimates.estimate(measured, job, found, 1.0) for found in (spec, replace(spec, network="unet")))
+    assert grid is not None and unet is not None and unet.seconds < grid.seconds
+
+
+def test_every_orientation_takes_its_time(home: Path, job: Any, tiny_package: Path) -> None:
+    spec = load_package(tiny_package).spec
+    eight = replace(job, engine=replace(job.engine, tta="d4"))
+    assert estimates.computed_pixels(eight, spec) == 8 * estimates.computed_pixels(job, spec)
+    fused, whole = (replace(found, engine=replace(found.engine, name="openvino")) for found in (job, eight))
+    least = 8 * estimates.computed_pixels(fused, spec)
+    assert least <= estimates.computed_pixels(whole, spec) <= estimates.computed_pixels(eight, spec)
+    estimates.save(spec.architecture, [ROW])
+    measured = estimates.load()
+    assert measured is not None
+    plain, turned = (estimates.estimate(measured, of, spec, 1.0) for of in (job, eight))
     assert plain is not None and plain.memory_mb and turned is not None and turned.memory_mb
     # Two workers, three classes, 120 x 120 px.
     assert turned.memory_mb - plain.memory_mb == pytest.approx(2 * 12 * 4 * 3 * 120 * 120 / 1e6)
@@ -86,10 +96,10 @@ def test_every_orientation_takes_its_time(home: Path, job: Any, tiny_package: Pa
 
 def test_what_was_not_measured_is_unknown(home: Path, job: Any, tiny_package: Path) -> None:
     assert estimates.load() is None
-    architecture = load_package(tiny_package).spec.architecture
-    path = estimates.save(architecture, [replace(ROW, precision="bf16")])
+    spec = load_package(tiny_package).spec
+    path = estimates.save(spec.architecture, [replace(ROW, precision="bf16")])
     measured = estimates.load()
-    assert measured is not None and estimates.estimate(measured, job, architecture, 1.0) is None
+    assert measured is not None and estimates.estimate(measured, job, spec, 1.0) is None
     path.write_text(path.read_text().replace('"cores": ', '"cores": 1'))
     assert estimates.load() is None, "another machine"
     path.write_text("{")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unetpp.model.config import GridConfig
-from unetpp.model.order import grid_order
+from unetpp.model.order import Kind, Step, order_of
 
 Margins = tuple[int, int, int, int]
 """Pixels at top, left, bottom and right that are only context: 0 or multiples of 2^depth."""
@@ -33,7 +33,9 @@ def strip_count(rows: int) -> int:
     return 1 << max(0, (rows // _STRIP).bit_length() - 1)
 
 
-def useful_share(config: GridConfig, height: int, width: int, margins: Margins) -> float:
+def useful_share(
+    config: GridConfig, height: int, width: int, margins: Margins, kind: Kind = "unetplusplus"
+) -> float:
     """Return the part of all multiply-adds that serve the wanted pixels of a tile: work without any halo / work.
 
     Args:
@@ -42,26 +44,27 @@ def useful_share(config: GridConfig, height: int, width: int, margins: Margins) 
     top, left, bottom, right = margins
     twice = 2 * context(config, 0) * (strip_count(height - top - bottom) - 1)
     done = wanted = 0.0
-    for step in grid_order(config):
+    for step in order_of(kind, config):
         i, j = step.node
         rows, columns = ((n - a - b) >> i for n, a, b in ((height, top, bottom), (width, left, right)))
         have = at_level(config, margins, i, decoder=j > 0)
-        each = _multiply_adds(config, i, j)
+        each = _multiply_adds(config, step)
         wanted += each * rows * columns
         again = twice if i == 0 and j > 0 else 0
         done += each * (rows + have[0] + have[2] + again) * (columns + have[1] + have[3])
     return wanted / done
 
 
-def multiply_adds(config: GridConfig) -> float:
-    """Return the multiply-adds of the whole grid for one input pixel."""
-    return sum(_multiply_adds(config, i, j) / float(4**i) for i, j in (step.node for step in grid_order(config)))
+def multiply_adds(config: GridConfig, kind: Kind = "unetplusplus") -> float:
+    """Return the multiply-adds of the whole network for one input pixel."""
+    return sum(_multiply_adds(config, step) / float(4 ** step.node[0]) for step in order_of(kind, config))
 
 
-def _multiply_adds(config: GridConfig, i: int, j: int) -> float:
-    """Return the multiply-adds of node X^{i,j} for one of its pixels; the half-resolution input counts a quarter."""
+def _multiply_adds(config: GridConfig, step: Step) -> float:
+    """Return the multiply-adds of a node for one of its pixels; the half-resolution input counts a quarter."""
+    i, j = step.node
     out = config.filters[i]
-    skips = out * j if j else config.bands if i == 0 else config.filters[i - 1]
+    skips = out * len(step.sources) if j else config.bands if i == 0 else config.filters[i - 1]
     low = config.filters[i + 1] if j else 0
     if config.conv == "standard" or (i, j) == (0, 0):
         first = 9.0 * (skips + low) * out

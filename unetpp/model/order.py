@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unetpp.model.config import GridConfig
 
 Name = tuple[int, int]
 """(i, j) of node X^{i,j}."""
+Kind = Literal["unetplusplus", "unet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,11 @@ class Step:
     def key(self) -> str:
         """Name of the node's module."""
         return f"{self.node[0]}_{self.node[1]}"
+
+
+def order_of(kind: Kind, config: GridConfig) -> tuple[Step, ...]:
+    """Return the nodes of a network of this kind; see `grid_order` and `unet_order`."""
+    return unet_order(config) if kind == "unet" else grid_order(config)
 
 
 def grid_order(config: GridConfig) -> tuple[Step, ...]:

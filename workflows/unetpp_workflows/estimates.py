@@ -24,6 +24,7 @@ from unetpp_workflows.machine import cpu_count, cpu_name
 if TYPE_CHECKING:
     from unetpp.engine.bench import BenchRow
     from unetpp.job import SegmentJob
+    from unetpp.package import ModelSpec
 
 _BASE_MB = 600
 """Resident before the first tile: the interpreter, torch, OpenVINO, zarr (measured)."""
@@ -74,7 +75,7 @@ def load() -> Measured | None:
         return None
 
 
-def estimate(measured: Measured, job: SegmentJob, architecture: GridConfig, valid_share: float) -> Estimate | None:
+def estimate(measured: Measured, job: SegmentJob, spec: ModelSpec, valid_share: float) -> Estimate | None:
     """Estimate the computing of a whole image; None where the job's engine and precision were not measured.
 
     Args:
@@ -88,15 +89,15 @@ def estimate(measured: Measured, job: SegmentJob, architecture: GridConfig, vali
     row = min(alike, key=lambda row: abs(row["tile"] ** 2 - area))
     each = multiply_adds(measured.architecture)
     rate = row["written_mpx_s"] * 1e6 * each / row["useful_share"]  # multiply-adds per second, useful or not
-    factor = multiply_adds(architecture) / each
+    factor = multiply_adds(spec.architecture, spec.network) / each
     memory = None if row["peak_mb"] is None else _BASE_MB + row["peak_mb"] * factor * area / row["tile"] ** 2
     if memory is not None and engine.tta != "none":
-        memory += row["workers"] * _AVERAGING * 4 * max(2, architecture.classes) * area / 1e6
-    work = computed_pixels(job, architecture) * multiply_adds(architecture)
+        memory += row["workers"] * _AVERAGING * 4 * max(2, spec.architecture.classes) * area / 1e6
+    work = computed_pixels(job, spec) * each * factor
     return Estimate(work * valid_share / rate, memory)
 
 
-def computed_pixels(job: SegmentJob, architecture: GridConfig) -> float:
+def computed_pixels(job: SegmentJob, spec: ModelSpec) -> float:
     """Return the image's multiply-adds in those that a pixel needs without any halo."""
     height, width = job.plan.tile_shape
     times = len(turns(job.engine.tta))
@@ -109,7 +110,7 @@ def computed_pixels(job: SegmentJob, architecture: GridConfig) -> float:
             continue
         top, left, bottom, right = margins
         inner = (height - top - bottom) * (width - left - right)
-        total += times * number * inner / useful_share(architecture, height, width, margins)
+        total += times * number * inner / useful_share(spec.architecture, height, width, margins, spec.network)
     return total
 
 

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from unetpp.errors import UnetppError
 from unetpp.geometry import Box
-from unetpp.model import GridConfig
 from unetpp.model.orientations import turns
 from unetpp.region import Region
 from unetpp_workflows.cli_options import DONE, PART_FAILED, plain_table
@@ -27,6 +26,7 @@ from unetpp_workflows.steps import Call, job_options
 
 if TYPE_CHECKING:
     from unetpp.job import EngineChoice, SegmentJob
+    from unetpp.package import ModelSpec
     from unetpp_workflows.inputs import Source
 
 _THUMBNAIL_SIDE = 1024
@@ -42,7 +42,7 @@ class ImagePlan:
         valid_share: Of the pixels, estimated on a thumbnail.
         source_bytes: Size of the input file, 0 where it is no single file.
         committed: Shards that are finished already in the output folder.
-        architecture: Of the network.
+        spec: Of the model.
         estimate: Of the whole image's computing, None where this machine was not measured.
     """
 
@@ -51,7 +51,7 @@ class ImagePlan:
     valid_share: float
     source_bytes: int
     committed: int
-    architecture: GridConfig
+    spec: ModelSpec
     estimate: Estimate | None = None
 
     @property
@@ -104,7 +104,7 @@ def plan_image(call: Call, source: Source, measured: Measured | None = None) -> 
             valid = thumbnail(raster, _THUMBNAIL_SIDE).valid
     before = SegmentJob.load(source.folder)
     same = before is not None and before.key == job.key
-    architecture = call.package.spec.architecture
+    spec = call.package.spec
     share = float((valid & _inside(coverage.region, job, valid.shape)).mean())
     return ImagePlan(
         name=source.name,
@@ -112,8 +112,8 @@ def plan_image(call: Call, source: Source, measured: Measured | None = None) -> 
         valid_share=share,
         source_bytes=_size(source.uri),
         committed=progress(job).committed if same else 0,
-        architecture=architecture,
-        estimate=estimate(measured, job, architecture, share) if measured else None,
+        spec=spec,
+        estimate=estimate(measured, job, spec, share) if measured else None,
     )
 
 
@@ -160,7 +160,7 @@ def _tiles(plan: ImagePlan) -> tuple[str, str]:
     """Return the tiles' size and how much of what they compute, in each orientation, is written."""
     shape = "x".join(str(side) for side in reversed(plan.job.plan.tile_shape))
     written = plan.pixels * len(turns(plan.job.engine.tta))
-    return shape, f"{written / computed_pixels(plan.job, plan.architecture):.0%}"
+    return shape, f"{written / computed_pixels(plan.job, plan.spec):.0%}"
 
 
 def _totals(plans: list[ImagePlan]) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from unetpp.model import GridConfig, UNet, UNetPlusPlus, halo
 from unetpp.model.inner import Inner
-from unetpp.model.margins import Margins, context, strip_count, useful_share
+from unetpp.model.margins import Margins, context, multiply_adds, strip_count, useful_share
 
 CONFIGS = [
     GridConfig(classes=3, filters=(4, 6, 8, 10)),
@@ -84,6 +85,16 @@ def test_context_and_share_by_hand() -> None:
     work = first * 544 * 48 + last * (544 + 8 - 24) * 24 + below * 272 * 24
     wanted = (first + last) * 512 * 16 + below * 256 * 8
     assert useful_share(small, 544, 48, (16,) * 4) == pytest.approx(wanted / work)
+
+
+@pytest.mark.parametrize(("kind", "network"), [("unetplusplus", UNetPlusPlus), ("unet", UNet)])
+def test_multiply_adds_are_those_that_torch_counts(kind: Any, network: type[UNet] | type[UNetPlusPlus]) -> None:
+    """... in standard convolutions, with those of the heads, which `multiply_adds` leaves out."""
+    model = network(GridConfig(bands=3, classes=2, filters=(4, 6, 8), conv="standard", norm="none")).eval()
+    heads = len(model.head_convs) if kind == "unetplusplus" else 1
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.heads(torch.zeros(1, 3, 16, 16))
+    assert multiply_adds(model.config, kind) + heads * 4 * 2 == counter.get_total_flops() / 2 / 16**2
 
 
 def test_strips_are_powers_of_two() -> None:
