@@ -35,6 +35,9 @@ def bootstrap(
         where all are, and where there are fewer than two groups, which cannot say how groups differ.
     """
     groups = len(counts)
+    if groups < 2:
+        unknown = np.full(np.shape(figure(counts.sum(0))), np.nan)
+        return unknown, unknown.copy()
     flat = counts.reshape(groups, -1)
     random = np.random.default_rng(seed)
     found = []
@@ -44,7 +47,7 @@ def bootstrap(
     values = np.stack(found)
     tail = (1 - confidence) / 2
     bounds = np.full((2, *values.shape[1:]), np.nan)
-    for index in np.ndindex(values.shape[1:]) if groups > 1 else ():
+    for index in np.ndindex(values.shape[1:]):
         column = values[(slice(None), *index)]
         column = column[~np.isnan(column)]
         if column.size:

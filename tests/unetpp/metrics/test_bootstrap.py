@@ -47,6 +47,11 @@ def test_equal_groups_have_no_spread_and_one_group_no_interval() -> None:
     assert np.isnan(bootstrap(np.ones((1, 2)), lambda s: s[0] / s[1])).all()
 
 
+def test_no_group_has_no_interval_either() -> None:
+    low, high = bootstrap(np.zeros((0, 3, 3), np.int64), lambda state: Confusion.from_state(state).iou)
+    assert low.shape == high.shape == (3,) and np.isnan([low, high]).all()
+
+
 def test_a_group_that_lacks_a_class_does_not_hide_it() -> None:
     """Every fourth resample of two groups misses the second, and its share is then NaN."""
     counts = np.array([[0, 0], [3, 6]])
