@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from unetpp.errors import ConfigError
@@ -113,6 +114,8 @@ class TrainConfig:
         if not self.clip > 0:
             raise ConfigError(f"clip = {self.clip}: give a norm above 0, a large one to cut nothing off")
         _is_probability(self, "class_aware")
+        if not math.isfinite(self.balance):
+            raise ConfigError(f"balance = {self.balance}: give a number, such as 0 to draw all strata alike")
         if self.batch % self.accumulate:
             raise ConfigError(f"batch = {self.batch} is not a multiple of accumulate = {self.accumulate}")
         if self.precision not in ("auto", "bf16", "fp32"):

@@ -71,7 +71,9 @@ class Sampler:
         number = {name: index for index, name in enumerate(names)}
         group = np.array([number[source.images[i].stratum] for i in blocks.image])
         of_group = np.bincount(group, pixels, len(names))
-        weight = np.where(of_group > 0, np.maximum(of_group, 1.0) ** config.balance, 0.0)
+        # Parts of the largest power, through logarithms: the powers themselves may be no numbers any more.
+        power = np.where(of_group > 0, np.log(np.maximum(of_group, 1.0)) * config.balance, -np.inf)
+        weight = np.exp(power - power.max())
         share = pixels / np.maximum(of_group, 1.0)[group] * (weight / weight.sum())[group]
         self._chances = np.cumsum(share)
         self._holders = [np.flatnonzero(column) for column in blocks.counts.T]

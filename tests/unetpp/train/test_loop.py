@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -96,7 +97,7 @@ def test_a_loss_that_is_no_number_ends_training_before_any_weight_is_lost(tmp_pa
 @pytest.mark.parametrize(
     "changes",
     [{"rate": -1.0}, {"clip": 0.0}, {"decay": -0.1}, {"warmup": -1}, {"seed": -1}, {"threads": -1},
-     {"patience": -1}, {"class_aware": 5.0}, {"seed": 2**63}],
+     {"patience": -1}, {"class_aware": 5.0}, {"seed": 2**63}, {"balance": math.nan}, {"balance": math.inf}],
 )  # fmt: skip
 def test_numbers_that_no_training_can_have_are_refused(changes: dict[str, Any]) -> None:
     (name,) = changes

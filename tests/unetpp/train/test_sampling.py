@@ -122,6 +122,8 @@ def test_groups_are_drawn_by_the_power_of_their_pixels() -> None:
 
     assert share(1.0) == pytest.approx(0.2, abs=0.02)
     assert share(0.0) == pytest.approx(0.5, abs=0.025)
+    # 10000 ** 1000 is no float64.
+    assert share(1000.0) == 0.0 and share(-1000.0) == 1.0
 
 
 def test_class_aware_patches_hold_rare_classes() -> None:
