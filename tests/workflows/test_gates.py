@@ -165,3 +165,8 @@ def test_a_gates_file_is_read_and_wrong_keys_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"non_inferiority.margins.*did you mean 'non_inferiority.margin'"):
         load_gates(file)
     assert load_gates(None) == Gates()
+    for key in ("classes", "strata"):
+        for floor in ("7", "-0.1", "nan"):
+            file.write_text(f"[floors]\n{key} = {{ ink = {floor} }}\n")
+            with pytest.raises(ConfigError, match=rf"floors.{key}.ink = {floor}"):
+                load_gates(file)

@@ -16,7 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.workflows.test_gates import CARD, FACTS
-from unetpp.errors import ModelNotFoundError, PromotionError
+from unetpp.errors import ConfigError, ModelNotFoundError, PromotionError
 from unetpp_workflows import promotion
 from unetpp_workflows.cli import app
 from unetpp_workflows.gates import Gates
@@ -118,6 +118,26 @@ def test_a_dry_run_decides_nothing(store: Path, registered: Callable[..., str], 
     assert fine.exit_code == 0 and "would become @champion" in fine.output
     assert aliases() == {} and history("ink") == []
     assert run("promote", "blood", "--data", store, "--gates", gates).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("floors", "message"),
+    [({"classes": {"blood": 0.1}}, "floors.classes: the images have no 'blood'; they have paper, ink"),
+     ({"strata": {"z": 0.1}}, "floors.strata: the images have no 'z'; they have a, b, c, d, e, f")],
+)  # fmt: skip
+def test_floors_of_what_is_not_there_are_refused_before_anything_is_measured(
+    floors: dict[str, Any], message: str, store: Path, registered: Callable[..., str]
+) -> None:
+    registered(60)
+    judged: list[None] = []
+    gates = Gates.model_validate({"floors": floors})
+    with pytest.raises(ConfigError, match=message):
+        promote("ink", store, gates=gates, on_image=lambda: judged.append(None))
+    assert not judged and history("ink") == []
+    with pytest.raises(ConfigError, match=message):
+        promote("ink", store, gates=gates, dry_run=True)
+    off = gates.model_copy(update={"off": ("floors", "calibration")})
+    assert promote("ink", store, gates=off).outcome == "promoted"
 
 
 def test_a_version_with_an_alias_is_not_deleted(store: Path, registered: Callable[..., str]) -> None:

@@ -29,15 +29,16 @@ A gates file is TOML; what it leaves out has the defaults below:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from unetpp.errors import ConfigError
 from unetpp.metrics import bootstrap
 from unetpp.package import ModelSpec
 from unetpp_workflows.config import read_toml, validate
@@ -48,6 +49,9 @@ _UNKNOWN = "needs 2 groups, and images that show the class"
 _NOISE_MB = 32.0
 """By which two measurements of one model's memory may differ."""
 GateName = Literal["non_inferiority", "first", "floors", "calibration", "speed", "memory", "card", "leak", "shadow"]
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -64,8 +68,8 @@ class NonInferiorityGate(_Section):
 class FloorsGate(_Section):
     """Least IoU per class, pooled; of each stratum, and of every group, of the foreground or the mean over classes."""
 
-    classes: dict[str, float] = Field(default_factory=dict)
-    strata: dict[str, float] = Field(default_factory=dict)
+    classes: dict[str, _Share] = Field(default_factory=dict)
+    strata: dict[str, _Share] = Field(default_factory=dict)
     group: float | None = Field(default=None, ge=0, le=1)
 
 
@@ -152,6 +156,20 @@ class GateResult:
 def load_gates(file: Path | None) -> Gates:
     """Read a gates file; without one, the defaults. Raises `ConfigError`."""
     return validate(Gates, read_toml(file) if file else {}, source=str(file or "gates"))
+
+
+def check_names(gates: Gates, classes: Collection[str], strata: Collection[str]) -> None:
+    """Raise `ConfigError` for a floor of a class or a kind of images that there is not: no model could pass it.
+
+    Args:
+        classes, strata: those of the images that will be judged on.
+    """
+    if "floors" in gates.off:
+        return
+    for key, named, there in (("classes", gates.floors.classes, classes), ("strata", gates.floors.strata, strata)):
+        for name in named:
+            if name not in there:
+                raise ConfigError(f"gates, floors.{key}: the images have no {name!r}; they have {', '.join(there)}")
 
 
 def judge(

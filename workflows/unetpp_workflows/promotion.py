@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unetpp.errors import ModelNotFoundError, PromotionError, RegistryError
-from unetpp_workflows.gates import Candidate, GateResult, Gates, ShadowEvidence, judge
+from unetpp_workflows.gates import Candidate, GateResult, Gates, ShadowEvidence, check_names, judge
 from unetpp_workflows.mlflow_store import (
     experiment,
     import_mlflow,
@@ -114,6 +114,7 @@ def promote(
         ModelNotFoundError: there is no such model or version.
         PromotionError: another promotion holds the name, or moved the champion while this one measured.
         DataError, StoreError: the images do not fit the models.
+        ConfigError: a gate asks for a class or a kind of images that there is not.
         RegistryError: the store does not answer; without a record nothing is decided.
     """
     uri, gates = store_uri(tracking_uri), gates or Gates()
@@ -123,6 +124,7 @@ def promote(
     version = version_of(client, uri, name, version or before.get(CHALLENGER))
     if version == champion:
         return Decision(name=name, version=version, champion=champion, outcome="unchanged")
+    _check_gates(gates, store, split)
     sides = {CHALLENGER: version, **({CHAMPION: champion} if champion else {})}
     found = {
         side: _candidate(name, number, store, split, device, uri, on_image) for side, number in sorted(sides.items())
@@ -243,6 +245,15 @@ def shadow_evidence(client: Any, uri: str, champion: str, challenger: str) -> Sh
     px = sum(image["shadow.px"] for image in images.values())
     same = sum(image["shadow.agreement"] * image["shadow.px"] for image in images.values())
     return ShadowEvidence(len(images), same / px if px else None)
+
+
+def _check_gates(gates: Gates, store: Path, split: str) -> None:
+    """Raise `ConfigError` for names in gates that no image has, before hours of evaluation."""
+    from unetpp_workflows.evaluation import EvaluationData
+
+    data = EvaluationData.open(store, split)
+    strata = sorted({image.stratum for image in data.source.images})
+    check_names(gates, [info.name for info in data.store.classes], strata)
 
 
 def _candidate(
