@@ -119,6 +119,15 @@ def test_what_the_older_model_was_trained_on_counts_as_seen(older: Package, stor
     assert spec.training["training_content"] is None and shared_images(spec, data)["training"] is None
     assert shared_images(older.spec, data) == {"training": 0, "validation": 1}
 
+    # Its best step was chosen on these: figures on them are too good for a model that goes on from it, too.
+    assert set(load_package(tmp_path / "told").spec.training["validation_content"]) == set(
+        validated := seen["validation_content"]
+    )
+    judged = variant(older, tmp_path / "judged", training={**seen, "validation_content": ["fedcba9876543210"]})
+    train(tmp_path / "chosen", store, started(judged))
+    chosen = load_package(tmp_path / "chosen").spec.training["validation_content"]
+    assert set(chosen) == {"fedcba9876543210", *validated}
+
     # Seen by the model itself, or by one that it started from before it was trained on these very images.
     for known in (seen, older.spec.training):
         facts = {**known, "training_content": spec.training["validation_content"]}

@@ -10,7 +10,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unetpp.durable import write_file
 from unetpp.errors import DataError
@@ -114,11 +114,14 @@ def check_unseen(start: StartingPoint, data: TrainingData) -> bool:
     return True
 
 
-def seen_content(start: StartingPoint | None, own: list[str]) -> list[str] | None:
-    """Return the digests of all images that the new weights have seen; None where the older model does not tell."""
+def seen_content(
+    start: StartingPoint | None, own: list[str], role: Literal["training", "validation"]
+) -> list[str] | None:
+    """Return the digests of all images that the new weights were trained on, or chosen on; None where the older model
+    does not tell."""
     if start is None:
         return own
-    seen = start.package.spec.training.get("training_content")
+    seen = start.package.spec.training.get(f"{role}_content")
     return None if seen is None else sorted({*own, *seen})
 
 
