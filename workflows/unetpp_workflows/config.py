@@ -246,10 +246,12 @@ def validate(model: type[M], values: Mapping[str, Any], *, source: str) -> M:
 
 def _put(values: dict[str, Any], name: str, value: object) -> None:
     *sections, key = name.split(".")
-    for section in sections:
+    for depth, section in enumerate(sections, 1):
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"{name!r}: {section!r} is a value, not a section; see `unetpp segment --help`")
+            raise ConfigError(
+                f"{name!r}: {section!r} is a value, not a section; set {'.'.join(sections[:depth])} itself"
+            )
     values[key] = value
 
 
