@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from unetpp.errors import ConfigError
 from unetpp.model import UNet
+from unetpp_workflows.prepare.dataset import load_dataset
 from unetpp_workflows.recipe import Recipe, load_recipe, network, recipe_names
 
 
@@ -42,6 +45,7 @@ def test_unknown_keys_name_the_nearest() -> None:
 def test_what_should_be_a_section_and_is_none_is_explained() -> None:
     """... also where the section may be left out, or is one of a list."""
     for setting, message in (
+        ("train.steps.more=4", "'train.steps.more': 'steps' is a value, not a section; set train.steps itself"),
         ("drawn=4", "'drawn' is a section; set a key of it, like drawn.slides"),
         ("drawn.slide=4", "unknown key 'drawn.slide'; did you mean 'drawn.slides'"),
         ("classes=['background', 'nucleus']", "'classes.0' is a section; set a key of it, like classes.0.value"),
@@ -82,7 +86,7 @@ def test_a_loss_for_other_classes_is_refused_before_data_is_prepared() -> None:
     with pytest.raises(ConfigError, match=r"class_weights has 3 numbers: give 2, one for each class"):
         load_recipe("nuclei", ["train.loss.class_weights=[1, 2, 3]"])
     with pytest.raises(ConfigError, match=r"cldice_classes = \[2\]: give indices of classes, 0 to 1"):
-        load_recipe("nuclei", ["train.loss.cldice_classes=[2]"])
+        load_recipe("nuclei", ["train.loss.cldice_classes=[2]", "train.loss.terms=[['cldice', 1.0]]"])
     # Weights that no term takes would change nothing.
     for weights in ("class_weights=[1, 2]", "touching=4.0"):
         assert load_recipe("nuclei", [f"train.loss.{weights}", "train.loss.terms=[['dice', 1.0], ['focal', 1.0]]"])
@@ -90,11 +94,54 @@ def test_a_loss_for_other_classes_is_refused_before_data_is_prepared() -> None:
             load_recipe("nuclei", [f"train.loss.{weights}", "train.loss.terms=[['dice', 1.0]]"])
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("focal_gamma=1.0", "focal_gamma = 1.0: it is of the term focal; add that, or leave it out"),
+        ("tversky=[0.5, 0.5]", "tversky = .*: it is of the term tversky; add that"),
+        ("cldice_steps=3", "cldice_steps = 3: it is of the term cldice; add that"),
+        ("cldice_classes=[1]", "cldice_classes = .*: it is of the term cldice; add that"),
+        ("touching_radius=3", "touching_radius = 3: touching = 0 makes no use of it; give touching a weight"),
+    ],
+)
+def test_options_of_a_term_that_is_not_there_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.loss\.{message}"):
+        load_recipe("nuclei", [f"train.loss.{option}"])
+    terms = "train.loss.terms=[['focal', 1.0], ['tversky', 1.0], ['cldice', 1.0]]"
+    assert load_recipe("nuclei", [f"train.loss.{option}", "train.loss.touching=2.0", terms])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["network.filters=[32]"], "filters=(32,): give at least two positive widths"),
+        (["network.filters=[32, 0]"], "filters=(32, 0): give at least two positive widths"),
+        (["network.level=7"], "level=7: a grid of depth 4 has heads 1..4"),
+        (["network.level=2", "network.kind='unet'"], "network.level = 2: a U-Net has one head, at level 4"),
+        (["result.level=5"], "result.level = 5: this network has heads 1 to 4"),
+        (["train.batch=1", "train.patch=16"], "patch = 16 is one pixel at the lowest level"),
+        (["data.guard=127"], "data.guard = 127: the network sees 128 px around a pixel"),
+        (["data.instances=false", "train.loss.touching=1.0"], "touching = 1.0 needs labels that tell objects apart"),
+    ],
+)
+def test_what_could_not_be_trained_is_refused_before_data_is_prepared(settings: list[str], message: str) -> None:
+    """... by `unetpp prepare`, too, which reads the same recipe."""
+    for load in (load_recipe, load_dataset):
+        with pytest.raises(ConfigError, match=rf"^nuclei\.toml: .*{re.escape(message)}"):
+            load("nuclei", settings)
+
+
+def test_what_another_models_switches_allow_is_not_known_before_they_are() -> None:
+    assert load_recipe("nuclei", ["network.start='models:/deep@champion'", "result.level=5"]).result.level == 5
+
+
 def test_a_resolved_recipe_reads_back_as_itself() -> None:
     for name in recipe_names():
-        recipe = load_recipe(name, ["train.loss.touching=2.0", "train.augment.scale=[0.5, 1.5]"])
+        recipe = load_recipe(
+            name, ["train.loss.focal_gamma=3.0", "train.loss.terms=[['focal', 1.0]]", "train.augment.scale=[0.5, 1.5]"]
+        )
         again = Recipe.model_validate_json(recipe.model_dump_json())
-        assert again == recipe and again.train == recipe.train and again.train.loss.touching == 2.0
+        assert again == recipe and again.train == recipe.train and again.train.loss.focal_gamma == 3.0
 
 
 def test_the_network_has_the_recipes_switches() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -23,11 +24,13 @@ import torch
 import zarr
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests.disk import fill
 from unetpp.errors import ConfigError, DataError, EngineError, OutputError, PromotionError, StoreError
 from unetpp.model import halo
 from unetpp.package import load_package
+from unetpp_workflows.cli import app
 from unetpp_workflows.evaluation import EvaluationData, check_fit
 from unetpp_workflows.mlflow_store import init_store, store_uri
 from unetpp_workflows.prepare.build import prepare
@@ -146,7 +149,28 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         TrainOptions(alias="challenger", register=False)
     with pytest.raises(ConfigError, match=r"least = 3 of 2 worker\(s\): give at most as many as workers"):
         TrainOptions(workers=2, least=3)
+    for minutes in (math.nan, -1.0):
+        with pytest.raises(ConfigError, match=f"minutes = {minutes}: give a number of minutes"):
+            TrainOptions(minutes=minutes)
     assert TrainOptions(workers=2, least=2, alias="challenger").register
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *((option, f"{option[0]} is for a training that runs here, and --export only writes one")
+          for option in (["--workers", "2"], ["--least", "1"], ["--address", "auto"], ["--device", "cpu"],
+                         ["--minutes", "0"], ["--alias", "challenger"])),
+        (["--data", "."], "is what a store is made of, and --store"),
+    ],
+)  # fmt: skip
+def test_options_that_would_do_nothing_are_refused(
+    options: list[str], message: str, tmp_path: Path, store: Path
+) -> None:
+    command = ["train", "smoke", "-o", tmp_path / "out", "--store", store, "--export", tmp_path / "bare", *options]
+    done = CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and message in done.output
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_level_that_the_network_has_not_is_refused_before_training(tmp_path: Path, store: Path) -> None:

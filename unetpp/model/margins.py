@@ -33,9 +33,7 @@ def strip_count(rows: int) -> int:
     return 1 << max(0, (rows // _STRIP).bit_length() - 1)
 
 
-def useful_share(
-    config: GridConfig, height: int, width: int, margins: Margins, kind: Kind = "unetplusplus"
-) -> float:
+def useful_share(config: GridConfig, height: int, width: int, margins: Margins, kind: Kind = "unetplusplus") -> float:
     """Return the part of all multiply-adds that serve the wanted pixels of a tile: work without any halo / work.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from unetpp.errors import ConfigError, UnetppError, one_line
+from unetpp.errors import ConfigError, UnetppError
 from unetpp.train.job import DATA, ExportedTraining
 from unetpp.train.loop import Epoch, TrainResult, fit
 from unetpp.train.store import PatchStore
@@ -38,11 +38,9 @@ def main() -> int:
 
 
 def _run(folder: Path, device: str, seconds: float) -> TrainResult:
+    if not seconds > 0:  # a loop that goes on while the time was up would never end
+        raise ConfigError(f"--minutes {seconds / 60:g}: give a number above 0")
     training = ExportedTraining.load(folder)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device}: {one_line(error)}; give cpu or cuda") from None
     store = PatchStore.open(folder / DATA)
     start = time.monotonic()
 

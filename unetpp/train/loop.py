@@ -27,7 +27,7 @@ from unetpp.train.checkpoint import Facts, load_checkpoint, save_checkpoint
 from unetpp.train.config import TrainConfig
 from unetpp.train.normalise import Normalise
 from unetpp.train.precision import settled
-from unetpp.train.preconditions import Network, check_images, check_normalisation, check_numbers
+from unetpp.train.preconditions import Network, check_device, check_images, check_normalisation, check_numbers
 from unetpp.train.ranks import Ranks
 from unetpp.train.sampling import Frames, Sampler, batches
 from unetpp.train.source import Source
@@ -280,12 +280,13 @@ def fit(
     Raises:
         DataError: the folder's checkpoint belongs to another configuration, other images or another network, workers
             see different folders, or images have no label, or labels of classes that the network has not.
-        ConfigError: a part of a batch has fewer patches than there are workers, patches are too small or not what an
-            augmentation is for, or mean and std are not those of the network's bands.
+        ConfigError: there is no such device, a part of a batch has fewer patches than there are workers, patches are
+            too small or not what an augmentation is for, or mean and std are not those of the network's bands.
         TrainingError: the loss or its gradient is no number any more; the checkpoint is of before.
         OutputError: the checkpoint cannot be written.
     """
     ranks = ranks or Ranks()
+    check_device(device)
     check_numbers(network, training, config, ranks)
     check_images(network, training, validation)
     check_normalisation(network, mean, std)

@@ -6,15 +6,24 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from unetpp.errors import ConfigError, DataError
-from unetpp.model import UNet, UNetPlusPlus
+from unetpp.errors import ConfigError, DataError, one_line
+from unetpp.model import GridConfig, UNet, UNetPlusPlus
 from unetpp.train.augment import check_augment
 from unetpp.train.config import TrainConfig
 from unetpp.train.ranks import Ranks
 from unetpp.train.source import Source
 
 Network = UNetPlusPlus | UNet
+
+
+def check_device(device: str) -> None:
+    """Raise `ConfigError` for a device that torch does not know or has not here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device}: {one_line(error)}; give cpu or cuda") from None
 
 
 def check_numbers(network: Network, training: Source, config: TrainConfig, ranks: Ranks) -> None:
@@ -24,13 +33,18 @@ def check_numbers(network: Network, training: Source, config: TrainConfig, ranks
             f"batch = {config.batch} for {ranks.world} workers and {config.accumulate} parts: "
             "give every worker a patch of every part"
         )
-    alone = config.batch == config.accumulate and ranks.world == 1
-    if network.config.norm == "batch" and alone and config.patch <= network.multiple:
+    check_patch(network.config, config)
+    check_augment(config.augment, training.span)
+
+
+def check_patch(switches: GridConfig, config: TrainConfig) -> None:
+    """Raise `ConfigError` for patches that a network with these switches cannot be trained on."""
+    alone = config.batch == config.accumulate  # which one worker alone can do
+    if switches.norm == "batch" and alone and config.patch <= switches.multiple:
         raise ConfigError(
             f"patch = {config.patch} is one pixel at the lowest level, and there is one patch at a time: its values "
-            f"have no spread to normalise by; give patch = {2 * network.multiple} or a larger batch"
+            f"have no spread to normalise by; give patch = {2 * switches.multiple} or a larger batch"
         )
-    check_augment(config.augment, training.span)
 
 
 def check_images(network: Network, training: Source, validation: Source) -> None:

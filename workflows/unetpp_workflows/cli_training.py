@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from unetpp.errors import ConfigError
 from unetpp_workflows.cli_options import Sets, Tracking, check_folder, plain_table, reported, standard_output
 
 
@@ -68,6 +69,11 @@ def train(
 
     check_folder("--data", data)
     check_folder("--store", store)
+    if data is not None and store is not None:
+        raise ConfigError(f"--data {data} is what a store is made of, and --store {store} is made; give one of them")
+    if export is not None:
+        _refuse_unused(workers=workers > 1, least=least, address=address, device=device != "auto", minutes=minutes,
+                       alias=alias)  # fmt: skip
     console = standard_output()
     sets = [*(sets or ()), *([f"network.start={json.dumps(start)}"] if start else [])]
     options = TrainOptions(
@@ -91,6 +97,16 @@ def train(
             recipe, data=data, output=output, sets=sets, store=store, folder=export, tracking_uri=tracking_uri,
             console=console,
         )  # fmt: skip
+
+
+def _refuse_unused(**given: object) -> None:
+    """Raise `ConfigError` for options of a training that runs here, where it is only exported."""
+    for name, value in given.items():
+        if value is not None and value is not False:  # 0 is a number of minutes
+            raise ConfigError(
+                f"--{name} is for a training that runs here, and --export only writes one; leave it out, and give it "
+                "with the command that ends the training"
+            )
 
 
 @reported()

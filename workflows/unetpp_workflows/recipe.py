@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unetpp.errors import ConfigError
 from unetpp.losses import LossConfig
-from unetpp.model import GridConfig, UNet, UNetPlusPlus
+from unetpp.model import GridConfig, UNet, UNetPlusPlus, halo
 from unetpp.train.config import AugmentConfig, TrainConfig
+from unetpp.train.preconditions import check_patch
 from unetpp_workflows.config import apply_setting, read_toml, validate
 from unetpp_workflows.prepare.dataset import Dataset
 
@@ -106,15 +107,35 @@ class Recipe(Dataset):
     @model_validator(mode="after")
     def _loss_fits_classes(self) -> Recipe:
         loss, count = self.train.loss, len(self.classes)
-        weights, thin = loss.class_weights, loss.cldice_classes
+        weights, thin, terms = loss.class_weights, loss.cldice_classes, {name for name, _ in loss.terms}
         if weights is not None and len(weights) != count:
             raise ValueError(f"train.loss.class_weights has {len(weights)} numbers: give {count}, one for each class")
-        if (weights is not None or loss.touching) and not {"ce", "focal"} & {name for name, _ in loss.terms}:
+        if (weights is not None or loss.touching) and not {"ce", "focal"} & terms:
             raise ValueError(
                 "train.loss: class_weights and touching weigh pixels in ce and focal; add one of these terms"
             )
+        for name, there, what in (
+            ("touching_radius", loss.touching > 0, "touching = 0 makes no use of it; give touching a weight"),
+            ("focal_gamma", "focal" in terms, "it is of the term focal; add that"),
+            ("tversky", "tversky" in terms, "it is of the term tversky; add that"),
+            ("cldice_steps", "cldice" in terms, "it is of the term cldice; add that"),
+            ("cldice_classes", "cldice" in terms, "it is of the term cldice; add that"),
+        ):
+            if not there and getattr(loss, name) != getattr(LossConfig, name):
+                raise ValueError(f"train.loss.{name} = {getattr(loss, name)}: {what}, or leave it out")
+        if loss.touching and not self.data.instances:
+            raise ValueError(
+                f"train.loss.touching = {loss.touching} needs labels that tell objects apart; set it to 0, or set "
+                "data.instances = true"
+            )
         if thin is not None and not all(0 <= index < count for index in thin):
             raise ValueError(f"train.loss.cldice_classes = {list(thin)}: give indices of classes, 0 to {count - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> Recipe:
+        if self.network.start is None:
+            check_network(self)
         return self
 
 
@@ -143,6 +164,28 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def architecture(recipe: Recipe, bands: int) -> GridConfig:
     """Return the network's switches; two classes whose first is background could be one logit, but always get two."""
     return GridConfig(bands=bands, classes=len(recipe.classes), **recipe.network.model_dump(exclude={"kind", "start"}))
+
+
+def check_network(recipe: Recipe) -> None:
+    """Raise `ConfigError` for a network that cannot be built, or not be trained as the recipe says on any images.
+
+    Better known before data is prepared. Where `network.start` is given, only once the switches are those of that
+    model; see `with_start`.
+    """
+    level, switches, guard = recipe.result.level, architecture(recipe, 3), recipe.data.guard
+    if recipe.network.kind == "unet" and switches.last != switches.depth:
+        raise ConfigError(
+            f"network.level = {switches.last}: a U-Net has one head, at level {switches.depth}; leave it out"
+        )
+    heads = range(1 if switches.deep_supervision else switches.last, switches.last + 1)
+    if level != "auto" and (recipe.network.kind == "unet" or level not in heads):
+        known = "this network has one head" if len(heads) == 1 else f"this network has heads 1 to {switches.last}"
+        raise ConfigError(f"result.level = {level}: {known}; give one of them, or auto")
+    check_patch(switches, recipe.train)
+    if 0 < guard < halo(switches):
+        raise ConfigError(
+            f"data.guard = {guard}: the network sees {halo(switches)} px around a pixel; give at least as many"
+        )
 
 
 def network(recipe: Recipe, bands: int) -> UNetPlusPlus | UNet:

@@ -24,7 +24,7 @@ from unetpp.model import halo
 from unetpp.package import SPEC, load_package
 from unetpp.train.job import CHECKPOINT, config_from
 from unetpp_workflows.cli_options import DONE, PART_FAILED
-from unetpp_workflows.recipe import Recipe, architecture, load_recipe
+from unetpp_workflows.recipe import Recipe, architecture, check_network, load_recipe
 from unetpp_workflows.registry import check_alias
 from unetpp_workflows.starting_point import StartingPoint, build, check_unseen, open_started, starting_point, with_start
 from unetpp_workflows.training_data import TrainingData, check_surrounded, prepared_store
@@ -74,6 +74,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.alias is not None and not self.register:
             raise ConfigError(f"alias {self.alias!r} is for a registered model; leave it out, or register the model")
+        if not self.minutes >= 0:
+            raise ConfigError(f"minutes = {self.minutes}: give a number of minutes, 0 or more")
         if self.least is not None and self.least > self.workers:
             raise ConfigError(f"least = {self.least} of {self.workers} worker(s): give at most as many as workers")
 
@@ -97,7 +99,7 @@ def run_training(
     if options.workers == 1 and options.address is None:
         device(options.device)  # better known before the data is prepared
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=options.tracking_uri)
-    _check_level(config)
+    check_network(config)
     _claim(config, output)
     start = starting_point(config, output)
     store = options.store or _prepared(config, data, output, console)
@@ -150,7 +152,7 @@ def export_training(
     from unetpp.train.store import export
 
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=tracking_uri)
-    _check_level(config)
+    check_network(config)
     _claim(config, output)
     start = starting_point(config, output)
     found = store or _prepared(config, data, output, console)
@@ -170,19 +172,6 @@ def export_training(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _check_level(config: Recipe) -> None:
-    """Raise `ConfigError` where the level to keep is none that the network has; after training it would be too late."""
-    level, switches = config.result.level, architecture(config, 3)
-    if config.network.kind == "unet" and switches.last != switches.depth:
-        raise ConfigError(
-            f"network.level = {switches.last}: a U-Net has one head, at level {switches.depth}; leave it out"
-        )
-    heads = range(1 if switches.deep_supervision else switches.last, switches.last + 1)
-    if level != "auto" and (config.network.kind == "unet" or level not in heads):
-        known = "this network has one head" if len(heads) == 1 else f"this network has heads 1 to {switches.last}"
-        raise ConfigError(f"result.level = {level}: {known}; give one of them, or auto")
 
 
 def _claim(config: Recipe, output: Path) -> None:

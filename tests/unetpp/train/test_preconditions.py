@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.unetpp.train.shapes import squares
 from tests.unetpp.train.test_loop import CONFIG, MEAN, STD, run
@@ -56,6 +57,13 @@ def test_a_patch_of_one_pixel_at_the_lowest_level_is_refused(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"patch = 4 is one pixel .* give patch = 8"):
         run(tmp_path, replace(CONFIG, batch=1, patch=4))
     assert run(tmp_path, replace(CONFIG, batch=1, patch=8)).finished
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    absent = ["tpu"] if torch.cuda.is_available() else ["tpu", "cuda"]
+    for device in absent:
+        with pytest.raises(ConfigError, match=f"^device {device}: .*; give cpu or cuda$"):
+            run(tmp_path, device=device)
 
 
 def test_more_workers_than_patches_is_refused(tmp_path: Path) -> None:
