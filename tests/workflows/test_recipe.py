@@ -121,6 +121,11 @@ def test_options_of_a_term_that_is_not_there_are_refused(option: str, message: s
         (["result.level=5"], "result.level = 5: this network has heads 1 to 4"),
         (["train.batch=1", "train.patch=16"], "patch = 16 is one pixel at the lowest level"),
         (["data.guard=127"], "data.guard = 127: the network sees 128 px around a pixel"),
+        (
+            ["data.shares={train=0.8, test=0.2}"],
+            "data.shares has no val: training chooses the best weights by images of it",
+        ),
+        (["network.start=''"], "network.start = '': String should have at least 1 character"),
         (["data.instances=false", "train.loss.touching=1.0"], "touching = 1.0 needs labels that tell objects apart"),
     ],
 )

@@ -220,5 +220,8 @@ def test_the_option_is_the_setting(older: Package, store: Path, tmp_path: Path) 
     assert done.exit_code == 0, done.output
     recipe = Recipe.model_validate_json((out / "recipe.json").read_text())
     assert recipe.network.start == str(older.folder) and recipe.network.filters == (4, 8, 8)
+    # A shell's variable that is not set must not mean random weights.
+    command[command.index("--start") + 1] = ""
+    assert "network.start = ''" in CliRunner().invoke(app, [str(part) for part in command]).output
     lineage = CliRunner().invoke(app, ["lineage", str(out)], env={"COLUMNS": "200"})
     assert f"started   from {older.folder}, digest {older.digest[:16]}" in lineage.output

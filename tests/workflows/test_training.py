@@ -32,6 +32,7 @@ from unetpp.model import halo
 from unetpp.package import load_package
 from unetpp_workflows.cli import app
 from unetpp_workflows.evaluation import EvaluationData, check_fit
+from unetpp_workflows.figures import plain
 from unetpp_workflows.mlflow_store import init_store, store_uri
 from unetpp_workflows.prepare.build import prepare
 from unetpp_workflows.prepare.dataset import Dataset
@@ -128,6 +129,12 @@ def test_a_training_that_never_began_keeps_nobody_out(tmp_path: Path, store: Pat
         run(tmp_path, store)
 
 
+def test_figures_that_are_no_numbers_are_null_in_json() -> None:
+    """Of a class that neither truth nor prediction has; json would write NaN, which other readers refuse."""
+    text = json.dumps(plain([{"step": 2, "iou": (0.5, math.nan), "groups": {"a": (math.nan, 1.0)}}]), allow_nan=False)
+    assert json.loads(text) == [{"step": 2, "iou": [0.5, None], "groups": {"a": [None, 1.0]}}]
+
+
 def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="device 'tpu': choose auto, cpu or cuda"):
         run(tmp_path, None, device="tpu")
@@ -183,16 +190,30 @@ def test_a_level_that_the_network_has_not_is_refused_before_training(tmp_path: P
     assert run(tmp_path, store, [*SMALL, "result.level=1"], register=False, record=False)[0] == 0
 
 
-def test_validation_without_the_foreground_is_refused(tmp_path: Path, store: Path) -> None:
+@pytest.mark.parametrize(
+    ("role", "counts", "message"),
+    [
+        ("val", [1, 0], "no pixel of the validation images is 'nucleus'"),
+        (
+            "train",
+            [1, 0],
+            "all labelled pixels of the training images are 'background': there is nothing to tell apart",
+        ),
+        ("train", [0, 1], "all labelled pixels of the training images are 'nucleus'"),
+    ],
+)
+def test_images_without_one_of_two_classes_are_refused(
+    role: str, counts: list[int], message: str, tmp_path: Path, store: Path
+) -> None:
     shutil.copytree(store, tmp_path / "empty.zarr")
     root = zarr.open_group(tmp_path / "empty.zarr")
-    counts: Any = root["counts"]
+    table: Any = root["counts"]
     split = [image["split"] for image in root.attrs["unetpp_training"]["images"]]  # type: ignore[index,call-overload]
-    validation = np.array([split[image] == "val" for image in np.asarray(root["image"][...])])  # type: ignore[index]
-    values = np.asarray(counts[...])
-    values[validation] = [1, 0]
-    counts[...] = values
-    with pytest.raises(DataError, match="no pixel of the validation images is 'nucleus'"):
+    chosen = np.array([split[image] == role for image in np.asarray(root["image"][...])])  # type: ignore[index]
+    values = np.asarray(table[...])
+    values[chosen] = counts
+    table[...] = values
+    with pytest.raises(DataError, match=message):
         run(tmp_path / "out", tmp_path / "empty.zarr")
 
 

@@ -99,8 +99,8 @@ class ArraySource:
         classes: number of class indices.
 
     Raises:
-        DataError: arrays of an image that do not fit together or to those of the first image, or a label that is no
-            class.
+        DataError: arrays of an image that do not fit together or to those of the first image, a pixel that is no
+            finite number, or a label that is no class.
     """
 
     def __init__(
@@ -148,6 +148,8 @@ def _check(name: str, crop: Crop, first: Crop, classes: int) -> None:
     kinds = [(c.pixels.dtype, c.pixels.shape[-1], c.objects is None) for c in (crop, first)]
     if kinds[0] != kinds[1]:
         raise DataError(f"image {name!r} has another type, other bands or objects than the first one; give all alike")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise DataError(f"image {name!r} has pixels that are no finite numbers; replace them, and label them 255")
     known = labels[labels != IGNORE]
     if labels.dtype.kind not in "ui" or (known.size and not 0 <= int(known.min()) <= int(known.max()) < classes):
         raise DataError(f"image {name!r} has labels that are no classes; give 0 to {classes - 1}, or 255 for no label")

@@ -45,3 +45,12 @@ def per_class(names: Sequence[str], values: Any) -> dict[str, float | None]:
 def number(value: Any) -> float | None:
     """NaN (a class that does not occur) is not JSON: it becomes None."""
     return None if math.isnan(value) else round(float(value), 4)
+
+
+def plain(value: Any) -> Any:
+    """Return nested values as JSON has them: None for NaN, the IoU of a class that does not occur."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -43,7 +43,7 @@ class NetworkSection(_Section):
         start: a model reference as `unetpp segment --model` takes it; its switches are then taken too.
     """
 
-    start: str | None = None
+    start: str | None = Field(default=None, min_length=1)
     kind: Literal["unetplusplus", "unet"] = "unetplusplus"
     filters: tuple[int, ...] = (32, 64, 128, 256, 512)
     conv: Literal["pw_dw", "dw_pw", "standard"] = "pw_dw"
@@ -136,6 +136,10 @@ class Recipe(Dataset):
     def _can_be_trained(self) -> Recipe:
         if self.network.start is None:
             check_network(self)
+        if self.data.shares and "val" not in self.data.shares:
+            raise ValueError(
+                "data.shares has no val: training chooses the best weights by images of it; give it a share"
+            )
         return self
 
 

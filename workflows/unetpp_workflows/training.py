@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,6 +25,7 @@ from unetpp.model import halo
 from unetpp.package import SPEC, load_package
 from unetpp.train.job import CHECKPOINT, config_from
 from unetpp_workflows.cli_options import DONE, PART_FAILED
+from unetpp_workflows.figures import plain
 from unetpp_workflows.recipe import Recipe, architecture, check_network, load_recipe
 from unetpp_workflows.registry import check_alias
 from unetpp_workflows.starting_point import StartingPoint, build, check_unseen, open_started, starting_point, with_start
@@ -210,7 +212,13 @@ def _check(config: Recipe, data: TrainingData, store: Path, start: StartingPoint
     ours, theirs = [section.name for section in config.classes], list(data.classes)
     if ours != theirs:
         raise DataError(f"{store} has the classes {', '.join(theirs)}, the recipe {', '.join(ours)}; prepare it anew")
-    seen = data.validation.blocks.counts.sum(0)
+    shown, seen = (source.blocks.counts.sum(0) for source in (data.training, data.validation))
+    if np.count_nonzero(shown) < 2:
+        name = ours[int(shown.argmax())]
+        raise DataError(
+            f"all labelled pixels of the training images are {name!r}: there is nothing to tell apart; train on images "
+            "that show another class, too"
+        )
     if len(ours) == 2 and not seen[1]:
         name = config.classes[1].name
         raise DataError(
@@ -255,7 +263,7 @@ def _package(
 ) -> Package:
     from unetpp_workflows.training_result import write_package
 
-    write_file(output / HISTORY, (json.dumps([asdict(e) for e in result.history], indent=1) + "\n").encode())
+    write_file(output / HISTORY, (json.dumps(plain([asdict(e) for e in result.history]), indent=1) + "\n").encode())
     with console.status("scoring every level"):
         package = write_package(config, data, result, output, start=start, command=command, device=place)
     for row in package.spec.training["levels"]:

@@ -36,6 +36,11 @@ def test_the_fingerprint_is_of_all_that_is_read() -> None:
         ((PIXELS[:5], LABELS), r"of \(5, 8, 3\), \(6, 8\), None; give \(H, W, C\)"),
         ((PIXELS[..., 0], LABELS), r"of \(6, 8\), \(6, 8\), None; give \(H, W, C\)"),
         ((PIXELS, LABELS, OBJECTS[:5]), r"of \(6, 8, 3\), \(6, 8\), \(5, 8\); give"),
+        (
+            (np.full((6, 8, 3), np.nan, np.float32), LABELS),
+            "pixels that are no finite numbers; replace them, and label them 255",
+        ),
+        ((PIXELS + np.float32(np.inf), LABELS), "pixels that are no finite numbers"),
         ((PIXELS, LABELS + 2), "labels that are no classes; give 0 to 1, or 255 for no label"),
         ((PIXELS, LABELS.astype(np.int64) - 1), "labels that are no classes; give 0 to 1"),
         ((PIXELS, LABELS.astype(np.float32)), "labels that are no classes; give 0 to 1"),
