@@ -45,6 +45,8 @@ def test_a_state_dict_becomes_a_package_and_an_onnx_file(tmp_path: Path) -> None
     assert code == 2 and "is a file or not empty; choose a new folder" in text
     code, text = run(*command[:-1], "one,two,three", *norm, "-o", tmp_path / "three")
     assert code == 2 and "3 classes described for 2 logits" in text
+    code, text = run(*command[:-1], "one,", *norm, "-o", tmp_path / "nameless")
+    assert code == 2 and "classes 'one, ': one has no name" in text and not (tmp_path / "nameless").exists()
     code, text = run(*command, "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "-o", tmp_path / "small")
     assert code == 2 and "between 0 and 1" in text and not (tmp_path / "small").exists()
     spoilt = trained(2, True)

@@ -144,6 +144,22 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_more_workers_than_patches_are_refused_before_any_is_started(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch = 2 for 3 workers and 1 parts: give every worker a patch"):
+        run(tmp_path, None, [*SMALL, "train.batch=2"], workers=3)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_change_that_is_not_for_these_images_is_refused_before_any_worker_is_started(
+    tmp_path: Path, store: Path
+) -> None:
+    root = zarr.open_group(shutil.copytree(store, tmp_path / "wide.zarr"))
+    facts: Any = root.attrs["unetpp_training"]
+    root.attrs["unetpp_training"] = {**facts, "dtype": "uint16"}
+    with pytest.raises(ConfigError, match=r"augment.stain = 0.1: stains are those of slides"):
+        run(tmp_path / "out", tmp_path / "wide.zarr", [*SMALL, "train.augment.stain=0.1"], workers=2)
+
+
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, store: Path) -> None:
     for text in ("{", '{"name": "smoke", "was": 1}'):
         (tmp_path / "recipe.json").write_text(text)

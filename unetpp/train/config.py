@@ -48,7 +48,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name, least in (("scale", 1e-3), ("saturation", 0.0)):
             low, high = getattr(self, name)
-            if not least <= low <= high:
+            if not least <= low <= high < math.inf:
                 raise ConfigError(f"{name} = [{low}, {high}]: give the smaller number first, and none below {least:g}")
         for name in ("elastic", "stain", "gamma", "gain", "offset", "tint", "blur_sigma", "noise_sigma"):
             _at_least(self, name, 0)
@@ -125,7 +125,7 @@ class TrainConfig:
 
 
 def _at_least(config: AugmentConfig | TrainConfig, name: str, least: int) -> None:
-    if not getattr(config, name) >= least:
+    if not least <= getattr(config, name) < math.inf:
         raise ConfigError(f"{name} = {getattr(config, name)}: give at least {least}")
 
 

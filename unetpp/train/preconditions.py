@@ -28,13 +28,18 @@ def check_device(device: str) -> None:
 
 def check_numbers(network: Network, training: Source, config: TrainConfig, ranks: Ranks) -> None:
     """Raise `ConfigError` for numbers that no step can be made with."""
-    if config.batch < ranks.world * config.accumulate:
-        raise ConfigError(
-            f"batch = {config.batch} for {ranks.world} workers and {config.accumulate} parts: "
-            "give every worker a patch of every part"
-        )
+    check_batch(config, ranks.world)
     check_patch(network.config, config)
     check_augment(config.augment, training.span)
+
+
+def check_batch(config: TrainConfig, workers: int) -> None:
+    """Raise `ConfigError` where some worker would have no patch."""
+    if config.batch < workers * config.accumulate:
+        raise ConfigError(
+            f"batch = {config.batch} for {workers} workers and {config.accumulate} parts: "
+            "give every worker a patch of every part"
+        )
 
 
 def check_patch(switches: GridConfig, config: TrainConfig) -> None:

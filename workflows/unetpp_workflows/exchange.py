@@ -32,11 +32,14 @@ def import_weights(
 
     Raises:
         ModelPackageError: the weights are of another network, are not finite, or do not fit the classes or bands.
-        ConfigError: `output` is a file or holds something, or deviations are not of 8-bit samples.
+        ConfigError: `output` is a file or holds something, a class has no name, or deviations are not of 8-bit
+            samples.
         SpacingError: `spacing` is none.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"{output} is a file or not empty; choose a new folder")
+    if "" in classes:
+        raise ConfigError(f"classes {', '.join(classes)!r}: one has no name; name one for each logit")
     if max(std) < 1:
         # No 8-bit image varies so little: the network would see values hundreds of times too large.
         raise ConfigError(f"std {std} is of samples between 0 and 1, and images have 0 to 255; give mean and std x 255")

@@ -23,7 +23,9 @@ from unetpp.durable import write_file
 from unetpp.errors import ConfigError, DataError, RegistryError
 from unetpp.model import halo
 from unetpp.package import SPEC, load_package
+from unetpp.train.augment import check_augment
 from unetpp.train.job import CHECKPOINT, config_from
+from unetpp.train.preconditions import check_batch
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.figures import plain
 from unetpp_workflows.recipe import Recipe, architecture, check_network, load_recipe
@@ -102,6 +104,7 @@ def run_training(
         device(options.device)  # better known before the data is prepared
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=options.tracking_uri)
     check_network(config)
+    check_batch(config.train, options.workers)  # a worker that refuses would be started again and again
     _claim(config, output)
     start = starting_point(config, output)
     store = options.store or _prepared(config, data, output, console)
@@ -225,6 +228,7 @@ def _check(config: Recipe, data: TrainingData, store: Path, start: StartingPoint
             f"no pixel of the validation images is {name!r}, so that no weights could be told from others; "
             "validate on images that show it"
         )
+    check_augment(config.train.augment, data.training.span)
     reach = halo(architecture(config, len(data.bands)))
     check_surrounded(data.validation, store, reach)
     if data.within_group and data.guard < reach:

@@ -97,7 +97,8 @@ def test_a_loss_that_is_no_number_ends_training_before_any_weight_is_lost(tmp_pa
 @pytest.mark.parametrize(
     "changes",
     [{"rate": -1.0}, {"clip": 0.0}, {"decay": -0.1}, {"warmup": -1}, {"seed": -1}, {"threads": -1},
-     {"patience": -1}, {"class_aware": 5.0}, {"seed": 2**63}, {"balance": math.nan}, {"balance": math.inf}],
+     {"patience": -1}, {"class_aware": 5.0}, {"seed": 2**63}, {"balance": math.nan}, {"balance": math.inf},
+     {"rate": math.inf}],
 )  # fmt: skip
 def test_numbers_that_no_training_can_have_are_refused(changes: dict[str, Any]) -> None:
     (name,) = changes
@@ -106,7 +107,15 @@ def test_numbers_that_no_training_can_have_are_refused(changes: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"blur_sigma": -1.0}, {"elastic": -1.0}, {"elastic_nodes": 1}, {"noise": 2.0}, {"rotate": -0.5}]
+    "changes",
+    [
+        {"blur_sigma": -1.0},
+        {"elastic": -1.0},
+        {"elastic_nodes": 1},
+        {"noise": 2.0},
+        {"rotate": -0.5},
+        {"scale": (0.5, math.inf)},
+    ],
 )
 def test_changes_that_no_patch_can_have_are_refused(changes: dict[str, Any]) -> None:
     (name,) = changes
