@@ -51,7 +51,7 @@ def job(tmp_path: Path, tiny_package: Path) -> Any:
     return prepare_job(tmp_path / "image.png", tmp_path / "out", tiny_package, **options)
 
 
-def test_time_and_memory_follow_the_multiply_adds(home: Path, job: Any, tiny_package: Path) -> None:
+def test_time_follows_the_multiply_adds(home: Path, job: Any, tiny_package: Path) -> None:
     spec = load_package(tiny_package).spec
     architecture = spec.architecture
     estimates.save(architecture, [ROW, replace(ROW, engine="openvino", written_mpx_s=50.0)])
@@ -59,14 +59,12 @@ def test_time_and_memory_follow_the_multiply_adds(home: Path, job: Any, tiny_pac
     assert measured is not None
     # 5 x 4 tiles of 120 x 120 px, of which the row computes 2 million a second.
     found = estimates.estimate(measured, job, spec, 1.0)
-    assert found is not None and found.seconds == pytest.approx(20 * 120 * 120 / 2e6)
-    half = estimates.estimate(measured, job, spec, 0.5)
-    assert half is not None and half.seconds == found.seconds / 2
-    assert found.memory_mb == pytest.approx(600 + 50 * 120 * 120 / 200**2)
+    assert found == pytest.approx(20 * 120 * 120 / 2e6)
+    assert estimates.estimate(measured, job, spec, 0.5) == found / 2
     other = GridConfig(bands=3, classes=3, filters=(8, 16, 16))
     larger = estimates.estimate(measured, job, replace(spec, architecture=other), 1.0)
     ratio = multiply_adds(other) / multiply_adds(architecture)
-    assert larger is not None and ratio > 2 and larger.seconds == pytest.approx(found.seconds * ratio)
+    assert ratio > 2 and larger == pytest.approx(found * ratio)
 
 
 def test_a_u_net_takes_less_than_the_grid_that_it_is_a_part_of(home: Path, job: Any, tiny_package: Path) -> None:
@@ -75,7 +73,7 @@ def test_a_u_net_takes_less_than_the_grid_that_it_is_a_part_of(home: Path, job: 
     measured = estimates.load()
     assert measured is not None
     grid, unet = (estimates.estimate(measured, job, found, 1.0) for found in (spec, replace(spec, network="unet")))
-    assert grid is not None and unet is not None and unet.seconds < grid.seconds
+    assert grid is not None and unet is not None and unet < grid
 
 
 def test_every_orientation_takes_its_time(home: Path, job: Any, tiny_package: Path) -> None:
@@ -85,13 +83,6 @@ def test_every_orientation_takes_its_time(home: Path, job: Any, tiny_package: Pa
     fused, whole = (replace(found, engine=replace(found.engine, name="openvino")) for found in (job, eight))
     least = 8 * estimates.computed_pixels(fused, spec)
     assert least <= estimates.computed_pixels(whole, spec) <= estimates.computed_pixels(eight, spec)
-    estimates.save(spec.architecture, [ROW])
-    measured = estimates.load()
-    assert measured is not None
-    plain, turned = (estimates.estimate(measured, of, spec, 1.0) for of in (job, eight))
-    assert plain is not None and plain.memory_mb and turned is not None and turned.memory_mb
-    # Two workers, three classes, 120 x 120 px.
-    assert turned.memory_mb - plain.memory_mb == pytest.approx(2 * 12 * 4 * 3 * 120 * 120 / 1e6)
 
 
 def test_what_was_not_measured_is_unknown(home: Path, job: Any, tiny_package: Path) -> None:
@@ -120,7 +111,7 @@ def test_plan_says_time_and_memory_or_how_to_know(home: Path, tiny_package: Path
     assert "unetpp doctor --bench" in shown()
     estimates.save(load_package(tiny_package).spec.architecture, [replace(ROW, written_mpx_s=0.001)])
     text = shown()
-    assert "2 min of computing with 2 workers" in text and "about 0.6 GB of memory" in text
+    assert "2 min of computing with 2 workers" in text
     turned = shown(tta="d4")
     assert "19 min of computing" in turned and "engine torch fp32 with tta d4" in turned and "with tta" not in text
     share = r"120x120 +(\d+%)"

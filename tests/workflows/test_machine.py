@@ -1,4 +1,4 @@
-"""Cores and instructions of a machine, read from files written here."""
+"""Cores and memory of a machine, read from files written here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from unetpp_workflows.machine import cpu_count
+from unetpp_workflows.machine import cpu_count, free_memory
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,31 @@ def test_a_container_quota_limits_the_cores(tmp_path: Path, quota: str, cores: i
         file.write_text(quota)
         assert cpu_count(tmp_path, own) == (cores or free)
         file.write_text("max 100000")
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "left"), [("900", "300", 640), ("2000", "0", 1000), ("max", "300", 1000), ("900", "980", 0)]
+)
+def test_a_container_limit_leaves_less_memory(tmp_path: Path, limit: str, used: str, left: int) -> None:
+    own, meminfo = tmp_path / "own", tmp_path / "meminfo"
+    own.write_text("0::/pods/job\n")
+    meminfo.write_text("MemTotal:  4096 kB\nMemAvailable:  1000 kB\nHugePages_Total:  0\n")
+    assert free_memory(tmp_path, own, meminfo) == 1000 * 1024
+    for place in ("", "pods", "pods/job"):
+        folder = tmp_path / place
+        folder.mkdir(exist_ok=True)
+        (folder / "memory.max").write_text(limit if limit == "max" else str(int(limit) * 1024))
+        (folder / "memory.current").write_text(str(int(used) * 1024))
+        (folder / "memory.stat").write_text(f"anon 5\nfile 9\ninactive_file {40 * 1024}\n")
+        assert free_memory(tmp_path, own, meminfo) == left * 1024
+        (folder / "memory.max").write_text("max")
+    assert free_memory(tmp_path, own, tmp_path / "absent") is None
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="not Linux")
+def test_this_machine_has_memory_left() -> None:
+    found = free_memory()
+    assert found is not None and 0 < found <= psutil.virtual_memory().total
 
 
 HEAP = """

@@ -124,7 +124,7 @@ def _measure(
     return BenchRow(
         tile=side,
         core=core,
-        useful_share=useful_share(package.spec.architecture, side, side, margins)
+        useful_share=useful_share(package.spec.architecture, side, side, margins, package.spec.network)
         if any(margins)
         else core * core / (side * side),
         computed_mpx_s=computed / 1e6,

@@ -267,7 +267,7 @@ def plan(
 ) -> None:
     """Say what a segmentation would do: pixels, shards, tiles, bytes, time, memory, and what is done. Computes nothing.
 
-    Time and memory come from `unetpp doctor --bench`, run once on this machine; without it they are unknown.
+    The time comes from `unetpp doctor --bench`, run once on this machine; without it it is unknown.
 
     [bold]Example[/]
 

@@ -57,7 +57,10 @@ Region = Annotated[
 ]
 Tissue = Annotated[str | None, typer.Option("--tissue", help="auto (slides: only tissue) or none.")]
 Executor = Annotated[str | None, typer.Option("--executor", help="local (threads) or ray.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Default: one per CPU core or GPU.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Default: one per CPU core or GPU; segment takes fewer where memory is short."),
+]
 Engine = Annotated[str | None, typer.Option("--engine", help="auto, triton, openvino or torch.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, fp16 (triton only) or bf16.")]
 Tta = Annotated[

@@ -1,7 +1,7 @@
 """Keeps what this machine's engine was measured to do, and estimates from it what a plan will take; measures nothing.
 
-An estimate scales the measured row by multiply-adds: time with those of all tiles that have valid pixels, memory with
-those of one tile. Reading and writing run beside computing and are taken to be hidden by it.
+An estimate scales the measured row by the multiply-adds of all tiles that have valid pixels. Reading and writing run
+beside computing and are taken to be hidden by it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from unetpp.job import SegmentJob
     from unetpp.package import ModelSpec
 
-_BASE_MB = 600
-"""Resident before the first tile: the interpreter, torch, OpenVINO, zarr (measured)."""
-_AVERAGING = 12
-"""Float32 arrays of a tile's probabilities that a worker takes to average them, above what labels alone take: 8 to 13
-measured with OpenVINO on tiles of 1024 px."""
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -40,14 +34,6 @@ class Measured:
     date: str
     architecture: GridConfig
     rows: tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Seconds of computing, and peak memory in MB where it was measured."""
-
-    seconds: float
-    memory_mb: float | None
 
 
 def save(architecture: GridConfig, rows: Sequence[BenchRow]) -> Path:
@@ -75,8 +61,8 @@ def load() -> Measured | None:
         return None
 
 
-def estimate(measured: Measured, job: SegmentJob, spec: ModelSpec, valid_share: float) -> Estimate | None:
-    """Estimate the computing of a whole image; None where the job's engine and precision were not measured.
+def estimate(measured: Measured, job: SegmentJob, spec: ModelSpec, valid_share: float) -> float | None:
+    """Estimate the seconds of a whole image's computing; None where the job's engine and precision were not measured.
 
     Args:
         valid_share: of the image's pixels; tiles are taken to be computed in proportion.
@@ -88,13 +74,8 @@ def estimate(measured: Measured, job: SegmentJob, spec: ModelSpec, valid_share: 
     area = plan.tile_shape[0] * plan.tile_shape[1]
     row = min(alike, key=lambda row: abs(row["tile"] ** 2 - area))
     each = multiply_adds(measured.architecture)
-    rate = row["written_mpx_s"] * 1e6 * each / row["useful_share"]  # multiply-adds per second, useful or not
-    factor = multiply_adds(spec.architecture, spec.network) / each
-    memory = None if row["peak_mb"] is None else _BASE_MB + row["peak_mb"] * factor * area / row["tile"] ** 2
-    if memory is not None and engine.tta != "none":
-        memory += row["workers"] * _AVERAGING * 4 * max(2, spec.architecture.classes) * area / 1e6
-    work = computed_pixels(job, spec) * each * factor
-    return Estimate(work * valid_share / rate, memory)
+    rate: float = row["written_mpx_s"] * 1e6 * each / row["useful_share"]  # multiply-adds per second, useful or not
+    return computed_pixels(job, spec) * multiply_adds(spec.architecture, spec.network) * valid_share / rate
 
 
 def computed_pixels(job: SegmentJob, spec: ModelSpec) -> float:

@@ -1,4 +1,4 @@
-"""What this machine offers a run: cores it may use and instructions it has; knows nothing of what runs on them."""
+"""What this machine offers a run: cores and memory it may use; knows nothing of what runs on them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,55 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # from glibc's malloc.h
 
 
-def cpu_count(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+def cpu_count(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
     """Return the cores this process may use: its affinity, cut to the quota of its cgroup and of those around it.
 
     A container sees its own cgroup as the outermost one; a service or a job of Slurm is deep below it.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        names = next(line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):  # not Linux, or without cgroups v2
-        return cores
-    inner = Path(names.removeprefix("0::").lstrip("/"))
-    for place in (inner, *inner.parents):
+    for place in _cgroups(cgroups, own):
         try:
-            quota, period = (cgroups / place / "cpu.max").read_text(encoding="ascii").split()
+            quota, period = (place / "cpu.max").read_text(encoding="ascii").split()
             cores = min(cores, math.ceil(int(quota) / int(period)))
         except (OSError, ValueError):  # no quota
             continue
     return max(1, cores)
+
+
+def free_memory(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Return the bytes that this process may still take before the system kills something; None where it is not said.
+
+    That is what the machine has left, or less where its cgroup or one of those around it has a limit. Pages of files
+    that were read count as free in both, as the system drops them first.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):  # not Linux
+        return None
+    for place in _cgroups(cgroups, own):
+        try:
+            limit, used = (int((place / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+            stat = dict(line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines())
+            free = min(free, limit - used + int(stat.get("inactive_file", 0)))
+        except (OSError, ValueError):  # no limit
+            continue
+    return max(0, free)
+
+
+def _cgroups(root: Path, own: Path) -> Iterator[Path]:
+    """Yield the folders of this process's cgroup and of those around it; none where there are no cgroups v2."""
+    try:
+        names = next(line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return
+    inner = Path(names.removeprefix("0::").lstrip("/"))
+    for place in (inner, *inner.parents):
+        yield root / place
 
 
 def worker_count(threads: int, *, gpus: bool = True) -> int:

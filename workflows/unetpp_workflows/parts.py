@@ -22,6 +22,7 @@ from unetpp.errors import ConfigError, StoreError, UnetppError
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
+from unetpp_workflows.fitting import fitted
 from unetpp_workflows.inputs import Source
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.metrics import exported
@@ -97,6 +98,7 @@ def segment_part(
                 jobs.append(found)
         done = 0
         if part.index and jobs:
+            call = fitted(call, [ready.job for ready in jobs], display.say)
             for ready, outcome in zip(jobs, run_shards(call, jobs, display, lease, log, metrics), strict=True):
                 metrics.ended(outcome)
                 done += outcome.done

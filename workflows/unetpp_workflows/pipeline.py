@@ -33,6 +33,7 @@ from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
 from unetpp_workflows.executors.local import run_local
 from unetpp_workflows.finishing import Finishing, images_at_once
+from unetpp_workflows.fitting import fitted
 from unetpp_workflows.inputs import Source, assign_folders, expand, identity
 from unetpp_workflows.lease import Lease
 from unetpp_workflows.machine import rare_collections, worker_count
@@ -109,6 +110,7 @@ def segment(
                     "settings, and are replaced"
                 )
             if found:
+                call = fitted(call, [ready.job for ready in found], display.say)
                 results |= _finished(call, found, display, lease, log, metrics)
         summary = Summary(tuple(results.values()), time.perf_counter() - started)
         return _written_down(summary, output, log, metrics)

@@ -20,7 +20,8 @@ from unetpp.model.orientations import turns
 from unetpp.region import Region
 from unetpp_workflows.cli_options import DONE, PART_FAILED, plain_table
 from unetpp_workflows.config import RunConfig
-from unetpp_workflows.estimates import Estimate, Measured, computed_pixels, estimate, load
+from unetpp_workflows.estimates import Measured, computed_pixels, estimate, load
+from unetpp_workflows.fitting import fitted, need_of
 from unetpp_workflows.pipeline import find_sources, start_call
 from unetpp_workflows.steps import Call, job_options
 
@@ -43,7 +44,7 @@ class ImagePlan:
         source_bytes: Size of the input file, 0 where it is no single file.
         committed: Shards that are finished already in the output folder.
         spec: Of the model.
-        estimate: Of the whole image's computing, None where this machine was not measured.
+        seconds: Of the whole image's computing, None where this machine was not measured.
     """
 
     name: str
@@ -52,7 +53,7 @@ class ImagePlan:
     source_bytes: int
     committed: int
     spec: ModelSpec
-    estimate: Estimate | None = None
+    seconds: float | None = None
 
     @property
     def pixels(self) -> int:
@@ -64,7 +65,7 @@ class ImagePlan:
 
     @property
     def seconds_left(self) -> float | None:
-        return None if self.estimate is None else self.estimate.seconds * (1 - self.committed / self.shards)
+        return None if self.seconds is None else self.seconds * (1 - self.committed / self.shards)
 
 
 def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, console: Console) -> int:
@@ -85,7 +86,9 @@ def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, co
         console.print(f"failed: {problem}", markup=False, highlight=False, soft_wrap=True)
     if plans:
         console.print(_totals(plans), highlight=False, soft_wrap=True)
-        console.print(_cost(plans, measured), highlight=False, soft_wrap=True)
+        console.print(_time(plans, measured), highlight=False, soft_wrap=True)
+        for line in _memory(call, plans):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     return PART_FAILED if problems else DONE
 
 
@@ -113,7 +116,7 @@ def plan_image(call: Call, source: Source, measured: Measured | None = None) -> 
         source_bytes=_size(source.uri),
         committed=progress(job).committed if same else 0,
         spec=spec,
-        estimate=estimate(measured, job, spec, share) if measured else None,
+        seconds=estimate(measured, job, spec, share) if measured else None,
     )
 
 
@@ -179,20 +182,26 @@ def _engine(choice: EngineChoice) -> str:
     return f"{choice.name} {choice.precision}{orientations}"
 
 
-def _cost(plans: list[ImagePlan], measured: Measured | None) -> str:
-    """Say how long the rest will compute here and how much memory that takes."""
-    advice = "unknown; run `unetpp doctor --bench` once on this machine"
-    estimates = [plan.estimate for plan in plans if plan.estimate is not None]
-    if measured is None or len(estimates) < len(plans):
-        return f"estimated time and memory: {advice}"
-    left = sum(plan.seconds_left or 0.0 for plan in plans)
-    memory = max((found.memory_mb for found in estimates if found.memory_mb is not None), default=None)
-    shown = "unknown" if memory is None else f"about {memory / 1000:.1f} GB"
-    workers = measured.rows[0]["workers"]
+def _time(plans: list[ImagePlan], measured: Measured | None) -> str:
+    """Say how long the rest will compute here."""
+    if measured is None or any(plan.seconds is None for plan in plans):
+        return "estimated time: unknown; run `unetpp doctor --bench` once on this machine"
+    left, workers = _duration(sum(plan.seconds_left or 0.0 for plan in plans)), measured.rows[0]["workers"]
     return (
-        f"estimated from the bench of {measured.date}: {_duration(left)} of computing with {workers} workers on this "
-        f"machine, {shown} of memory; finishing (polygons, pyramid) comes on top"
+        f"estimated from the bench of {measured.date}: {left} of computing with {workers} workers on this machine; "
+        "finishing (polygons, pyramid) comes on top"
     )
+
+
+def _memory(call: Call, plans: list[ImagePlan]) -> list[str]:
+    """Say how much memory that takes on this machine, and whether the run will take fewer workers for want of it."""
+    if call.address is not None or any(plan.job.engine.device != "cpu" for plan in plans):
+        return []
+    jobs = [plan.job for plan in plans]
+    lines: list[str] = []
+    call = fitted(call, jobs, lines.append)
+    workers = f"{call.workers} worker{'s' if call.workers > 1 else ''}"
+    return [*lines, f"estimated memory: about {need_of(call, jobs).of(call.workers) / 1e9:.1f} GB with {workers}"]
 
 
 def _duration(seconds: float | None) -> str:
