@@ -3,7 +3,7 @@
 A band list is a small TOML file NAME.bands.toml:
 
     item = "S2A.json"            # only where bands are named by asset: a STAC item
-    physical = true              # values as the item's scale and offset make them; false: as they are stored
+    physical = true              # values as the item's scale and offset make them, which it must state; false: stored
     dtype = "uint8"              # of the image that is made; float32 without it where values are scaled
     bands = [
         { uri = "B04.tif", name = "red" },
@@ -16,7 +16,8 @@ A band is told by its name in the file or its number from 1; without either the 
 the file, or like its asset. The image's value is stored value * scale + offset, rounded half to even and clipped where
 dtype is of integers; with `physical`, the item's scale and offset come before. The files share CRS and upper left
 corner. The image has the pixels of the finest; a pixel that is twice, three times ... as large stands for all below it.
-It has the levels that every file has or is coarser than. A pixel is valid where all its bands are.
+It has the levels that every file has or is coarser than. A pixel is valid where all its bands are, which of assets is
+told by the nodata of item and file.
 
 With `items = "search.json"` in the place of `item`, a STAC item collection, the list is one image per item:
 NAME.bands.toml#ID.
@@ -35,9 +36,9 @@ import numpy as np
 from unetpp.errors import BandsError, DataError, ImageFormatError
 from unetpp.geometry import Box
 from unetpp.io.base import Level, Mask, Pixels, Raster
-from unetpp.io.reader import ReaderBase, both
+from unetpp.io.reader import ReaderBase, both, valid_samples
 from unetpp.io.remote import placed
-from unetpp.io.stac import Item, read_items
+from unetpp.io.stac import Asset, Item, read_items
 
 SUFFIX = ".bands.toml"
 _DTYPES = ("uint8", "uint16", "int16", "float32")
@@ -47,11 +48,13 @@ _KEYS = {"uri", "asset", "band", "name", "scale", "offset"}
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the list: `stored` are scale and offset of the item, by the file's bands."""
+    """A line of the list; `asset` of the item `item` where it names one, `physical` where its scale is to be applied."""
 
     uri: str
     values: Mapping[str, Any]
-    stored: tuple[tuple[float, float], ...] = ()
+    asset: Asset | None = None
+    item: str = ""
+    physical: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,23 @@ class BandsRaster(ReaderBase):
             for entry in entries:
                 if entry.uri not in self._rasters:
                     self._rasters[entry.uri] = open_raster(entry.uri)
-            self._bands = [_band(self._rasters[entry.uri], entry) for entry in entries]
-            self.item_values = [entry.stored for entry in entries if entry.stored]
+            self._bands = [_band(path, self._rasters[entry.uri], entry) for entry in entries]
+            self._take_values(entries)
             self._describe(path, values.get("dtype"))
         except BaseException:
             self.close()
             raise
+
+    def _take_values(self, entries: list[_Entry]) -> None:
+        """Keep what the item says of nodata, and for the fingerprint all that it says of the values."""
+        self._nodata: dict[str, list[float | None]] = {}
+        self.item_values: list[Any] = []
+        for entry, band in zip(entries, self._bands, strict=True):
+            if entry.asset is not None:
+                count = len(self._rasters[entry.uri].bands)
+                self._nodata[entry.uri] = [entry.asset.values(index).nodata for index in range(count)]
+                self.item_values += [(entry.asset.values(band.index).linear,)] if entry.physical else []
+        self.item_values += [stated for stated in self._nodata.values() if any(value is not None for value in stated)]
 
     def _describe(self, path: Path, dtype: str | None) -> None:
         self.part_uris = tuple(self._rasters)
@@ -121,7 +135,7 @@ class BandsRaster(ReaderBase):
         for i, band in enumerate(self._bands):
             samples, here = read[band.uri]
             pixels[..., i] = self._values(samples[..., band.index], band)
-            valid = both(valid, here)
+            valid = both(valid, both(here, valid_samples(samples, self._nodata.get(band.uri, ()))))
         return pixels, valid
 
     def _values(self, stored: Pixels, band: _Band) -> Pixels:
@@ -187,6 +201,8 @@ def _item(path: Path, values: Mapping[str, Any], wanted: str | None) -> Item | N
         raise ImageFormatError(f"{path} {what} {path.name}#ID")
     document = values.get("items", values.get("item"))
     if document is None:
+        if values.get("physical"):
+            raise ImageFormatError(f"{path}: physical = true needs an item; give each band its scale and offset")
         return None
     try:
         items = {item.id: item for item in read_items(placed(str(path.parent), document))}
@@ -216,15 +232,15 @@ def _entry(path: Path, item: Item | None, number: int, band: object, physical: b
             raise ImageFormatError(
                 f"{path}: item {item.id!r} has no asset {entry['asset']!r}; it has {', '.join(sorted(item.assets))}"
             )
-        return _Entry(asset.uri, entry, asset.scales if physical else ())
+        return _Entry(asset.uri, entry, asset, item.id, physical)
     uri = entry["uri"]
     if not isinstance(uri, str) or not uri or is_band_list(Path(uri)):
         raise ImageFormatError(f"{path}: band {number} is of {uri!r}; give an image")
     return _Entry(placed(str(path.parent), uri), entry)
 
 
-def _band(raster: Raster, entry: _Entry) -> _Band:
-    """Find a band by name, else by number from 1."""
+def _band(path: Path, raster: Raster, entry: _Entry) -> _Band:
+    """Find a band by name, else by number from 1, and what turns its stored values into the image's."""
     values = entry.values
     wanted = values.get("band", 1 if len(raster.bands) == 1 else None)
     if isinstance(wanted, str) and raster.bands.count(wanted) == 1:
@@ -237,9 +253,22 @@ def _band(raster: Raster, entry: _Entry) -> _Band:
         )
     named = values.get("asset", raster.bands[index]) if len(raster.bands) == 1 else raster.bands[index]
     name = str(values.get("name", named))
-    own, shift = entry.stored[index] if index < len(entry.stored) else (1.0, 0.0)
+    own, shift = _physical(path, entry, index)
     scale = float(values.get("scale", 1))
     return _Band(entry.uri, index, name, own * scale, shift * scale + float(values.get("offset", 0)))
+
+
+def _physical(path: Path, entry: _Entry, index: int) -> tuple[float, float]:
+    """Return scale and offset from the stored to the physical value of a file's band, (1, 0) where not asked for."""
+    if entry.asset is None or not entry.physical:
+        return 1.0, 0.0
+    stated = entry.asset.values(index).linear
+    if stated is None:
+        raise ImageFormatError(
+            f"{path}: item {entry.item!r} states neither scale nor offset of band {index + 1} of its asset "
+            f"{entry.asset.key!r}, and stored values are no physical ones; leave physical out and give scale and offset"
+        )
+    return stated
 
 
 def _factor(path: Path, first: Raster, other: Raster) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,41 @@ _NO_DATA_ROLES = {"thumbnail", "overview", "visual", "metadata", "mask"}
 
 
 @dataclass(frozen=True)
+class Values:
+    """What an item says of the values that a band's file stores; None is what it does not say."""
+
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+
+    @property
+    def linear(self) -> tuple[float, float] | None:
+        """Scale and offset to the physical value, 1 or 0 where only the other is stated; None where neither is."""
+        if self.scale is None and self.offset is None:
+            return None
+        return 1.0 if self.scale is None else self.scale, 0.0 if self.offset is None else self.offset
+
+
+@dataclass(frozen=True)
 class Asset:
     """One file of an item.
 
     Attributes:
         uri: absolute, or from the current folder.
-        scales: (scale, offset) of each band that the item describes, in the file's order; (1, 0) where it says none.
+        described: of each band that the item describes, in the file's order.
+        others: of the bands that it does not describe: what it says of the asset as a whole.
     """
 
     key: str
     uri: str
     type: str
     roles: frozenset[str]
-    scales: tuple[tuple[float, float], ...]
+    described: tuple[Values, ...] = ()
+    others: Values = Values()
+
+    def values(self, index: int) -> Values:
+        """Return what is said of the file's band, counted from 0."""
+        return self.described[index] if index < len(self.described) else self.others
 
 
 @dataclass(frozen=True)
@@ -92,16 +116,29 @@ def _item(values: Mapping[str, Any], folder: str) -> Item:
             placed(folder, asset["href"]),
             str(asset.get("type", "")),
             frozenset(asset.get("roles") or ()),
-            tuple(_scales(asset)),
+            tuple(_described(asset)),
+            _values({}, {}, asset),
         )
         for key, asset in values["assets"].items()
     }
     return Item(str(values["id"]), assets)
 
 
-def _scales(asset: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
-    """Yield what turns stored into physical values: of STAC 1.1's bands, or of the raster extension 1.x."""
-    for band in asset.get("bands") or asset.get("raster:bands") or [{}]:
-        known = {**asset, **band}
-        scale, offset = (known.get(f"raster:{name}", band.get(name)) for name in ("scale", "offset"))
-        yield float(1 if scale is None else scale), float(0 if offset is None else offset)
+def _described(asset: Mapping[str, Any]) -> Iterator[Values]:
+    """Yield what is said of each band: in STAC 1.1's bands, else in the raster extension 1.x, else of the asset."""
+    new, old = asset.get("bands") or (), asset.get("raster:bands") or ()
+    for band, raster in zip_longest(new, old, fillvalue={}):
+        yield _values(band, raster, asset)
+
+
+def _values(band: Mapping[str, Any], raster: Mapping[str, Any], asset: Mapping[str, Any]) -> Values:
+    def stated(name: str, *more: Any) -> float | None:
+        prefixed = f"raster:{name}"
+        places = (band.get(prefixed), band.get(name), raster.get(name), asset.get(prefixed), *more)
+        value = next((value for value in places if value is not None), None)
+        return None if value is None else float(value)  # nodata may be "nan" or "-inf"
+
+    found = Values(stated("scale"), stated("offset"), stated("nodata", asset.get("nodata")))
+    if not all(math.isfinite(value or 0.0) for value in (found.scale, found.offset)):
+        raise ValueError(f"a scale of {found.scale} and an offset of {found.offset}")
+    return found

@@ -132,6 +132,45 @@ def test_physical_values_are_the_items(make: Any, scale: dict[str, float]) -> No
     assert fingerprint(stretched) != before, "the item now gives other values"
 
 
+@pytest.mark.parametrize(
+    "asset",
+    [
+        {"bands": [{"name": "B04"}], "raster:bands": [{"scale": 0.5, "offset": -3, "nodata": 77}]},
+        {"bands": [{"name": "B04", "raster:scale": 0.5, "nodata": 77}], "raster:bands": [{"offset": -3, "nodata": 1}]},
+        {"bands": [{"name": "B04", "nodata": "77"}], "raster:scale": 0.5, "raster:offset": -3},
+        {"nodata": 77, "raster:scale": 0.5, "raster:offset": -3},
+    ],
+    ids=["old", "both", "asset", "bandless"],
+)
+def test_values_are_stated_by_either_list_of_bands_or_the_asset(make: Any, asset: dict[str, Any]) -> None:
+    stored = make.noise((40, 50, 1), np.uint16)
+    stored[3, 4] = 77
+    make.geotiff(stored, "red.tif")  # says nothing of its nodata
+    item = _items(make.folder / "item.json", {"a": {"red": {"href": "red.tif", **asset}}})
+    for head, expected in (("physical = true", stored * 0.5 - 3), ("", stored)):
+        path = _list(make.folder, f'item = "item.json"\n{head}\nbands = [{{ asset = "red" }}]')
+        with open_raster(path) as raster:
+            window = raster.read(Box(0, 0, 40, 50))
+        np.testing.assert_array_equal(window.pixels, expected)
+        np.testing.assert_array_equal(window.valid, stored[..., 0] != 77)
+    before = fingerprint(path)
+    item.write_text(item.read_text().replace("77", "78"))
+    assert fingerprint(path) != before, "other pixels are valid now"
+
+
+@pytest.mark.parametrize(
+    "asset", [{}, {"raster:bands": [{"nodata": 0}]}, {"bands": [{"name": "B03"}, {"raster:scale": None}]}]
+)
+def test_physical_values_that_the_item_does_not_state_are_refused(make: Any, asset: dict[str, Any]) -> None:
+    make.geotiff(make.noise((20, 20, 2), np.uint16), "two.tif")
+    _items(make.folder / "item.json", {"S2A": {"two": {"href": "two.tif", **asset}}})
+    text = 'item = "item.json"\nphysical = true\nbands = [{ asset = "two", band = 2, scale = 850 }]'
+    with pytest.raises(
+        ImageFormatError, match="item 'S2A' states neither scale nor offset of band 2 of its asset 'two'"
+    ):
+        open_raster(_list(make.folder, text))
+
+
 def test_documents_are_found_by_their_file_uri(make: Any) -> None:
     pixels = make.noise((20, 20, 1))
     asset = {"href": make.geotiff(pixels, "a scene.tif").as_uri()}
@@ -165,12 +204,15 @@ def test_a_change_of_a_file_changes_the_fingerprint(make: Any) -> None:
         ('item = "two.json"\nbands = [{ asset = "red" }]', ImageFormatError, "holds 2 items; name it as items"),
         ('items = "two.json"\nbands = [{ asset = "red" }]', ImageFormatError, "one image per item"),
         ('item = "one.json"\nbands = [{ asset = "nir" }]', ImageFormatError, "no asset 'nir'; it has red"),
+        ('item = "bad.json"\nbands = [{ asset = "red" }]', ImageFormatError, "a scale of nan"),
+        ('physical = true\nbands = [{ uri = "one.tif" }]', ImageFormatError, "physical = true needs an item"),
     ],
 )
 def test_bad_lists_are_refused(make: Any, text: str, error: type[Exception], message: str) -> None:
     make.geotiff(make.noise((20, 20, 1)), "one.tif")
     make.geotiff(make.noise((10, 20, 1)), "small.tif")
     _items(make.folder / "one.json", {"a": {"red": {"href": "one.tif"}}})
+    _items(make.folder / "bad.json", {"a": {"red": {"href": "one.tif", "raster:scale": "nan"}}})
     _items(make.folder / "two.json", {key: {"red": {"href": "one.tif"}} for key in "ab"})
     with pytest.raises(error, match=message) as caught:
         open_raster(_list(make.folder, text))
