@@ -67,6 +67,12 @@ class Region:
         """(n, 4) x0, y0, x1, y1 of every polygon."""
         return np.array([[*p[0].min(axis=0), *p[0].max(axis=0)] for p in self.polygons])
 
+    @property
+    def box(self) -> Box:
+        """The smallest box of output-grid pixels around all polygons; it may reach past the image."""
+        (x0, y0), (x1, y1) = np.floor(self._bounds[:, :2].min(0)), np.ceil(self._bounds[:, 2:].max(0))
+        return Box(int(y0), int(x0), int(y1), int(x1))
+
     def crop(self, box: Box) -> Mask:
         """Return (h, w) bool, True inside."""
         out = np.zeros(box.shape, bool)

@@ -71,8 +71,9 @@ def test_rows_are_compared_with_the_rows_of_their_model() -> None:
     assert not any(unlike_archive(rows[:10]))
 
 
-def test_windows_lie_where_the_mask_is(package: Path, tmp_path: Path) -> None:
-    """Only the masked quarter of a large picture counts, whatever the rest looks like."""
+@pytest.mark.parametrize("part", ["mask", "region", "small region"])
+def test_windows_lie_in_the_part_that_is_segmented(package: Path, tmp_path: Path, part: str) -> None:
+    """Only a quarter of a large picture counts, or 150 x 100 px between two of the windows of the whole one."""
     from PIL import Image
 
     pixels = np.full((2048, 1536, 3), 20, np.uint8)
@@ -82,7 +83,13 @@ def test_windows_lie_where_the_mask_is(package: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(pixels).save(tmp_path / "in/large.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    config = load_config(sets=[*FAST[:3], f"input.mask={tmp_path / 'mask.png'}"])
+    config = load_config(sets=FAST[:3])
+    given = {
+        "mask": {"mask": str(tmp_path / "mask.png")},
+        "region": {"region": "768,1024,1536,2048"},
+        "small region": {"region": "768,1024,918,1124"},
+    }
+    config = config.model_copy(update={"input": config.input.model_copy(update=given[part])})
     quiet = Console(file=io.StringIO())
     summary = pipeline.segment([tmp_path / "in/large.png"], package, tmp_path / "out", config=config, console=quiet)
     record = summary.images[0].record

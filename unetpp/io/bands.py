@@ -48,7 +48,7 @@ _KEYS = {"uri", "asset", "band", "name", "scale", "offset"}
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the list; `asset` of the item `item` where it names one, `physical` where its scale is to be applied."""
+    """A line of the list; `asset` of the item `item` where it names one, `physical` where its scale is to count."""
 
     uri: str
     values: Mapping[str, Any]

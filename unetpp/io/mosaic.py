@@ -8,8 +8,9 @@ A mosaic is a small TOML file NAME.mosaic.toml that lists its parts:
         { uri = "south.tif" },
     ]
 
-Parts with a georeference place themselves: they share CRS and pixel size, and lie whole pixels apart. Parts without one
-are placed by x and y, the level-0 pixel of the mosaic where a part's upper left pixel goes; then every part has both.
+Parts with a georeference place themselves: they share CRS and pixel size, and lie whole pixels apart; across longitude
+180, too, where the CRS comes round to the same place again and the mosaic is narrower so. Parts without one are placed
+by x and y, the level-0 pixel of the mosaic where a part's upper left pixel goes; then every part has both.
 A pixel that no part covers with a valid pixel is no data. There is only level 0: what a coarser level of a part holds
 at its edge depends on where the part was cut.
 """
@@ -25,7 +26,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from unetpp.antimeridian import turn
 from unetpp.errors import ImageFormatError
 from unetpp.geometry import Box, Spacing, Transform
 from unetpp.io.base import Mask, Pixels, Raster
@@ -203,31 +206,54 @@ def _check_alike(path: Path, first: _Facts, other: _Facts) -> None:
 
 def _placed(path: Path, entries: Sequence[Mapping[str, Any]], facts: Sequence[_Facts]) -> list[Box]:
     """Return where the parts lie, in pixels from any origin."""
-    boxes = []
-    for entry, fact in zip(entries, facts, strict=True):
-        if "x" in entry:
-            y, x = entry["y"], entry["x"]
-        else:
-            y, x = _offset(path, facts[0], fact)
-        boxes.append(Box(y, x, y + fact.height, x + fact.width))
-    return boxes
+    if "x" in entries[0]:
+        corners = [(entry["y"], entry["x"]) for entry in entries]
+    else:
+        corners = _on_grid(path, facts, _narrowest(facts, np.array([_offset(path, facts[0], fact) for fact in facts])))
+    return [Box(y, x, y + fact.height, x + fact.width) for (y, x), fact in zip(corners, facts, strict=True)]
 
 
-def _offset(path: Path, first: _Facts, other: _Facts) -> tuple[int, int]:
-    """Return the row and column of a part's corner on the first part's grid."""
+def _offset(path: Path, first: _Facts, other: _Facts) -> tuple[float, float]:
+    """Return how many rows and columns a part's corner lies from the first part's."""
     if first.transform is None or other.transform is None:
         raise ImageFormatError(f"{path}: {other.uri} has no georeference; give every part x and y")
     a, b, c, d, e, f = first.transform
     if not _close_to((a, b, d, e), tuple(other.transform[i] for i in (0, 1, 3, 4))):
         raise ImageFormatError(f"{path}: {other.uri} has pixels of another size or direction; resample it first")
-    shift = np.linalg.solve(np.array([[a, b], [d, e]]), np.array([other.transform[2] - c, other.transform[5] - f]))
-    x, y = (round(float(value)) for value in shift)
-    if max(abs(shift[0] - x), abs(shift[1] - y)) > _OFF_PIXEL:
+    x, y = np.linalg.solve(np.array([[a, b], [d, e]]), np.array([other.transform[2] - c, other.transform[5] - f]))
+    return float(y), float(x)
+
+
+def _narrowest(facts: Sequence[_Facts], corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the corners (n, 2) with those parts a turn of the globe further east that make the mosaic narrowest so."""
+    first = facts[0]
+    length = None if first.crs is None else turn(first.crs)
+    if length is None or first.transform is None or first.transform[1] or first.transform[3]:
+        return corners
+    columns, pixels = corners[:, 1], length / abs(first.transform[0])
+    widths = np.array([fact.width for fact in facts])
+
+    def moved(begin: float) -> NDArray[np.float64]:
+        return columns + pixels * (columns < begin)
+
+    # Those that have no part to their left first: where nothing is gained, parts stay in their own turn.
+    begin = min(
+        np.unique(columns).tolist(), key=lambda begin: np.round((moved(begin) + widths).max() - moved(begin).min())
+    )
+    return np.stack([corners[:, 0], moved(begin)], axis=1)
+
+
+def _on_grid(path: Path, facts: Sequence[_Facts], corners: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Return the corners in whole pixels; raises `ImageFormatError` where a part lies off the first one's grid."""
+    whole = np.rint(corners - corners[0])
+    off = np.abs(corners - corners[0] - whole).max(axis=1)
+    if off.max() > _OFF_PIXEL:
+        y, x = (corners - corners[0])[worst := int(off.argmax())]
         raise ImageFormatError(
-            f"{path}: {other.uri} lies {shift[0]:.3f}, {shift[1]:.3f} pixels from {first.uri}, not whole ones; "
+            f"{path}: {facts[worst].uri} lies {x:.3f}, {y:.3f} pixels from {facts[0].uri}, not whole ones; "
             "resample it to one grid first"
         )
-    return y, x
+    return [(int(y), int(x)) for y, x in whole]
 
 
 def _close_to(one: Sequence[float], two: Sequence[float]) -> bool:

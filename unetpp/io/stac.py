@@ -126,8 +126,9 @@ def _item(values: Mapping[str, Any], folder: str) -> Item:
 
 def _described(asset: Mapping[str, Any]) -> Iterator[Values]:
     """Yield what is said of each band: in STAC 1.1's bands, else in the raster extension 1.x, else of the asset."""
+    nothing: Mapping[str, Any] = {}
     new, old = asset.get("bands") or (), asset.get("raster:bands") or ()
-    for band, raster in zip_longest(new, old, fillvalue={}):
+    for band, raster in zip_longest(new, old, fillvalue=nothing):
         yield _values(band, raster, asset)
 
 

@@ -13,7 +13,7 @@ from unetpp.span import Span
 if TYPE_CHECKING:
     from unetpp.job import SegmentJob
     from unetpp.package import ModelSpec
-    from unetpp.tissue import ValidityMask
+    from unetpp.region import Coverage
 
 _CANDIDATES = 32
 """Windows per side that are tried for valid pixels."""
@@ -22,39 +22,39 @@ PROFILE = "profile_"
 
 
 def job_profile(job: SegmentJob, spec: ModelSpec) -> Profile:
-    """Return the profile of a job's image, read at the spacing that the model saw; empty where nothing is valid.
+    """Return the profile of what a job segments, read at the spacing that the model saw; empty where nothing is valid.
 
     Raises: what reading an image raises.
     """
     from unetpp.io import open_raster
     from unetpp.io.resample import GridReader
 
-    mask = job.validity_mask()
+    coverage = job.coverage()
     span = Span.of(spec.dtype, spec.mean, spec.std)
-    boxes = _windows(job.plan.height, job.plan.width, mask)
+    image = Box(0, 0, job.plan.height, job.plan.width)
+    boxes = _windows(image if coverage.region is None else coverage.region.box.intersect(image), coverage)
     with open_raster(job.uri) as raster:
         reader = GridReader(raster, job.grid)
 
         def look(box: Box) -> Profile | None:
             found = reader.read(box)
-            valid = found.valid if mask is None else found.valid & mask.crop(box)
-            return window_statistics(found.pixels, valid, spec.bands, span)
+            return window_statistics(found.pixels, found.valid & coverage.crop(box), spec.bands, span)
 
         return profile_of(look(boxes[number]) for number in spread(len(boxes)))
 
 
-def _windows(height: int, width: int, mask: ValidityMask | None) -> list[Box]:
-    """Return windows on a regular grid, row by row, those with valid pixels only."""
-    sides = [min(size, WINDOW) for size in (height, width)]
-    counts = [min(_CANDIDATES, max(1, size // WINDOW)) for size in (height, width)]
-    if mask is None:
+def _windows(within: Box, coverage: Coverage) -> list[Box]:
+    """Return windows on a regular grid in a box of the image, row by row, those with pixels to be segmented only."""
+    sides = [min(size, WINDOW) for size in within.shape]
+    counts = [min(_CANDIDATES, max(1, size // WINDOW)) for size in within.shape]
+    if coverage.mask is None and coverage.region is None:
         counts = [min(count, round(WINDOWS**0.5)) for count in counts]
     starts = [
         [round((k + 0.5) * size / count - side / 2) for k in range(count)]
-        for size, count, side in zip((height, width), counts, sides, strict=True)
+        for size, count, side in zip(within.shape, counts, sides, strict=True)
     ]
-    boxes = [Box(y, x, y + sides[0], x + sides[1]).clip(height, width) for y in starts[0] for x in starts[1]]
-    return boxes if mask is None else [box for box in boxes if mask.any(box)]
+    boxes = [Box(y, x, y + sides[0], x + sides[1]).clip(*within.shape) for y in starts[0] for x in starts[1]]
+    return [box for box in (box.shift(within.y0, within.x0) for box in boxes) if coverage.any(box)]
 
 
 def unlike_training(profile: Profile, training: Mapping[str, Any]) -> list[Unusual]:

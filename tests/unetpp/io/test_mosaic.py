@@ -14,6 +14,7 @@ import rasterio
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.merge import merge
+from rasterio.transform import from_origin
 
 from unetpp.errors import ImageFormatError, ImageNotFoundError
 from unetpp.geometry import Box
@@ -111,6 +112,49 @@ def test_overlaps_follow_the_rule_and_nodata_never_wins(tmp_path: Path, rule: st
         assert np.array_equal(window.valid, (truth != 0).any(0)) and 0.3 < window.valid.mean() < 0.95
         assert mosaic.transform == tuple(place)[:6] and mosaic.crs is not None and "32633" in mosaic.crs
         assert mosaic.kind == "scene" and mosaic.spacing is not None and mosaic.spacing.y == 0.5
+
+
+EAST, WEST, HALF_OF_EQUATOR = 179.5, -180.0, 20037508.342789244
+
+
+@pytest.mark.parametrize(
+    ("crs", "lefts", "size", "left", "order"),
+    [
+        ("EPSG:4326", (EAST, WEST), 0.01, EAST, (0, 1)),
+        ("EPSG:4326", (WEST, EAST), 0.01, -180.5, (1, 0)),  # in the turn of the first
+        ("EPSG:4326", (EAST, 180.0), 0.01, EAST, (0, 1)),
+        ("EPSG:4326", (0.0, 90.0, -90.0, WEST), 1.8, WEST, (3, 2, 0, 1)),  # right round the globe: as it is
+        ("EPSG:3857", (-HALF_OF_EQUATOR, HALF_OF_EQUATOR - 5e3), 100.0, -HALF_OF_EQUATOR - 5e3, (1, 0)),
+        ("EPSG:3857", (-HALF_OF_EQUATOR, HALF_OF_EQUATOR - 5030), 100.0, 0, None),
+        ("EPSG:3857", (-HALF_OF_EQUATOR, HALF_OF_EQUATOR * (1 - 50 / 2**15)), HALF_OF_EQUATOR / 2**15, None, (1, 0)),
+        ("EPSG:32601", (0.0, 4e6), 10.0, 0.0, (0, None, 1)),  # nothing repeats itself
+    ],
+)
+def test_parts_on_either_side_of_longitude_180_lie_beside_each_other(
+    tmp_path: Path, crs: str, lefts: tuple[float, ...], size: float, left: float | None, order: tuple[Any, ...] | None
+) -> None:
+    rng = np.random.default_rng(3)
+    parts = [rng.integers(1, 255, (3, 50, 1), dtype=np.uint8) for _ in lefts]
+    for number, (x, pixels) in enumerate(zip(lefts, parts, strict=True)):
+        profile = {"driver": "GTiff", "height": 3, "width": 50, "count": 1, "dtype": "uint8", "crs": crs}
+        with rasterio.open(
+            tmp_path / f"{number}.tif", "w", **profile, transform=from_origin(x, 10, size, size)
+        ) as file:
+            file.write(pixels[..., 0], 1)
+    path = write_mosaic(tmp_path / "m.mosaic.toml", [{"uri": f"{number}.tif"} for number in range(len(lefts))])
+    if order is None:
+        with pytest.raises(
+            ImageFormatError, match=r"1\.tif lies -50\.\d+, 0\.000 pixels from .*0\.tif, not whole ones"
+        ):
+            open_raster(path)
+        return
+    with open_raster(path) as mosaic:
+        window = mosaic.read(mosaic.levels[0].box)
+        gap = window.pixels.shape[1] - 50 * len(lefts)
+        between = [np.zeros((3, gap, 1), np.uint8) if number is None else parts[number] for number in order]
+        np.testing.assert_array_equal(window.pixels, np.concatenate(between, axis=1))
+        assert mosaic.transform is not None
+        assert mosaic.transform[2] == pytest.approx(-HALF_OF_EQUATOR * (1 + 50 / 2**15) if left is None else left)
 
 
 def test_the_fingerprint_follows_the_parts(tmp_path: Path) -> None:
