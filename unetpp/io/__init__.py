@@ -145,9 +145,9 @@ def _open_file(path: Path, magic: bytes) -> Raster:
 
 
 def _has_place_or_mask_beside(path: Path) -> bool:
-    from unetpp.io.tiff import AUXILIARY, MASK, PLACE, WORLD_FILES
+    from unetpp.io.tiff import AUXILIARY, MASK, PLACES, WORLD_FILES
 
     mask, auxiliary = path.with_name(path.name + MASK), path.with_name(path.name + AUXILIARY)
     if existing([*map(path.with_suffix, WORLD_FILES), mask]):
         return True
-    return any(PLACE in file.read_bytes() for file in existing([auxiliary]))
+    return any(place in file.read_bytes() for file in existing([auxiliary]) for place in PLACES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ _DRIVERS, _FORMATS = {VRT: "VRT", JP2: "JP2OpenJPEG"}, {VRT: "vrt", JP2: "jp2"}
 """By suffix; all else is a GeoTIFF."""
 _NO_CODEC = "missing codec"
 _SOURCES = {"sourcefilename", "sourcedataset"}
+_MISFIT_PX = 0.5
+"""An affine transform may miss a ground control point by so much."""
 _SCRIPTS = {"pixelfunctionlanguage", "pixelfunctioncode"}
 
 
 class SceneRaster(ReaderBase):
     """A GeoTIFF, COG, JPEG 2000 or VRT with its overviews as levels; bands in file order without alpha.
 
+    Ground control points count where an affine transform fits them all within half a pixel; others are refused.
     A pixel is valid where alpha and the masks of file and bands say so, and where `reader.valid_samples` finds samples,
     not nodata.
 
@@ -59,10 +62,13 @@ class SceneRaster(ReaderBase):
         self._describe_bands(top)
         # A rotated or south-up grid is a transform like any other. GDAL gives the identity where the file states none.
         a, b, c, d, e, f = tuple(top.transform)[:6]
-        self.transform = None if top.transform.is_identity else (a, b, c, d, e, f)
-        self.crs = _wkt(top.crs, self.uri)
+        self.transform, crs = None if top.transform.is_identity else (a, b, c, d, e, f), top.crs
+        points, crs_of_points = top.gcps
+        if self.transform is None and points:
+            self.transform, crs = _fitted(points, self.uri), crs_of_points or crs
+        self.crs = _wkt(crs, self.uri)
         self.kind = "scene" if self.crs and self.transform else "image"
-        self.spacing = grid_spacing(self.transform, top.crs)
+        self.spacing = grid_spacing(self.transform, crs)
         # Overviews that a VRT only lists are made anew for each window, and a pixel of theirs depends on the window.
         computed = isinstance(self._source, Path) and self._driver == "VRT" and _lists_overviews(self._source)
         return range(1 if computed else 1 + len(top.overviews(1)))
@@ -222,6 +228,30 @@ def _band_name(dataset: Any, index: int, count: int) -> str:
     if color in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) or (color == ColorInterp.gray and count == 1):
         return str(color.name)
     return f"band{index}"
+
+
+def _fitted(points: Sequence[Any], uri: str) -> Transform:
+    """Return the affine transform of least squares through ground control points; refuses points that do not fit one.
+
+    A scene of a radar, or of a camera that looks aside, has no such transform: it would lie elsewhere without a word.
+    """
+    pixels = np.array([(point.col, point.row, 1.0) for point in points])
+    places = np.array([(point.x, point.y) for point in points])
+    centre = places.mean(axis=0)  # far from the origin squares would lose digits
+    solution, _, rank, _ = np.linalg.lstsq(pixels, places - centre, rcond=None)
+    (a, d), (b, e), (c, f) = solution.tolist()
+    if rank < 3 or not (off := _off(solution, pixels, places - centre)) <= _MISFIT_PX:
+        why = "which lie on one line" if rank < 3 else f"which are up to {off:.1f} px off any affine transform"
+        raise ImageFormatError(
+            f"{uri}: placed by {len(points)} ground control points, {why}; warp it to a grid first (gdalwarp)"
+        )
+    return a, b, c + float(centre[0]), d, e, f + float(centre[1])
+
+
+def _off(solution: Any, pixels: Any, places: Any) -> float:
+    """Return by how many pixels a fit misses a point at most."""
+    missed = np.linalg.solve(solution[:2].T, (places - pixels @ solution).T)
+    return float(np.hypot(*missed).max())
 
 
 def _wkt(crs: Any, uri: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from unetpp.errors import ImageFormatError
 from unetpp.io.base import FINGERPRINT_OBJECTS, SIDECARS, ZARR_DOCUMENTS, Raster
 from unetpp.io.remote import RemoteObject, find_object, list_versions, open_object, zarr_store
-from unetpp.io.tiff import AUXILIARY, MASK, PLACE, TIFF_MAGIC, WORLD_FILES, read_header
+from unetpp.io.tiff import AUXILIARY, MASK, PLACES, TIFF_MAGIC, WORLD_FILES, read_header
 
 if TYPE_CHECKING:
     from unetpp.io.reader import ReaderBase
@@ -53,7 +53,7 @@ def _open_tiff(image: RemoteObject) -> Raster | None:
     placed = header.placed
     parts = {name: image} | _sidecars(image, placed)
     auxiliary = parts.get(name + AUXILIARY)
-    if auxiliary is not None and PLACE in auxiliary.read(0, auxiliary.size):
+    if auxiliary is not None and any(place in auxiliary.read(0, auxiliary.size) for place in PLACES):
         placed = True
     if not placed and (world := [name for name in parts if PurePosixPath(name).suffix in WORLD_FILES]):
         # GDAL reads text line by line, which rasterio's Python files cannot serve: the place would be lost silently.

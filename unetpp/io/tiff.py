@@ -34,7 +34,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")
 AUXILIARY, MASK = ".aux.xml", ".msk"
 """What GDAL appends to a TIFF's name for what its tags do not say, and for its mask."""
-PLACE = b"<GeoTransform>"
+PLACES = (b"<GeoTransform>", b"<GCPList")
 """What says in such an auxiliary file where the image lies."""
 _FREE_KINDS = ("ome", "shaped", "generic")
 """Kinds of TIFF, as tifffile names them, that may hold any number of images."""

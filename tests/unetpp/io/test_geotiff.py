@@ -15,14 +15,15 @@ import pytest
 import rasterio
 import tifffile
 from PIL import Image
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.transform import Affine
+from rasterio.transform import Affine, from_gcps
 from rasterio.windows import Window as GdalWindow
 from skimage.data import astronaut
 
 from unetpp.errors import CorruptImageError, ImageFormatError
 from unetpp.geometry import Box
-from unetpp.io import open_raster
+from unetpp.io import open_raster, tiff
 
 SCENES = [
     "geo/landsat7_bahamas_RGB.byte.tif",
@@ -143,6 +144,45 @@ def test_rotated_grid_keeps_its_transform(make: Any) -> None:
         window = raster.read(Box(4, 6, 10, 12))
         assert window.transform is not None
         assert window.transform[2::3] == pytest.approx(grid @ (6, 4))
+
+
+def _with_points(make: Any, place: Any, bend: float, corners: list[tuple[int, int]], beside: bool) -> Path:
+    """A TIFF of 60 x 80 px with control points at (row, column), in its tags or in a file beside it."""
+    points = [GroundControlPoint(row, col, *(place @ (col + bend * (row == 60), row))) for row, col in corners]
+    path: Path = make.folder / "points.tif"
+    profile = {"profile": "BASELINE"} if beside else {}
+    with rasterio.open(path, "w", "GTiff", 80, 60, 1, dtype="uint8", gcps=points, crs="EPSG:32636", **profile) as file:
+        file.write(make.noise((60, 80)), 1)
+    return path
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_control_points_that_an_affine_transform_fits_place_the_image(make: Any, beside: bool) -> None:
+    place = Affine.translation(4.5e5, 4.2e6) @ Affine.rotation(20) @ Affine.scale(0.5, -0.5)
+    path = _with_points(make, place, 0.5, [(0, 0), (0, 80), (60, 80), (30, 40), (60, 0)], beside)
+    with rasterio.open(path) as file:
+        assert file.transform.is_identity and file.crs is None and len(file.gcps[0]) == 5
+        assert beside == (path.with_name("points.tif.aux.xml").exists() and not tiff.read_header(path).placed)
+        by_gdal = from_gcps(file.gcps[0])
+    with open_raster(path) as raster:
+        assert raster.kind == "scene" and raster.crs is not None and "32636" in raster.crs
+        assert raster.transform == pytest.approx(tuple(by_gdal)[:6], abs=1e-6)
+        assert raster.spacing is not None and raster.spacing.y == pytest.approx(0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("bend", "corners", "message"),
+    [
+        (5.0, [(0, 0), (0, 80), (60, 80), (30, 40), (60, 0)], r"up to \d\.\d px off any affine transform; warp it"),
+        (0.0, [(0, 0), (30, 40), (60, 80)], "which lie on one line; warp it"),
+    ],
+)
+def test_other_control_points_are_refused_and_not_overlooked(
+    make: Any, bend: float, corners: list[tuple[int, int]], message: str
+) -> None:
+    path = _with_points(make, Affine(0.5, 0, 4.5e5, 0, -0.5, 4.2e6), bend, corners, False)
+    with pytest.raises(ImageFormatError, match=message):
+        open_raster(path)
 
 
 def test_without_crs_spacing_is_unknown_and_feet_become_metres(make: Any) -> None:
