@@ -66,6 +66,8 @@ class SceneRaster(ReaderBase):
         points, crs_of_points = top.gcps
         if self.transform is None and points:
             self.transform, crs = _fitted(points, self.uri), crs_of_points or crs
+        if self.transform is not None and not 0 < abs(a * e - b * d) < math.inf:  # GDAL takes any numbers
+            raise ImageFormatError(f"{self.uri}: its transform {self.transform} gives a pixel no area; correct it")
         self.crs = _wkt(crs, self.uri)
         self.kind = "scene" if self.crs and self.transform else "image"
         self.spacing = grid_spacing(self.transform, crs)
@@ -241,9 +243,9 @@ def _fitted(points: Sequence[Any], uri: str) -> Transform:
     solution, _, rank, _ = np.linalg.lstsq(pixels, places - centre, rcond=None)
     (a, d), (b, e), (c, f) = solution.tolist()
     if rank < 3 or not (off := _off(solution, pixels, places - centre)) <= _MISFIT_PX:
-        why = "which lie on one line" if rank < 3 else f"which are up to {off:.1f} px off any affine transform"
+        why = "too few or on one line" if rank < 3 else f"up to {off:.1f} px off any affine transform"
         raise ImageFormatError(
-            f"{uri}: placed by {len(points)} ground control points, {why}; warp it to a grid first (gdalwarp)"
+            f"{uri}: placed by {len(points)} ground control points ({why}); warp it to a grid first (gdalwarp)"
         )
     return a, b, c + float(centre[0]), d, e, f + float(centre[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def _band_names(attributes: Mapping[str, Any], count: int, dtype: np.dtype[Any])
 
 
 def _spacing(multiscale: Mapping[str, Any], axes: Sequence[str]) -> Spacing | None:
-    """Return level 0's spacing: its scale times the scale of the whole multiscale, where both axes state a unit."""
+    """Return level 0's spacing: its scale times that of the whole multiscale; None where that is no length."""
     scales = [1.0] * len(axes)
     found = False
     for owner in (multiscale["datasets"][0], multiscale):
@@ -210,6 +211,8 @@ def _spacing(multiscale: Mapping[str, Any], axes: Sequence[str]) -> Spacing | No
     if not found or not units:
         return None
     y, x = axes.index("y"), axes.index("x")
+    if not all(0 < scales[axis] < math.inf for axis in (y, x)):
+        return None
     if units[y] in _MICROMETRES and units[x] in _MICROMETRES:
         return Spacing(scales[y] * _MICROMETRES[units[y]], scales[x] * _MICROMETRES[units[x]], "um")
     if units[y] in _METRES and units[x] in _METRES:

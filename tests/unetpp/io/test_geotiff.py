@@ -146,6 +146,12 @@ def test_rotated_grid_keeps_its_transform(make: Any) -> None:
         assert window.transform[2::3] == pytest.approx(grid @ (6, 4))
 
 
+@pytest.mark.parametrize("grid", [Affine(math.nan, 0, 5, 0, -1, 6), Affine(2, 4, 5, 1, 2, 6)])
+def test_a_grid_whose_pixels_have_no_area_is_refused(make: Any, grid: Any) -> None:
+    with pytest.raises(ImageFormatError, match="gives a pixel no area"):
+        open_raster(make.geotiff(make.noise((20, 30, 1)), transform=grid))
+
+
 def _with_points(make: Any, place: Any, bend: float, corners: list[tuple[int, int]], beside: bool) -> Path:
     """A TIFF of 60 x 80 px with control points at (row, column), in its tags or in a file beside it."""
     points = [GroundControlPoint(row, col, *(place @ (col + bend * (row == 60), row))) for row, col in corners]
@@ -173,8 +179,8 @@ def test_control_points_that_an_affine_transform_fits_place_the_image(make: Any,
 @pytest.mark.parametrize(
     ("bend", "corners", "message"),
     [
-        (5.0, [(0, 0), (0, 80), (60, 80), (30, 40), (60, 0)], r"up to \d\.\d px off any affine transform; warp it"),
-        (0.0, [(0, 0), (30, 40), (60, 80)], "which lie on one line; warp it"),
+        (5.0, [(0, 0), (0, 80), (60, 80), (30, 40), (60, 0)], r"up to \d\.\d px off any affine transform\); warp it"),
+        (0.0, [(0, 0), (30, 40), (60, 80)], r"\(too few or on one line\); warp it"),
     ],
 )
 def test_other_control_points_are_refused_and_not_overlooked(

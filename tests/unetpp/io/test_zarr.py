@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,18 @@ def test_scale_and_unit_make_the_spacing(tmp_path: Path, unit: str | None, spaci
         assert raster.spacing == spacing
         coarse = raster.read(Box(0, 0, 4, 4), 2).spacing
         assert coarse == (spacing.scaled(4, 4) if spacing else None)
+
+
+@pytest.mark.parametrize("size", [0, -0.25, math.nan, math.inf])
+def test_a_scale_that_is_no_length_is_no_spacing(tmp_path: Path, size: float) -> None:
+    """So that --spacing can say it: as an error it would name no image and keep it from being opened."""
+    _ome(tmp_path / "a.zarr", "0.4", unit="micrometer")
+    group = zarr.open_group(tmp_path / "a.zarr")
+    multiscales: Any = group.attrs["multiscales"]
+    multiscales[0]["coordinateTransformations"] = [{"type": "scale", "scale": [1, 1, size]}]
+    group.attrs["multiscales"] = multiscales
+    with open_raster(tmp_path / "a.zarr") as raster:
+        assert raster.spacing is None
 
 
 def test_scale_of_the_whole_multiscale_counts(tmp_path: Path) -> None:
