@@ -79,14 +79,14 @@ class Spacing:
     @classmethod
     def parse(cls, text: str) -> Spacing:
         """Read "0.25um", "0.3m", "30cm" or "0.00027deg"; mm and cm become metres."""
-        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(um|µm|mm|cm|m|deg)\s*", text)
+        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(um|µm|μm|mm|cm|m|deg)\s*", text)
         if not match:
             raise SpacingError(f"spacing {text!r} has no value with unit; write it like 0.25um, 0.3m or 0.0001deg")
         try:
             value = float(match[1])
         except ValueError:
             raise SpacingError(f"spacing {text!r} is not a number with unit; write it like 0.25um") from None
-        unit = match[2].replace("µm", "um")
+        unit = match[2].replace("µ", "u").replace("μ", "u")  # the sign for micro, and the Greek letter
         if unit in ("um", "deg"):
             return cls(value, value, "um" if unit == "um" else "deg")
         metres = value * _METRES[unit]

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from unetpp.antimeridian import continued, dense, ends, nearest, turn, turns
 from unetpp.errors import DataError, RegionError
 from unetpp.geometry import Box
+from unetpp.io.remote import local_path
 from unetpp.tissue import ValidityMask
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def parse_region(text: str) -> RegionText:
                 raise RegionError(f"region {text!r} is empty; write it as x0,y0,x1,y1 with x0 < x1 and y0 < y1")
             return RegionText((x0, y0, x1, y1), None, crs)
     for name, rest in ((text, ""), (place, crs)):
-        if Path(name).expanduser().is_file():
-            return RegionText(None, Path(name).expanduser(), rest)
+        if local_path(name).is_file():
+            return RegionText(None, local_path(name), rest)
     raise RegionError(f"region {text!r} is neither x0,y0,x1,y1 nor a file that exists; see `unetpp segment --help`")
 
 

@@ -31,7 +31,14 @@ def test_slices_are_relative_to_the_origin() -> None:
 
 @pytest.mark.parametrize(
     "text,value,unit",
-    [("0.25um", 0.25, "um"), ("0.25 µm", 0.25, "um"), ("30cm", 0.3, "m"), ("0.3m", 0.3, "m"), ("1e-4deg", 1e-4, "deg")],
+    [
+        ("0.25um", 0.25, "um"),
+        ("0.25 µm", 0.25, "um"),
+        ("0.25 \u03bcm", 0.25, "um"),
+        ("30cm", 0.3, "m"),
+        ("0.3m", 0.3, "m"),
+        ("1e-4deg", 1e-4, "deg"),
+    ],
 )
 def test_spacing_reads_values_with_units(text: str, value: float, unit: str) -> None:
     spacing = Spacing.parse(text)

@@ -68,8 +68,8 @@ def test_results_among_the_images_are_not_images(tmp_path: Path) -> None:
 def test_a_name_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     empty, pattern = str(tmp_path / "empty"), f"{tmp_path}/*.svs"
-    found = faults(empty, pattern)
-    assert list(found) == [empty, pattern]
+    found = faults(empty, pattern, "")
+    assert list(found) == [empty, pattern, ""] and "an input without a name" in found[""]
     assert "no image in this folder" in found[empty] and "nothing matches" in found[pattern]
 
 

@@ -42,6 +42,39 @@ def test_tables_name_images(tmp_path: Path, suffix: str) -> None:
     assert (second.name, second.spacing, second.mask) == ("two", None, None)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'uri, name, spacing, mask, region\na.tif, x, 1m, m.png, "1,2,3,4"\n',
+        'Image,Name,SPACING,Mask,Region\na.tif,x,1m,m.png,"1,2,3,4"\n',
+        'uri ,name,spacing ,mask,region\na.tif,x,1m,m.png,"1,2,3,4"\n',
+    ],
+)
+def test_blanks_and_capitals_hide_no_column(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    expected = Entry(str(tmp_path / "a.tif"), "x", "1m", str(tmp_path / "m.png"), "1,2,3,4")
+    assert read_manifest(str(tmp_path / "list.csv")) == [expected]
+
+
+def test_missing_numbers_of_parquet_are_missing(tmp_path: Path) -> None:
+    """As programs write them that know no missing numbers."""
+    nothing = pyarrow.array([float("nan")] * 2)
+    columns = {"uri": ["a.tif", "b.tif"], **dict.fromkeys(("name", "spacing", "mask", "region"), nothing)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
+    assert read_manifest(str(tmp_path / "list.parquet")) == [Entry(str(tmp_path / name)) for name in columns["uri"]]
+
+
+def test_the_home_folder_is_that_of_a_user_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "list.csv").write_text("uri,mask\n~/a.tif,~/m.png\n~scan.tif,\n")
+    first, second = tmp_path / "home/a.tif", tmp_path / "~scan.tif"
+    expected = [Entry(str(first), mask=str(tmp_path / "home/m.png")), Entry(str(second))]
+    assert expand([tmp_path / "list.csv"]) == (expected, {})
+    second.touch()
+    monkeypatch.chdir(tmp_path)
+    assert expand(["~scan.tif"]) == expand(["."]) == ([Entry("~scan.tif")], {})
+
+
 def test_a_region_is_numbers_or_a_file_beside_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "field.geojson").write_text("{}")
     table = tmp_path / "list.csv"
@@ -107,6 +140,9 @@ def test_one_bad_row_does_not_stop_the_others(tmp_path: Path) -> None:
         ("a.csv", "file,name\nx.tif,a\n", "no column uri or image or path or href; it has file, name"),
         ("b.csv", 'uri\nx.tif\n""\n', "row 2: uri is empty"),
         ("c.csv", "uri,spacing\nx.tif,7\n", "row 1: .*7"),
+        ("m.csv", "uri,region\nx.tif,1,2,3,4\n", "row 1: more values than columns"),
+        ("n.csv", "uri,mask,mask\nx.tif,m.png,\n", "the column 'mask' twice"),
+        ("o.csv", "uri,mask,Mask\nx.tif,m.png,\n", "one column twice: uri, mask, Mask"),
         ("d.csv", "uri,name\nx.tif,n\ny.tif,n\n", "name 'n' twice"),
         ("e.csv", "uri\n", "no rows"),
         ("f.parquet", "not parquet", "not a readable table"),

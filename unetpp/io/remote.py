@@ -49,6 +49,11 @@ def local_name(uri: str) -> str:
     return unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
 
 
+def local_path(uri: str | Path) -> Path:
+    """Return the path of a file:// URI or a path, where ~ is a home folder unless there is no such user."""
+    return Path(os.path.expanduser(local_name(str(uri))))  # noqa: PTH111 (`Path.expanduser` fails on a file ~scan.tif)
+
+
 def shown(uri: str) -> str:
     """Return a URI without what could be a secret: user, password and query."""
     if not is_remote(uri):
@@ -59,8 +64,10 @@ def shown(uri: str) -> str:
 
 def placed(folder: str, uri: str) -> str:
     """Return a path or URI that a document names, from the folder (path or URI) that the document lies in."""
-    if "://" in uri or Path(uri).expanduser().is_absolute():
+    if "://" in uri:
         return uri
+    if local_path(uri).is_absolute():
+        return str(local_path(uri))
     if not is_remote(folder):
         return str(Path(folder) / uri)
     scheme, _, path = folder.partition("://")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.errors import DataError
-from unetpp.io.remote import folder_of, is_remote, local_name, placed
+from unetpp.io.remote import folder_of, is_remote, local_path, placed
 
 SUFFIXES = (".json", ".geojson")
 _IMAGE_TYPES = ("image/tiff", "image/jp2", "application/vnd+zarr", "application/vnd.zarr", "image/png", "image/jpeg")
@@ -82,7 +82,7 @@ def read_items(uri: str) -> tuple[Item, ...]:
 
         copy = stage(open_object(uri))  # kept from deletion until it is read
         return _read(copy.path, 0, uri)
-    path = Path(local_name(uri)).expanduser()
+    path = local_path(uri)
     try:
         changed = path.stat().st_mtime_ns
     except OSError as error:

@@ -16,7 +16,7 @@ from unetpp.errors import DataError, ImageNotFoundError, OutputError, UnetppErro
 from unetpp.io.bands import SUFFIX as BAND_LIST
 from unetpp.io.bands import is_band_list, list_items
 from unetpp.io.dicom import slides_in
-from unetpp.io.remote import check_uri, is_remote, list_prefix, local_name, shown
+from unetpp.io.remote import check_uri, is_remote, list_prefix, local_name, local_path, shown
 from unetpp.io.video import frame_count, is_video
 from unetpp_workflows.manifest import Entry, is_manifest, read_manifest
 from unetpp_workflows.patterns import matches
@@ -93,6 +93,8 @@ def _entries(item: str, faults: dict[str, str]) -> Iterator[Entry]:
         RemoteError: A prefix cannot be listed.
         DataError: A manifest cannot be read.
     """
+    if not item:
+        raise ImageNotFoundError("an input without a name; give an image, a folder or . for this one")
     if is_remote(item):
         check_uri(item)
     named = read_manifest(item) if is_manifest(item) else [Entry(uri) for uri in _expand_one(item, faults)]
@@ -137,7 +139,7 @@ def _misnamed(path: str) -> str | None:
 
 def _images_in(entry: Entry) -> list[Entry]:
     """Return the frames of a video file or the items of a band list, each an image of its own name; others as is."""
-    path = Path(local_name(entry.uri)).expanduser()
+    path = local_path(entry.uri)
     if is_remote(entry.uri) or not (is_video(path) or is_band_list(path)) or not path.is_file():
         return [entry]
     if is_video(path):
@@ -152,7 +154,7 @@ def _images_in(entry: Entry) -> list[Entry]:
 def _expand_one(item: str, faults: dict[str, str]) -> list[str]:
     if is_remote(item):
         return _expand_prefix(item) if item.endswith("/") else [item]
-    path = Path(local_name(item)).expanduser()
+    path = local_path(item)
     if path.is_dir() and not _is_zarr(path) and not _is_slide(_slides_in(path, faults), _names_of(path, faults)):
         images = sorted(_images_below(path, faults), key=lambda image: image.parts)
         if not images:

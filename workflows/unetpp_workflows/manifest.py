@@ -1,7 +1,7 @@
 """Reads lists of images: CSV and Parquet manifests and STAC items; knows their keys, opens no image.
 
 A table has a column uri (or image, path, href), and where wanted name, spacing, mask and region. Paths that are not
-absolute start from the manifest's folder. Other columns are the user's own.
+absolute start from the manifest's folder. Capitals in their names do not count; other columns are the user's own.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 from unetpp.errors import DataError, RegionError, SpacingError
 from unetpp.geometry import Spacing
 from unetpp.io import stac
-from unetpp.io.remote import folder_of, is_remote, placed
+from unetpp.io.remote import folder_of, is_remote, local_path, placed
 from unetpp.region import parse_region
 from unetpp_workflows.tables import read_table
 
 SUFFIXES = (".csv", ".parquet", *stac.SUFFIXES)
 _URI_COLUMNS = ("uri", "image", "path", "href")
+_COLUMNS = ("name", "spacing", "mask", "region")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Entry:
 
 def is_manifest(item: str) -> bool:
     """Say whether an input names a list of images and not an image."""
-    return Path(item).suffix.lower() in SUFFIXES and (is_remote(item) or Path(item).expanduser().is_file())
+    return Path(item).suffix.lower() in SUFFIXES and (is_remote(item) or local_path(item).is_file())
 
 
 def read_manifest(item: str) -> list[Entry]:
@@ -53,7 +54,7 @@ def read_manifest(item: str) -> list[Entry]:
             has not exactly one image.
         Also what `unetpp.io.staging.stage` raises of remote ones.
     """
-    place = item if is_remote(item) else str(Path(item).expanduser())
+    place = item if is_remote(item) else str(local_path(item))
     entries = list(dict.fromkeys(_read(place)))
     counts = Counter(entry.name for entry in entries if entry.name)
     twice = next((name for name, count in counts.items() if count > 1), None)
@@ -77,7 +78,7 @@ def _read(place: str) -> Iterator[Entry]:
 
 
 def _table(path: Path, folder: str) -> Iterator[Entry]:
-    rows = read_table(path)
+    rows = _rows(path)
     column = next((name for name in _URI_COLUMNS if name in rows[0]), None)
     if column is None:
         raise DataError(f"{path} has no column {' or '.join(_URI_COLUMNS)}; it has {', '.join(rows[0])}")
@@ -98,6 +99,15 @@ def _table(path: Path, folder: str) -> Iterator[Entry]:
             placed(folder, mask) if mask is not None else None,
             _region(region, folder, f"{path}, row {number}") if region is not None else None,
         )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return a table's rows with our columns in small letters: one called Mask would otherwise be nobody's."""
+    rows = read_table(path)
+    ours = {name: name.casefold() for name in rows[0] if name.casefold() in (*_URI_COLUMNS, *_COLUMNS)}
+    if len(set(ours.values())) < len(ours):
+        raise DataError(f"{path} has one column twice: {', '.join(ours)}; leave each but one out")
+    return [{ours.get(name, name): value for name, value in row.items()} for row in rows]
 
 
 def _region(text: str, folder: str, where: str) -> str:

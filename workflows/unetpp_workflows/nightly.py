@@ -24,7 +24,7 @@ from rich.console import Console
 
 from unetpp.errors import ConfigError, StoreError, UnetppError
 from unetpp.io.bands import split_item
-from unetpp.io.remote import is_remote, local_name
+from unetpp.io.remote import is_remote, local_path
 from unetpp.io.video import split_frame
 from unetpp_workflows.alert import guarded, send_alert
 from unetpp_workflows.cli_options import DONE, PART_FAILED
@@ -228,7 +228,7 @@ def _is_there(item: str) -> bool:
     held = split_item(item) or split_frame(item)
     if is_remote(item) or glob.has_magic(item):
         return True
-    return (held[0] if held else Path(local_name(item)).expanduser()).exists()
+    return (held[0] if held else local_path(item)).exists()
 
 
 def _report(config: NightlyConfig, ledger: Ledger, night: Night, console: Console) -> None:
