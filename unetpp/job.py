@@ -71,7 +71,8 @@ class SegmentJob:
         region: what the user wrote of the part that is to be segmented, or None.
         region_hash: SHA-256 of its polygons saved as region.json, None where there is none.
         maps: that are computed beside the labels.
-        image: kind, format, height, width, bands, dtype and spacing of the input, for the record; never its metadata.
+        image: kind, format, height, width, bands, dtype, spacing and, where viewers turn it, orientation of the input,
+            for the record; never its other metadata.
         fingerprint: of the input.
         key: hash of all that decides the output's bytes.
     """

@@ -254,7 +254,7 @@ def _validity(
 ) -> tuple[ValidityMask | None, str | None]:
     """Return where the image is to be segmented, and the tissue algorithm that said so (None when none did)."""
     if mask is not None:
-        return load_mask(mask, grid), None
+        return load_mask(mask, grid, getattr(raster, "orientation", 1)), None
     if tissue == "none" or raster.kind != "slide":
         return None, None
     small = thumbnail(raster, _MASK_SIDE)
@@ -272,6 +272,7 @@ def _describe(raster: Raster) -> dict[str, Any]:
         "dtype": str(raster.dtype),
         "spacing": asdict(raster.spacing) if raster.spacing else None,
         "crs": raster.crs,
+        **({"orientation": turned} if (turned := getattr(raster, "orientation", 1)) != 1 else {}),
     }
 
 

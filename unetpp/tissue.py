@@ -42,6 +42,8 @@ _MIN_COMPONENT_PX = 12
 _MAX_HOLE_SHARE = 1e-3
 _MARGIN_PX = 2
 _ASPECT_TOLERANCE = 0.01
+_HALF_TURNS = (2, 3, 4)
+"""Orientations that keep the proportions: mirrored, upside down, both."""
 
 
 def tissue_mask(rgb: NDArray[np.uint8]) -> Mask:
@@ -214,14 +216,18 @@ class ValidityMask:
         Image.fromarray(self.mask).save(path, format="PNG")
 
 
-def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
+def load_mask(path: str | Path, grid: OutputGrid, orientation: int = 1) -> ValidityMask:
     """Return the mask in an image file for an output grid: every pixel whose stored value is not 0 is to be done.
 
     The mask may be of any size with the grid's proportions: within 1%, or one and a half mask pixels; where both have a
     CRS, it covers the grid's ground as closely. JPEG masks count from half brightness.
 
+    Args:
+        orientation: of the image, see `unetpp.io.reader.ReaderBase`. A mask of another one lies on the stored pixels,
+            if its proportions tell them from the turned ones.
+
     Raises:
-        MaskError: the file does not read as an image, or covers something else.
+        MaskError: the file does not read as an image, covers something else, or may be drawn on the turned photo.
     """
     from unetpp.io import open_raster
     from unetpp.io.reader import MAX_DECODED_PIXELS
@@ -234,17 +240,23 @@ def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
             off_place = _off_place(raster, grid)
             window = raster.read(box)
             zero = getattr(raster, "zero", None)
+            turned = orientation if getattr(raster, "orientation", 1) != orientation else 1
             blurred = raster.format == "jpeg"
     except MaskError:
         raise
     except UnetppError as error:
         raise MaskError(f"mask {error}") from None
     height, width = grid.height, grid.width
-    off = abs(box.height * width - box.width * height)
-    if off > max(_ASPECT_TOLERANCE * box.width * height, 1.5 * max(height, width)):
+    stored = f" as stored (EXIF shows it turned, orientation {turned})" if turned != 1 else ""
+    if not _alike(box, height, width):
         raise MaskError(
-            f"mask {path}: {box.width}x{box.height} has other proportions than the image's {width}x{height}; "
+            f"mask {path}: {box.width}x{box.height} has other proportions than the image's {width}x{height}{stored}; "
             "draw it on the whole image"
+        )
+    if turned in _HALF_TURNS or (turned != 1 and _alike(box, width, height)):
+        raise MaskError(
+            f"mask {path} may lie on the image{stored} or on the turned one; turn the photo for good, as with "
+            "`magick mogrify -auto-orient`, or take its orientation away"
         )
     # Not "<=": a place that cannot be projected is NaN.
     if not off_place <= max(_ASPECT_TOLERANCE * max(height, width), 1.5 * max(height / box.height, width / box.width)):
@@ -253,6 +265,12 @@ def load_mask(path: str | Path, grid: OutputGrid) -> ValidityMask:
         )
     marked = window.pixels > 127 if blurred else window.pixels != (0 if zero is None else zero)
     return ValidityMask(np.asarray(marked.any(-1) & window.valid), height, width)
+
+
+def _alike(box: Box, height: int, width: int) -> bool:
+    """Say whether a mask of this size has the proportions of an image."""
+    off = abs(box.height * width - box.width * height)
+    return off <= max(_ASPECT_TOLERANCE * box.width * height, 1.5 * max(height, width))
 
 
 def _off_place(raster: Raster, grid: OutputGrid) -> float:

@@ -399,6 +399,20 @@ def test_a_missing_mask_is_an_error(tmp_path: Path, image: Path, tiny_package: P
         prepare_job(image, tmp_path / "out", tiny_package, mask=tmp_path / "none.png", **OPTIONS)
 
 
+def test_a_photo_that_viewers_turn_says_so_and_takes_no_mask_that_may_be_turned(
+    tmp_path: Path, tissue: Pixels, tiny_package: Path
+) -> None:
+    photo, mask = Image.fromarray(tissue), save_png(tmp_path / "mask.png", np.full(tissue.shape[:2], 255, np.uint8))
+    exif = photo.getexif()
+    exif[274] = 3
+    photo.save(tmp_path / "photo.png", exif=exif)
+    assert plan_job(tmp_path / "photo.png", tmp_path, tiny_package, **OPTIONS)[0].image["orientation"] == 3
+    with pytest.raises(MaskError, match=r"orientation 3.* or on the turned one"):
+        plan_job(tmp_path / "photo.png", tmp_path, tiny_package, mask=mask, **OPTIONS)
+    photo.save(tmp_path / "photo.png")
+    assert "orientation" not in plan_job(tmp_path / "photo.png", tmp_path, tiny_package, mask=mask, **OPTIONS)[0].image
+
+
 def test_a_corrupt_tile_fails_its_shard_only(tmp_path: Path, tissue: Pixels, tiny_package: Path) -> None:
     import tifffile
 

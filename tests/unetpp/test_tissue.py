@@ -251,6 +251,25 @@ def test_a_mask_with_a_place_covers_the_image(tmp_path: Path, crs: str) -> None:
     assert load_mask(tmp_path / "tile.tif", grid(100, 100)).mask.all()
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(("orientation", "size"), [(3, (30, 40)), (4, (30, 40)), (6, (40, 40)), (8, (40, 40))])
+def test_a_mask_that_may_be_drawn_on_the_turned_photo_is_refused(
+    tmp_path: Path, orientation: int, size: tuple[int, int], suffix: str
+) -> None:
+    drawn = Image.fromarray(np.full(size, 255, np.uint8))
+    drawn.save(tmp_path / f"mask.{suffix}")
+    with pytest.raises(MaskError, match=f"orientation {orientation}.* or on the turned one"):
+        load_mask(tmp_path / f"mask.{suffix}", grid(*size), orientation)
+    exif = drawn.getexif()
+    exif[274] = orientation
+    drawn.save(tmp_path / f"mask.{suffix}", exif=exif)
+    assert load_mask(tmp_path / f"mask.{suffix}", grid(*size), orientation).mask.all(), "turned alike"
+    Image.fromarray(np.full((30, 40), 255, np.uint8)).save(tmp_path / "stored.png")
+    assert load_mask(tmp_path / "stored.png", grid(300, 400), 6).mask.all(), "as turned it would be 40 x 30"
+    with pytest.raises(MaskError, match=r"than the image's 300x400 as stored \(EXIF shows it turned, orientation 6\)"):
+        load_mask(tmp_path / "stored.png", grid(400, 300), 6)
+
+
 def test_what_is_no_mask_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     for name in ("text.png", "missing.png"):

@@ -97,6 +97,9 @@ def test_the_page_tells_figures_run_and_model(folder: Path) -> None:
     text = " ".join(page.words)
     for fact in ("0.01 mm²", "1,234", "0.876", "1.33 Mpx/s", "56.0%", "nuclei", "MLflow", "aperio"):
         assert fact in text, fact
+    assert "shown turned" not in text
+    turned = _record(input={**_record().input, "orientation": 6})
+    assert "orientation 6, not applied" in " ".join(_Page(write_report(folder, turned).read_text()).words)
 
 
 def test_the_page_loads_nothing_from_anywhere(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,15 @@ _OTHER_COLORS = (jpeg.YCBCR, 8, 9, 10, 32844, 32845)
 """Samples that are no channels: YCbCr, CIELab, ICCLab, ITULab, LogL and LogLuv."""
 _JPEG_COMPRESSIONS = (6, jpeg.JPEG, 33007, 34892)
 _PER_INCH, _PER_CENTIMETRE = 2, 3
+_ORIENTATION = 274
+"""The tag of EXIF and TIFF."""
 
 
 class PhotoRaster(ReaderBase):
     """A PNG, JPEG, BMP or WebP as RGB; grey is repeated, a palette is looked up, alpha 0 is invalid.
 
-    These formats decode whole: at the first read, once, up to 2^28 pixels. The stored pixel grid is kept, so an EXIF
-    orientation is not applied.
+    These formats decode whole: at the first read, once, up to 2^28 pixels. The stored pixel grid is kept: an EXIF
+    orientation is told, as `orientation`, and not applied.
     """
 
     kind = "image"
@@ -49,6 +52,7 @@ class PhotoRaster(ReaderBase):
         with self._photo() as photo:
             self.format = str(photo.format).lower()
             width, height = photo.size
+            self.orientation = _exif_orientation(photo.info.get("exif", b""))
             if photo.mode == "P":
                 self.zero = np.asarray(photo.getpalette("RGB")[:3], np.uint8)
         if width * height > MAX_DECODED_PIXELS:
@@ -133,6 +137,7 @@ class TiffRaster(ReaderBase):
         self.uri = self._pages.path
         page = self._pages.page
         self.format = "ome-tiff" if self._pages.ome_xml else "tiff"
+        self.orientation = _orientation(page.tags.valueof(_ORIENTATION))
         self.levels = make_levels(self._pages.sizes)
         self._palette: Pixels | None = None
         self._bool = self._pages.dtype == bool
@@ -180,6 +185,20 @@ class TiffRaster(ReaderBase):
 def _decodes_to_rgb(page: Any) -> bool:
     """Say whether a page's codec turns YCbCr into RGB: only JPEG's does, where the samples are interleaved."""
     return page.photometric == jpeg.YCBCR and page.compression in _JPEG_COMPRESSIONS and page.planarconfig == 1
+
+
+def _exif_orientation(stored: bytes) -> int:
+    # Not `getexif` of a photo, which decodes all of a PNG.
+    exif = Image.Exif()
+    try:
+        exif.load(stored)
+        return _orientation(exif.get(_ORIENTATION))
+    except (SyntaxError, KeyError, struct.error, *DECODE_ERRORS):
+        return 1  # what cannot be read turns a photo in no viewer
+
+
+def _orientation(value: Any) -> int:
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _nodata(page: Any) -> float | None:

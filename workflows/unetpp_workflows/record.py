@@ -44,7 +44,7 @@ class ImageRecord:
         message: Why it is not done; one line.
         warning: What went wrong after the image itself was done; the next run tries that again.
         input: uri, fingerprint, kind, format, height, width, bands, dtype, spacing and its override, crs, mask,
-            tissue algorithm. No other metadata ever.
+            tissue algorithm, and orientation where viewers turn the image. No other metadata ever.
         model: name, version, alias, uri, digest, spacing, classes.
         key: SHA-256 of everything that the pixels depend on.
         config, config_hash: The resolved configuration, and the hash of its part that can change results.

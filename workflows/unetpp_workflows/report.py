@@ -261,7 +261,7 @@ def _figures_note(record: ImageRecord) -> str:
 
 def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     model, engine, plan, shards = record.model, record.engine, record.plan, record.shards
-    failed = shards.get("failed", {})
+    failed, turned = shards.get("failed", {}), record.input.get("orientation")
     run = [
         ("engine", f"{engine.get('name', _NONE)} {engine.get('version', '')}".strip()),
         ("precision", f"{engine.get('precision', _NONE)}, {engine.get('threads', _NONE)} thread(s) per worker"),
@@ -279,6 +279,7 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("image", record.input.get("uri", _NONE)),
         ("format", f"{record.input.get('format', _NONE)}, {record.input.get('dtype', _NONE)}"),
         ("bands", ", ".join(record.input.get("bands", [])) or _NONE),
+        *([("shown turned", f"orientation {turned}, not applied: all lies on the stored pixels")] if turned else []),
         ("pixel size", record.input.get("spacing") or "unknown"),
         ("CRS", crs_name(record.input.get("crs"))),
         ("fingerprint", str(record.input.get("fingerprint", _NONE))[:16]),

@@ -60,6 +60,20 @@ def test_alpha_and_transparent_palette_are_validity(make: Any) -> None:
         np.testing.assert_array_equal(window.valid, np.arange(12).reshape(3, 4) % 3 != 1)
 
 
+@pytest.mark.parametrize("name", ["o.jpg", "o.png", "o.webp", "o.tif"])
+def test_the_orientation_is_told_and_pixels_are_as_stored(make: Any, name: str) -> None:
+    photo, path = Image.fromarray(make.noise((16, 24, 3))), make.folder / name
+    exif = photo.getexif()
+    exif[274] = 6
+    for given, expected in ((exif, 6), (b"Exif\0\0nonsense" if name != "o.tif" else None, 1)):
+        photo.save(path, **({"exif": given} if given else {}))
+        with open_raster(path) as raster:
+            # Of TIFFs, and of no other format, Pillow itself turns the pixels.
+            stored = tifffile.imread(path) if name == "o.tif" else np.asarray(Image.open(path).convert("RGB"))
+            np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, stored)
+            assert getattr(raster, "orientation", None) == expected
+
+
 def test_16_bit_png_keeps_its_samples(make: Any) -> None:
     pixels = make.noise((20, 30, 3), "uint16") * 257
     (make.folder / "deep.png").write_bytes(imagecodecs.png_encode(pixels))

@@ -179,6 +179,16 @@ def test_a_value_means_one_thing(image: Path, described: Callable[..., Dataset])
         Legend.of(described(TWO, table="t", no_data=[0], label_map={0: 0, 1: 1}))
 
 
+def test_labels_of_a_photo_that_viewers_turn_are_told(image: Path, described: Callable[..., Dataset]) -> None:
+    photo = Image.open(image)
+    exif = photo.getexif()
+    exif[274] = 3
+    photo.save(image, exif=exif)
+    Image.fromarray(np.ones((40, 50), np.uint8)).save(image.with_name("m.png"))
+    faults = read(image, image.with_name("m.png"), described(table="t"))[2]
+    assert len(faults) == 1 and "viewers show the image turned: orientation 3" in faults[0]
+
+
 def test_another_size_is_an_error(image: Path, described: Callable[..., Dataset]) -> None:
     Image.fromarray(np.zeros((40, 49), np.uint8)).save(image.with_name("m.png"))
     with pytest.raises(DataError, match="49 x 40 px, the image 50 x 40"):

@@ -62,6 +62,9 @@ class MaskReader:
             self._warp = self._other_frame(raster)
         if self._warp is None:
             self._steps = self._own_steps(raster)
+            if (turned := getattr(raster, "orientation", 1)) != 1:
+                text = "labels are taken for those of the stored pixels, but viewers show the image turned"
+                self._notes.append(warning(text, detail=f"orientation {turned}"))
 
     def _own_steps(self, raster: Raster) -> tuple[float, float]:
         """Return the mask's pixels per pixel of the training grid along y and x, of a mask without a place."""
