@@ -20,6 +20,7 @@ from unetpp.io.base import SIDECARS, Mask, Pixels, existing
 from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
+from unetpp.io.tiff import count_images
 
 VRT, JP2 = ".vrt", ".jp2"
 _DRIVERS, _FORMATS = {VRT: "VRT", JP2: "JP2OpenJPEG"}, {VRT: "vrt", JP2: "jp2"}
@@ -53,9 +54,18 @@ class SceneRaster(ReaderBase):
         bound_cache()
         if isinstance(source, Path) and self._driver == "VRT":
             _vrt_files(source)
+        if self._driver == "GTiff" and self._dataset(0).run(lambda top: top.subdatasets):
+            self._refuse_pages()
         overviews = self._dataset(0).run(self._describe)
         sizes = [self._dataset(index).run(lambda dataset: (dataset.height, dataset.width)) for index in overviews]
         self.levels = make_levels(sizes)
+
+    def _refuse_pages(self) -> None:
+        """Refuse a TIFF of several images, of which GDAL shows the first; a small one beside it may be a thumbnail."""
+        source = self._source if isinstance(self._source, Path) else next(iter(self._source.values()))
+        if (count := count_images(source)) > 1:
+            self.close()
+            raise ImageFormatError(f"{self.uri}: holds {count} images, one per page; save each as a file of its own")
 
     def _describe(self, top: Any) -> range:
         """Take everything but the levels from the open file; returns the numbers of its levels."""

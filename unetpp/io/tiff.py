@@ -253,12 +253,23 @@ def _peers(series: Sequence[Any]) -> list[str]:
     first = series[0].keyframe
     for one in series:
         page = one.keyframe
-        like = (page.dtype, page.samplesperpixel) == (first.dtype, first.samplesperpixel)
-        large = 2 * page.imagelength * page.imagewidth > first.imagelength * first.imagewidth
-        if like and large and not page.is_reduced and not page.is_mask:
+        if _is_peer(page, first):
             name = repr(one.name[:40]) if one.name else f"page {page.index + 1}"
             found.append(f"{name}: {page.imagewidth} x {page.imagelength}")
     return found
+
+
+def _is_peer(page: Any, first: Any) -> bool:
+    like = (page.dtype, page.samplesperpixel) == (first.dtype, first.samplesperpixel)
+    large = 2 * page.imagelength * page.imagewidth > first.imagelength * first.imagewidth
+    return bool(like and large and not page.is_reduced and not page.is_mask)
+
+
+def count_images(source: Path | RemoteObject) -> int:
+    """Return how many pages of a TIFF are as good as its first one, which is among them."""
+    with _tiff_file(source) as file:
+        first: Any = file.pages.first
+        return sum(_is_peer(page, first) for page in file.pages)
 
 
 @functools.cache

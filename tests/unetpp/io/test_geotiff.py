@@ -199,6 +199,23 @@ def test_without_crs_spacing_is_unknown_and_feet_become_metres(make: Any) -> Non
         assert math.isclose(raster.spacing.x, 0.5 * 1200 / 3937, rel_tol=1e-6)
 
 
+@pytest.mark.parametrize("second", ["image", "thumbnail", "overview"])
+def test_a_scene_of_several_images_is_refused_and_with_a_small_one_beside_it_read(make: Any, second: str) -> None:
+    pixels = make.noise((60, 80, 3))
+    scale, tie = (33550, "d", 3, (10.0, 10.0, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 4e5, 4e4, 0.0), True)
+    with tifffile.TiffWriter(make.folder / "pages.tif") as file:
+        file.write(pixels, photometric="rgb", metadata=None, extratags=[scale, tie])
+        other = 255 - pixels if second == "image" else pixels[::2, ::2]
+        file.write(other, photometric="rgb", metadata=None, subfiletype=int(second == "overview"))
+    if second == "image":
+        with pytest.raises(ImageFormatError, match="holds 2 images, one per page"):
+            open_raster(make.folder / "pages.tif")
+        return
+    with open_raster(make.folder / "pages.tif") as raster:
+        assert len(raster.levels) == 1 + (second == "overview") and raster.transform is not None
+        np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, pixels)
+
+
 def test_a_damaged_block_is_named_and_others_still_read(data_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "damaged.tif"
     data = bytearray((data_dir / SCENES[5]).read_bytes())
