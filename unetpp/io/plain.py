@@ -151,7 +151,9 @@ class TiffRaster(ReaderBase):
         if self._pages.samples != page.samplesperpixel:
             self._alpha, self._colors = [], list(range(self._pages.samples))
         if page.photometric == _PHOTOMETRIC_PALETTE and page.colormap is not None:
-            self._palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+            colors = np.asarray(page.colormap).T
+            # Colours are of 16 bits, but some programs write 8; libtiff and GDAL tell them apart so, too.
+            self._palette = (colors >> (8 if colors.max() > 255 else 0)).astype(np.uint8)
             self.zero = self._palette[0]
             self.dtype = np.dtype(np.uint8)
         if page.photometric in _OTHER_COLORS and not _decodes_to_rgb(page):

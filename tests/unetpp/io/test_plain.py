@@ -11,6 +11,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+import rasterio
 import tifffile
 from PIL import Image
 
@@ -82,6 +83,17 @@ def test_16_bit_png_keeps_its_samples(make: Any) -> None:
         window = raster.read(Box(-1, 0, 20, 31))
         np.testing.assert_array_equal(window.pixels[1:, :30], pixels)
         assert window.valid.sum() == 600 and not window.pixels[~window.valid].any()
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("factor", [1, 257])
+def test_a_palette_of_8_or_16_bits_has_gdal_s_colours(make: Any, factor: int) -> None:
+    indexes, colors = make.noise((20, 30)), make.noise((3, 256), np.uint16, seed=1) * factor
+    tifffile.imwrite(make.folder / "p.tif", indexes, photometric="palette", colormap=colors)
+    with rasterio.open(make.folder / "p.tif") as file:
+        table = np.array([file.colormap(1)[i][:3] for i in range(256)])
+    with open_raster(make.folder / "p.tif") as raster:
+        np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, table[indexes])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
