@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -48,6 +49,26 @@ def test_slides_of_a_folder_are_told_apart_by_their_series(make: Any, tmp_path: 
     for file, truth in zip(slides_in(folder), (first, second), strict=True):
         with open_raster(file) as raster:
             np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, truth[0])
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_series_that_a_slide_only_refers_to_are_not_its_own(make: Any, tmp_path: Path, undefined: bool) -> None:
+    """Two slides made from a third, as they say before they say their own series; and annotations beside them."""
+    for name in "ab":
+        write_slide(tmp_path, [_levels(make)[2]], 0.5)
+        file = pydicom.dcmread(tmp_path / "level0.dcm")
+        other = pydicom.Dataset()
+        other.SeriesInstanceUID, other.ReferencedInstanceSequence = "1.2.3", [pydicom.Dataset()]
+        other.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID = "1.2.3.4"
+        file.ReferencedSeriesSequence = [other]
+        for sequence in (other["ReferencedInstanceSequence"], file["ReferencedSeriesSequence"]):
+            sequence.is_undefined_length = sequence.value[0].is_undefined_length_sequence_item = undefined
+        file.save_as(tmp_path / f"{name}.dcm")
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = "1.2.840.10008.5.1.4.1.1.91.1"
+    file.SeriesInstanceUID = "1.2.5"
+    file.save_as(tmp_path / "annotations.dcm")
+    (tmp_path / "level0.dcm").unlink()
+    assert [found.name for found in slides_in(tmp_path)] == ["a.dcm", "b.dcm"]
 
 
 def test_fingerprint_follows_every_file(make: Any, tmp_path: Path) -> None:
