@@ -117,11 +117,12 @@ def _open_folder(path: Path) -> Raster:
 def _open_file(path: Path, magic: bytes) -> Raster:
     import openslide
 
+    from unetpp.io.georeference import is_placed_beside
     from unetpp.io.geotiff import JP2, VRT, SceneRaster
     from unetpp.io.mosaic import MosaicRaster, is_mosaic
     from unetpp.io.openslide import SlideRaster
     from unetpp.io.plain import PhotoRaster, TiffRaster
-    from unetpp.io.tiff import TIFF_MAGIC, read_header
+    from unetpp.io.tiff import MASK, TIFF_MAGIC, read_header
 
     if is_mosaic(path) or is_band_list(path):
         with _once(path):
@@ -137,17 +138,8 @@ def _open_file(path: Path, magic: bytes) -> Raster:
     if magic not in TIFF_MAGIC:
         return PhotoRaster(path)
     header = read_header(path)
-    if header.placed or header.masked or _has_place_or_mask_beside(path):
+    if header.placed or header.masked or is_placed_beside(path) or existing([path.with_name(path.name + MASK)]):
         return SceneRaster(path)
     if vendor is not None and header.for_openslide:
         return SlideRaster(path)
     return TiffRaster(path)
-
-
-def _has_place_or_mask_beside(path: Path) -> bool:
-    from unetpp.io.tiff import AUXILIARY, MASK, PLACES, WORLD_FILES
-
-    mask, auxiliary = path.with_name(path.name + MASK), path.with_name(path.name + AUXILIARY)
-    if existing([*map(path.with_suffix, WORLD_FILES), mask]):
-        return True
-    return any(place in file.read_bytes() for file in existing([auxiliary]) for place in PLACES)

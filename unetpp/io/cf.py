@@ -111,7 +111,7 @@ def _crs(uri: str, mapping: dict[str, Any], transform: Transform | None) -> tupl
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
-    from unetpp.io.geotiff import grid_spacing
+    from unetpp.io.georeference import grid_spacing
 
     text = mapping.get("crs_wkt") or mapping.get("spatial_ref")
     if not text:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as GdalWindow
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
-from unetpp.geometry import Box, Spacing, Transform
+from unetpp.geometry import Box
 from unetpp.io.base import SIDECARS, Mask, Pixels, existing
 from unetpp.io.gdal import Dataset, bound_cache
+from unetpp.io.georeference import georeference
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
 from unetpp.io.tiff import count_images
@@ -27,8 +27,6 @@ _DRIVERS, _FORMATS = {VRT: "VRT", JP2: "JP2OpenJPEG"}, {VRT: "vrt", JP2: "jp2"}
 """By suffix; all else is a GeoTIFF."""
 _NO_CODEC = "missing codec"
 _SOURCES = {"sourcefilename", "sourcedataset"}
-_MISFIT_PX = 0.5
-"""An affine transform may miss a ground control point by so much."""
 _SCRIPTS = {"pixelfunctionlanguage", "pixelfunctioncode"}
 
 
@@ -70,17 +68,8 @@ class SceneRaster(ReaderBase):
     def _describe(self, top: Any) -> range:
         """Take everything but the levels from the open file; returns the numbers of its levels."""
         self._describe_bands(top)
-        # A rotated or south-up grid is a transform like any other. GDAL gives the identity where the file states none.
-        a, b, c, d, e, f = tuple(top.transform)[:6]
-        self.transform, crs = None if top.transform.is_identity else (a, b, c, d, e, f), top.crs
-        points, crs_of_points = top.gcps
-        if self.transform is None and points:
-            self.transform, crs = _fitted(points, self.uri), crs_of_points or crs
-        if self.transform is not None and not 0 < abs(a * e - b * d) < math.inf:  # GDAL takes any numbers
-            raise ImageFormatError(f"{self.uri}: its transform {self.transform} gives a pixel no area; correct it")
-        self.crs = _wkt(crs, self.uri)
-        self.kind = "scene" if self.crs and self.transform else "image"
-        self.spacing = grid_spacing(self.transform, crs)
+        place = georeference(top, self.uri)
+        self.crs, self.transform, self.spacing, self.kind = place.crs, place.transform, place.spacing, place.kind
         # Overviews that a VRT only lists are made anew for each window, and a pixel of theirs depends on the window.
         computed = isinstance(self._source, Path) and self._driver == "VRT" and _lists_overviews(self._source)
         return range(1 if computed else 1 + len(top.overviews(1)))
@@ -240,57 +229,3 @@ def _band_name(dataset: Any, index: int, count: int) -> str:
     if color in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) or (color == ColorInterp.gray and count == 1):
         return str(color.name)
     return f"band{index}"
-
-
-def _fitted(points: Sequence[Any], uri: str) -> Transform:
-    """Return the affine transform of least squares through ground control points; refuses points that do not fit one.
-
-    A scene of a radar, or of a camera that looks aside, has no such transform: it would lie elsewhere without a word.
-    """
-    pixels = np.array([(point.col, point.row, 1.0) for point in points])
-    places = np.array([(point.x, point.y) for point in points])
-    centre = places.mean(axis=0)  # far from the origin squares would lose digits
-    solution, _, rank, _ = np.linalg.lstsq(pixels, places - centre, rcond=None)
-    (a, d), (b, e), (c, f) = solution.tolist()
-    if rank < 3 or not (off := _off(solution, pixels, places - centre)) <= _MISFIT_PX:
-        why = "too few or on one line" if rank < 3 else f"up to {off:.1f} px off any affine transform"
-        raise ImageFormatError(
-            f"{uri}: placed by {len(points)} ground control points ({why}); warp it to a grid first (gdalwarp)"
-        )
-    return a, b, c + float(centre[0]), d, e, f + float(centre[1])
-
-
-def _off(solution: Any, pixels: Any, places: Any) -> float:
-    """Return by how many pixels a fit misses a point at most."""
-    missed = np.linalg.solve(solution[:2].T, (places - pixels @ solution).T)
-    return float(np.hypot(*missed).max())
-
-
-def _wkt(crs: Any, uri: str) -> str | None:
-    if not crs:
-        return None
-    try:
-        return str(crs.to_wkt())
-    except CRSError as error:
-        raise ImageFormatError(f"{uri}: its CRS cannot be understood ({first_line(error)})") from None
-
-
-def grid_spacing(transform: Transform | None, crs: Any) -> Spacing | None:
-    """Return the length of one pixel step in the CRS's own units, as metres or degrees.
-
-    Rotated grids: the length of the step's vector. Nominal: in a projection that stretches (web Mercator) the ground
-    is smaller; `resample.ground_spacing` says by how much.
-    """
-    if transform is None or not crs:
-        return None
-    a, b, _, d, e, _ = transform
-    y, x = math.hypot(b, e), math.hypot(a, d)
-    if not (y > 0 and x > 0):
-        return None
-    if crs.is_geographic:
-        to_degrees = math.degrees(crs.units_factor[1])
-        return Spacing(y * to_degrees, x * to_degrees, "deg")
-    if crs.is_projected:
-        factor = float(crs.linear_units_factor[1])
-        return Spacing(y * factor, x * factor, "m")
-    return None

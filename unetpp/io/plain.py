@@ -1,4 +1,4 @@
-"""Reads PNG, JPEG and plain TIFF images; knows no slide and no georeference, and takes no print dpi for a spacing."""
+"""Reads PNG, JPEG and plain TIFF images; knows no slide, and takes no print dpi for a spacing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from PIL import Image, UnidentifiedImageError
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box, Spacing
 from unetpp.io import jpeg
-from unetpp.io.base import Mask, Pixels
+from unetpp.io.base import Kind, Mask, Pixels
+from unetpp.io.georeference import georeference, is_placed_beside
 from unetpp.io.reader import MAX_DECODED_PIXELS, RGB, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
 from unetpp.io.tiff import DECODE_ERRORS, FINEST_PRINT_SPACING_UM, GDAL_NODATA, TiffPages
 
 PHOTO_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _JPEG_FORMATS = ("jpeg", "mpo")  # Pillow's name for a JPEG with more pictures, of which the first is read
+_GDAL_DRIVERS = {"mpo": "JPEG"}
 _MICROMETRES = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _PHOTOMETRIC_MIN_IS_WHITE, _PHOTOMETRIC_PALETTE = 0, 3
 _OTHER_COLORS = (jpeg.YCBCR, 8, 9, 10, 32844, 32845)
@@ -38,10 +40,10 @@ class PhotoRaster(ReaderBase):
     """A PNG, JPEG, BMP or WebP as RGB; grey is repeated, a palette is looked up, alpha 0 is invalid.
 
     These formats decode whole: at the first read, once, up to 2^28 pixels. The stored pixel grid is kept: an EXIF
-    orientation is told, as `orientation`, and not applied.
+    orientation is told, as `orientation`, and not applied. A world file beside a photo places it, as GDAL says.
     """
 
-    kind = "image"
+    kind: Kind = "image"
     bands = RGB
 
     def __init__(self, path: Path) -> None:
@@ -63,6 +65,18 @@ class PhotoRaster(ReaderBase):
         self._deep = self.format == "png" and _png_bits(path) == 16
         self.dtype = np.dtype(np.uint16 if self._deep else np.uint8)
         self.levels = make_levels([(height, width)])
+        if is_placed_beside(path):
+            self._take_place()
+
+    def _take_place(self) -> None:
+        from unetpp.io.gdal import Dataset
+
+        dataset = Dataset(self._path, driver=_GDAL_DRIVERS.get(self.format, self.format.upper()))
+        try:
+            place = dataset.run(lambda top: georeference(top, self.uri))
+        finally:
+            dataset.close()
+        self.crs, self.transform, self.spacing, self.kind = place.crs, place.transform, place.spacing, place.kind
 
     def _photo(self) -> Any:
         """Open the header only. Pillow's own size limit would warn, or fail below ours, so its plugins are called."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from unetpp.errors import ImageFormatError
 from unetpp.io.base import FINGERPRINT_OBJECTS, SIDECARS, ZARR_DOCUMENTS, Raster
 from unetpp.io.remote import RemoteObject, find_object, list_versions, open_object, zarr_store
-from unetpp.io.tiff import AUXILIARY, MASK, PLACES, TIFF_MAGIC, WORLD_FILES, read_header
+from unetpp.io.tiff import AUXILIARY, MASK, PLACES, TIFF_MAGIC, read_header
 
 if TYPE_CHECKING:
     from unetpp.io.reader import ReaderBase
@@ -55,7 +55,7 @@ def _open_tiff(image: RemoteObject) -> Raster | None:
     auxiliary = parts.get(name + AUXILIARY)
     if auxiliary is not None and any(place in auxiliary.read(0, auxiliary.size) for place in PLACES):
         placed = True
-    if not placed and (world := [name for name in parts if PurePosixPath(name).suffix in WORLD_FILES]):
+    if not placed and (world := [name for name in parts if PurePosixPath(name).suffix in _worlds(image.uri)]):
         # GDAL reads text line by line, which rasterio's Python files cannot serve: the place would be lost silently.
         raise ImageFormatError(
             f"{image.uri}: placed by {world[0]}, which is not read remotely; copy both here, or put the georeference "
@@ -87,9 +87,17 @@ def _sidecars(image: RemoteObject, placed: bool) -> dict[str, RemoteObject]:
     """Return the objects beside a TIFF that belong to it, by name; world files count where the TIFF has no place."""
     uris = [image.uri + ending for ending in SIDECARS]
     if not placed:
-        uris += [image.uri.removesuffix(PurePosixPath(image.uri).suffix) + ending for ending in WORLD_FILES]
+        uris += [image.uri.removesuffix(PurePosixPath(image.uri).suffix) + ending for ending in _worlds(image.uri)]
     found = ((uri, find_object(uri)) for uri in uris)
     return {_name(uri): part for uri, part in found if part is not None}
+
+
+def _worlds(uri: str) -> list[str]:
+    """Return the suffixes of world files, in capitals where the image's is: asking for either is a request more."""
+    from unetpp.io.georeference import world_files
+
+    suffix = PurePosixPath(uri).suffix
+    return [ending.upper() if suffix.isupper() else ending for ending in world_files(suffix)]
 
 
 def _zarr_documents(uri: str) -> list[RemoteObject]:

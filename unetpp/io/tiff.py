@@ -31,7 +31,6 @@ GEO_TAGS = {33550, 33922, 34264, 34735}
 """ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory."""
 GDAL_NODATA = 42113
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")
 AUXILIARY, MASK = ".aux.xml", ".msk"
 """What GDAL appends to a TIFF's name for what its tags do not say, and for its mask."""
 PLACES = (b"<GeoTransform>", b"<GCPList")

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, PlanError
-from unetpp.geometry import Box
+from unetpp.geometry import Box, Spacing
 from unetpp.io import Raster, open_raster, tiff
 from unetpp.io.base import fingerprint
 
@@ -83,6 +83,29 @@ def test_a_place_beside_the_file_counts(make: Any) -> None:
     with open_raster(path) as raster, rasterio.open(path) as file:
         assert raster.kind == "scene" and raster.transform == tuple(file.transform)[:6]
         assert rasterio.crs.CRS.from_wkt(raster.crs) == file.crs
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        *[("a.tif", "a.tfw"), ("A.TIF", "A.TFW"), ("a.jpg", "a.jgw"), ("A.JPG", "A.JGW"), ("a.jpeg", "a.jpegw")],
+        *[("a.png", "a.wld"), ("a.bmp", "a.bpw"), ("a.webp", "a.webp.aux.xml"), ("a.jpg", "a.jpg.aux.xml")],
+    ],
+)
+def test_a_world_file_places_what_it_lies_beside(make: Any, name: str, beside: str) -> None:
+    pixels = make.noise((20, 30, 3))
+    Image.fromarray(pixels).save(make.folder / name)
+    crs = rasterio.crs.CRS.from_epsg(32636)
+    grid = "<GeoTransform>4.5e5, 0.4, 0.3, 4e6, 0.3, -0.4</GeoTransform>"
+    text = f"<PAMDataset><SRS>{crs.to_wkt()}</SRS>{grid}</PAMDataset>" if "xml" in beside else "0.5\n0\n0\n-0.5\n9\n7\n"
+    (make.folder / beside).write_text(text)
+    with open_raster(make.folder / name) as raster, rasterio.open(make.folder / name) as file:
+        assert not file.transform.is_identity and raster.transform == tuple(file.transform)[:6]
+        assert (raster.kind, raster.crs is None) == (("scene", False) if "xml" in beside else ("image", True))
+        assert raster.spacing == (Spacing(0.5, 0.5, "m") if "xml" in beside else None)
+        if "jp" not in name.lower():
+            np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, file.read().transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("compression", ["jpeg2000", "webp", "jpegxl", "lzma", "lerc"])
