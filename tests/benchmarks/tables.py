@@ -395,10 +395,11 @@ def _rivals_memory(facts: dict[str, Any]) -> list[str]:
         "which requires torch < 2.13, found as a build for CUDA only. "
         f"{facts['memory_mb']} MB of memory; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
     ]
-    rest = [row["peak_pss_mb"] for name, row in facts["rows"].items() if name != "unetpp segment"]
-    if rest and "unetpp segment" in facts["rows"]:
-        share = facts["rows"]["unetpp segment"]["peak_pss_mb"] / min(rest)
-        lines[-1] += f" `unetpp segment` needs {share:.2f} of the smallest rival's memory (target 0.5)."
+    ours = {name: row["peak_pss_mb"] for name, row in facts["rows"].items() if name.startswith("unetpp")}
+    rest = [row["peak_pss_mb"] for name, row in facts["rows"].items() if name not in ours]
+    if rest and ours:
+        shares = ", ".join(f"`{name}` needs {peak / min(rest):.2f}" for name, peak in ours.items())
+        lines[-1] += f" Of the smallest rival's memory {shares} (target 0.5)."
     return lines
 
 
