@@ -214,14 +214,15 @@ def test_a_bare_machine_starts_from_it_too(older: Package, store: Path, tmp_path
 
 def test_the_option_is_the_setting(older: Package, store: Path, tmp_path: Path) -> None:
     sets = [part for setting in (*DATA, *STEPS) for part in ("--set", setting)]
-    out = tmp_path / "out"
-    command = ["train", "smoke", "-o", out, "--store", store, "--start", older.folder, "--no-register", *sets]
+    out, folder = tmp_path / "out", tmp_path / 'last "month" \N{MICROSCOPE}'
+    shutil.copytree(older.folder, folder)
+    command = ["train", "smoke", "-o", out, "--store", store, "--start", folder, "--no-register", *sets]
     done = CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     recipe = Recipe.model_validate_json((out / "recipe.json").read_text())
-    assert recipe.network.start == str(older.folder) and recipe.network.filters == (4, 8, 8)
+    assert recipe.network.start == str(folder) and recipe.network.filters == (4, 8, 8)
     # A shell's variable that is not set must not mean random weights.
     command[command.index("--start") + 1] = ""
     assert "network.start = ''" in CliRunner().invoke(app, [str(part) for part in command]).output
     lineage = CliRunner().invoke(app, ["lineage", str(out)], env={"COLUMNS": "200"})
-    assert f"started   from {older.folder}, digest {older.digest[:16]}" in lineage.output
+    assert f"started   from {folder}, digest {older.digest[:16]}" in lineage.output

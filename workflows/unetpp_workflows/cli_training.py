@@ -75,7 +75,7 @@ def train(
         _refuse_unused(workers=workers > 1, least=least, address=address, device=device != "auto", minutes=minutes,
                        alias=alias)  # fmt: skip
     console = standard_output()
-    sets = [*(sets or ()), *([f"network.start={json.dumps(start)}"] if start is not None else [])]
+    sets = [*(sets or ()), *([f"network.start={json.dumps(start, ensure_ascii=False)}"] if start is not None else [])]
     options = TrainOptions(
         store=store,
         workers=workers,
