@@ -44,7 +44,7 @@ def test_a_container_limit_leaves_less_memory(tmp_path: Path, limit: str, used: 
         folder.mkdir(exist_ok=True)
         (folder / "memory.max").write_text(limit if limit == "max" else str(int(limit) * 1024))
         (folder / "memory.current").write_text(str(int(used) * 1024))
-        (folder / "memory.stat").write_text(f"anon 5\nfile 9\ninactive_file {40 * 1024}\n")
+        (folder / "memory.stat").write_text(f"anon 5\nactive_file {30 * 1024}\ninactive_file {10 * 1024}\n")
         assert free_memory(tmp_path, own, meminfo) == left * 1024
         (folder / "memory.max").write_text("max")
     assert free_memory(tmp_path, own, tmp_path / "absent") is None

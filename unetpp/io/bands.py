@@ -100,15 +100,22 @@ class BandsRaster(ReaderBase):
             raise
 
     def _take_values(self, entries: list[_Entry]) -> None:
-        """Keep what the item says of nodata, and for the fingerprint all that it says of the values."""
+        """Keep what the item says of nodata that files do not say, and for the fingerprint what it says of values."""
         self._nodata: dict[str, list[float | None]] = {}
         self.item_values: list[Any] = []
         for entry, band in zip(entries, self._bands, strict=True):
-            if entry.asset is not None:
-                count = len(self._rasters[entry.uri].bands)
-                self._nodata[entry.uri] = [entry.asset.values(index).nodata for index in range(count)]
-                self.item_values += [(entry.asset.values(band.index).linear,)] if entry.physical else []
-        self.item_values += [stated for stated in self._nodata.values() if any(value is not None for value in stated)]
+            if (asset := entry.asset) is None:
+                continue
+            if entry.physical:
+                described = tuple(values.linear or (1.0, 0.0) for values in asset.described or (asset.others,))
+                beyond = (asset.others.linear,) if asset.described and band.index >= len(asset.described) else ()
+                self.item_values.append(described + beyond)
+            raster = self._rasters[entry.uri]
+            stated = [asset.values(index).nodata for index in range(len(raster.bands))]
+            same = stated == list(getattr(raster, "nodata", ()))  # the file's reader minds it
+            if not same and any(value is not None for value in stated):
+                self._nodata[entry.uri] = stated
+        self.item_values += self._nodata.values()
 
     def _describe(self, path: Path, dtype: str | None) -> None:
         self.part_uris = tuple(self._rasters)
@@ -129,14 +136,19 @@ class BandsRaster(ReaderBase):
         self.dtype = np.dtype(dtype or ("float32" if scaled else stored))
 
     def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
-        read = {uri: _repeated(self._rasters[uri], box, *self._places[level][uri]) for uri in self._rasters}
+        read = {uri: self._read_file(uri, box, level) for uri in self._rasters}
         pixels = np.empty((*box.shape, len(self._bands)), self.dtype)
         valid: Mask | None = None
         for i, band in enumerate(self._bands):
             samples, here = read[band.uri]
             pixels[..., i] = self._values(samples[..., band.index], band)
-            valid = both(valid, both(here, valid_samples(samples, self._nodata.get(band.uri, ()))))
+            valid = both(valid, here)
         return pixels, valid
+
+    def _read_file(self, uri: str, box: Box, level: int) -> tuple[Pixels, Mask | None]:
+        samples, valid = _repeated(self._rasters[uri], box, *self._places[level][uri])
+        nodata = self._nodata.get(uri)
+        return samples, valid if nodata is None else both(valid, valid_samples(samples, nodata))
 
     def _values(self, stored: Pixels, band: _Band) -> Pixels:
         if (band.scale, band.offset) == (1, 0) and np.can_cast(stored.dtype, self.dtype):

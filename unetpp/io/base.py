@@ -231,14 +231,19 @@ def _facts(raster: Raster) -> dict[str, Any]:
 
 
 def other_files(path: Path) -> list[Path]:
-    """Return the files of an image or of labels that are not `path` itself: of a folder what `fingerprint` looks at."""
+    """Return the files of an image or of labels that are not `path` itself: of a folder what `fingerprint` looks at.
+
+    World files are among them; a fingerprint has the place itself.
+    """
     if path.is_dir():
         return [*_zarr_documents(path), *islice(_objects(path), FINGERPRINT_OBJECTS)]
-    return _companions(path)
+    from unetpp.io.georeference import world_files_beside
+
+    return [*_companions(path), *world_files_beside(path)]
 
 
 def _companions(path: Path) -> list[Path]:
-    """Return the other files of a slide: MIRAX keeps a folder, DICOM and VMS keep their parts beside the first."""
+    """Return the other files of a slide: MIRAX keeps a folder, DICOM and VMS keep theirs beside the first."""
     suffix = path.suffix.lower()
     if suffix == ".shp":
         return sorted(file for end in (".dbf", ".shx", ".prj", ".cpg") if (file := path.with_suffix(end)).is_file())
@@ -247,13 +252,23 @@ def _companions(path: Path) -> list[Path]:
         return [file for file in (path.with_name(f"{path.name}-wal"),) if file.is_file()]
     if suffix == ".mrxs":
         return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
-    if suffix in (".dcm", ".vms", ".vmu"):
-        return sorted(file for file in path.parent.glob("*") if file.is_file() and file != path)
+    if suffix == ".dcm":
+        from unetpp.io.dicom import files_beside
+
+        return files_beside(path)
+    if suffix in (".vms", ".vmu"):
+        return _named_beside(path)
     if suffix == ".vrt":
         from unetpp.io.geotiff import vrt_sources
 
         return vrt_sources(path)
     return existing(path.with_name(path.name + ending) for ending in SIDECARS)
+
+
+def _named_beside(path: Path) -> list[Path]:
+    """Return the files beside an index of "key = name" lines that it names."""
+    values = (line.partition("=")[2].strip() for line in path.read_text("utf-8", errors="replace").splitlines())
+    return sorted(set(existing(path.with_name(name) for name in values if name and "/" not in name)))
 
 
 def existing(files: Iterable[Path]) -> list[Path]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 SUFFIX = ".dcm"
 _HEADER_BYTES = 2**16
+_FILES_KEPT = 2**16
 _PREAMBLE = 132
 _CLASS, _SERIES = (0x0002, 0x0002), (0x0020, 0x000E)
 """Tags of what kind of object a file holds, and of the series that it belongs to."""
@@ -22,12 +24,35 @@ def slides_in(folder: Path) -> list[Path]:
     Annotations, segmentations, reports and images that are no slides do not count.
     """
     found: dict[str, Path] = {}
-    for file in sorted(file for file in folder.iterdir() if file.suffix.lower() == SUFFIX and file.is_file()):
-        with file.open("rb") as opened:
-            stated = dict(_elements(opened.read(_HEADER_BYTES)))
-        if stated.get(_CLASS, _SLIDE) == _SLIDE:
-            found.setdefault(stated.get(_SERIES, file.name.encode()).decode(errors="replace"), file)
+    for file in _dicom_files(folder):
+        if (series := _series(file)) is not None:
+            found.setdefault(series or file.name, file)
     return sorted(found.values())
+
+
+def files_beside(file: Path) -> list[Path]:
+    """Return the other files of a slide: of its folder those of its series, all slides where it does not state one."""
+    series = _series(file)
+    others = [other for other in _dicom_files(file.parent) if other != file]
+    return [other for other in others if (found := _series(other)) is not None and (found == series or not series)]
+
+
+def _dicom_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() == SUFFIX and file.is_file())
+
+
+def _series(file: Path) -> str | None:
+    """Return the series of a slide's file, "" where it does not state one; None where it is no slide's."""
+    facts = file.stat()
+    return _series_of(file, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(_FILES_KEPT)
+def _series_of(file: Path, size: int, changed: int) -> str | None:
+    """See `_series`; of n slides in one folder each asks for the series of all files."""
+    with file.open("rb") as opened:
+        stated = dict(_elements(opened.read(_HEADER_BYTES)))
+    return stated.get(_SERIES, b"").decode(errors="replace") if stated.get(_CLASS, _SLIDE) == _SLIDE else None
 
 
 def _elements(header: bytes) -> Iterator[tuple[tuple[int, int], bytes]]:

@@ -52,11 +52,20 @@ def georeference(top: Any, uri: str) -> Georeference:
 
 def is_placed_beside(path: Path) -> bool:
     """Say whether a world file or GDAL's auxiliary file beside an image says where it lies."""
-    endings = world_files(path.suffix)
-    if existing(path.with_suffix(case(ending)) for ending in endings for case in (str.lower, str.upper)):
-        return True
-    auxiliary = existing([path.with_name(path.name + AUXILIARY)])
-    return any(place in file.read_bytes() for file in auxiliary for place in PLACES)
+    return bool(world_files_beside(path)) or any(map(says_place, existing([path.with_name(path.name + AUXILIARY)])))
+
+
+def says_place(auxiliary: Path) -> bool:
+    """Say whether an auxiliary file of GDAL's, which may hold statistics alone, says where its image lies."""
+    text = auxiliary.read_bytes()
+    return any(place in text for place in PLACES)
+
+
+def world_files_beside(path: Path) -> list[Path]:
+    """Return the world files of an image that are there; more than one where names differ in nothing but capitals."""
+    return existing(
+        path.with_suffix(case(ending)) for ending in world_files(path.suffix) for case in (str.lower, str.upper)
+    )
 
 
 def world_files(suffix: str) -> list[str]:
@@ -76,7 +85,8 @@ def _fitted(points: Sequence[Any], uri: str) -> Transform:
     solution, _, rank, _ = np.linalg.lstsq(pixels, places - centre, rcond=None)
     (a, d), (b, e), (c, f) = solution.tolist()
     if rank < 3 or not (off := _off(solution, pixels, places - centre)) <= _MISFIT_PX:
-        why = "too few or on one line" if rank < 3 else f"up to {off:.1f} px off any affine transform"
+        flat = rank < 3 or not math.isfinite(off)
+        why = "too few or on one line" if flat else f"up to {off:.1f} px off any affine transform"
         raise ImageFormatError(
             f"{uri}: placed by {len(points)} ground control points ({why}); warp it to a grid first (gdalwarp)"
         )
@@ -84,7 +94,9 @@ def _fitted(points: Sequence[Any], uri: str) -> Transform:
 
 
 def _off(solution: Any, pixels: Any, places: Any) -> float:
-    """Return by how many pixels a fit misses a point at most."""
+    """Return by how many pixels a fit misses a point at most; infinite where all lie on one line on the ground."""
+    if np.linalg.matrix_rank(solution[:2]) < 2:
+        return math.inf
     missed = np.linalg.solve(solution[:2].T, (places - pixels @ solution).T)
     return float(np.hypot(*missed).max())
 

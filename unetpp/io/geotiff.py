@@ -83,7 +83,7 @@ class SceneRaster(ReaderBase):
         if len(kinds) > 1 or np.dtype(next(iter(kinds))).kind not in "uif":
             raise ImageFormatError(f"{self.uri}: sample types {sorted(kinds)}; convert every band to one real type")
         self.dtype = np.dtype(next(iter(kinds)))
-        self._nodata = [top.nodatavals[i - 1] for i in self._indexes]
+        self.nodata = [top.nodatavals[i - 1] for i in self._indexes]
         flags = {i: top.mask_flag_enums[i - 1] for i in self._indexes}
         # A band without a flag has a mask of its own, as bands of a VRT may.
         own = [i for i in self._indexes if not flags[i]]
@@ -134,7 +134,7 @@ class SceneRaster(ReaderBase):
             why = first_line(error.__cause__ or error)
             raise CorruptImageError(f"{self.uri}: level {level} {box} does not decode ({why}); copy it again") from None
         pixels = np.ascontiguousarray(np.moveaxis(planes, 0, -1))
-        return pixels, both(valid, valid_samples(pixels, self._nodata))
+        return pixels, both(valid, valid_samples(pixels, self.nodata))
 
     def close(self) -> None:
         with self._lock:

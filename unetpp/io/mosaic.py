@@ -209,7 +209,7 @@ def _placed(path: Path, entries: Sequence[Mapping[str, Any]], facts: Sequence[_F
     if "x" in entries[0]:
         corners = [(entry["y"], entry["x"]) for entry in entries]
     else:
-        corners = _on_grid(path, facts, _narrowest(facts, np.array([_offset(path, facts[0], fact) for fact in facts])))
+        corners = _on_grid(path, facts, _arranged(facts, np.array([_offset(path, facts[0], fact) for fact in facts])))
     return [Box(y, x, y + fact.height, x + fact.width) for (y, x), fact in zip(corners, facts, strict=True)]
 
 
@@ -224,8 +224,11 @@ def _offset(path: Path, first: _Facts, other: _Facts) -> tuple[float, float]:
     return float(y), float(x)
 
 
-def _narrowest(facts: Sequence[_Facts], corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the corners (n, 2) with those parts a turn of the globe further east that make the mosaic narrowest so."""
+def _arranged(facts: Sequence[_Facts], corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the corners (n, 2) with those parts a turn of the globe further east that make the mosaic narrowest so.
+
+    Where that is no whole number of pixels, parts that do not fill the width so stay where they say that they are.
+    """
     first = facts[0]
     length = None if first.crs is None else turn(first.crs)
     if length is None or first.transform is None or first.transform[1] or first.transform[3]:
@@ -236,24 +239,30 @@ def _narrowest(facts: Sequence[_Facts], corners: NDArray[np.float64]) -> NDArray
     def moved(begin: float) -> NDArray[np.float64]:
         return columns + pixels * (columns < begin)
 
+    def width(begin: float) -> float:
+        return float(np.round((moved(begin) + widths).max() - moved(begin).min()))
+
     # Those that have no part to their left first: where nothing is gained, parts stay in their own turn.
-    begin = min(
-        np.unique(columns).tolist(), key=lambda begin: np.round((moved(begin) + widths).max() - moved(begin).min())
-    )
-    return np.stack([corners[:, 0], moved(begin)], axis=1)
+    begin = min(np.unique(columns).tolist(), key=width)
+    arranged = np.stack([corners[:, 0], moved(begin)], axis=1)
+    return arranged if _off_grid(arranged).max() <= _OFF_PIXEL or width(begin) <= widths.sum() + 1 else corners
+
+
+def _off_grid(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return by how many pixels each part lies off the first one's grid."""
+    away = corners - corners[0]
+    return np.abs(away - np.rint(away)).max(axis=1)  # type: ignore[no-any-return]
 
 
 def _on_grid(path: Path, facts: Sequence[_Facts], corners: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Return the corners in whole pixels; raises `ImageFormatError` where a part lies off the first one's grid."""
-    whole = np.rint(corners - corners[0])
-    off = np.abs(corners - corners[0] - whole).max(axis=1)
-    if off.max() > _OFF_PIXEL:
+    if (off := _off_grid(corners)).max() > _OFF_PIXEL:
         y, x = (corners - corners[0])[worst := int(off.argmax())]
         raise ImageFormatError(
             f"{path}: {facts[worst].uri} lies {x:.3f}, {y:.3f} pixels from {facts[0].uri}, not whole ones; "
             "resample it to one grid first"
         )
-    return [(int(y), int(x)) for y, x in whole]
+    return [(int(y), int(x)) for y, x in np.rint(corners - corners[0])]
 
 
 def _close_to(one: Sequence[float], two: Sequence[float]) -> bool:

@@ -177,7 +177,7 @@ class TiffRaster(ReaderBase):
         count = 3 if self._palette is not None else len(self._colors)
         rgb = count == 3 and (self._palette is not None or page.photometric == jpeg.RGB or _decodes_to_rgb(page))
         self.bands = RGB if rgb else ("gray",) if count == 1 else tuple(f"band{i + 1}" for i in range(count))
-        self._nodata = [_nodata(page)] * len(self._colors)
+        self.nodata = [_nodata(page)] * len(self._colors)
         self.spacing = _ome_spacing(self._pages.ome_xml) if self._pages.ome_xml else _tag_spacing(self._pages)
 
     def _read_inside(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
@@ -185,7 +185,7 @@ class TiffRaster(ReaderBase):
         for index in self._alpha:
             valid = both(valid, np.asarray(samples[..., index] > 0))
         pixels = np.ascontiguousarray(samples[..., self._colors])
-        valid = both(valid, valid_samples(pixels, self._nodata))
+        valid = both(valid, valid_samples(pixels, self.nodata))
         if self._palette is not None:
             pixels = self._palette[pixels[..., 0]]
         else:

@@ -32,6 +32,8 @@ class ReaderBase:
     transform: Transform | None = None
     zero: Any = None
     """What a stored 0 reads as where that is not 0: a palette's first colour, or white where white is zero."""
+    nodata: Sequence[float | None] = ()
+    """Of each band the value that is no data; its pixels are invalid in every window. None: there is none."""
     orientation: int = 1
     """How the stored pixels are to be turned for display, as EXIF and TIFF number it (1: not at all); never applied."""
     staged: object = None

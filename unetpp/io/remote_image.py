@@ -53,8 +53,9 @@ def _open_tiff(image: RemoteObject) -> Raster | None:
     placed = header.placed
     parts = {name: image} | _sidecars(image, placed)
     auxiliary = parts.get(name + AUXILIARY)
-    if auxiliary is not None and any(place in auxiliary.read(0, auxiliary.size) for place in PLACES):
-        placed = True
+    if auxiliary is not None:
+        text = auxiliary.read(0, auxiliary.size)
+        placed = placed or any(place in text for place in PLACES)
     if not placed and (world := [name for name in parts if PurePosixPath(name).suffix in _worlds(image.uri)]):
         # GDAL reads text line by line, which rasterio's Python files cannot serve: the place would be lost silently.
         raise ImageFormatError(
@@ -93,11 +94,12 @@ def _sidecars(image: RemoteObject, placed: bool) -> dict[str, RemoteObject]:
 
 
 def _worlds(uri: str) -> list[str]:
-    """Return the suffixes of world files, in capitals where the image's is: asking for either is a request more."""
+    """Return the suffixes of world files, in capitals too where the image's is: each is a request more."""
     from unetpp.io.georeference import world_files
 
     suffix = PurePosixPath(uri).suffix
-    return [ending.upper() if suffix.isupper() else ending for ending in world_files(suffix)]
+    small = world_files(suffix.lower())
+    return [*map(str.upper, small), *small] if suffix.isupper() else small
 
 
 def _zarr_documents(uri: str) -> list[RemoteObject]:

@@ -137,9 +137,13 @@ def _values(band: Mapping[str, Any], raster: Mapping[str, Any], asset: Mapping[s
         prefixed = f"raster:{name}"
         places = (band.get(prefixed), band.get(name), raster.get(name), asset.get(prefixed), *more)
         value = next((value for value in places if value is not None), None)
-        return None if value is None else float(value)  # nodata may be "nan" or "-inf"
+        return None if value is None else float(value)
 
-    found = Values(stated("scale"), stated("offset"), stated("nodata", asset.get("nodata")))
+    try:
+        nodata = stated("nodata", asset.get("nodata"))  # may be "nan" or "-inf"
+    except (ValueError, TypeError):
+        nodata = None  # no number: no pixel has it
+    found = Values(stated("scale"), stated("offset"), nodata)
     if not all(math.isfinite(value or 0.0) for value in (found.scale, found.offset)):
         raise ValueError(f"a scale of {found.scale} and an offset of {found.offset}")
     return found

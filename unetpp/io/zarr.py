@@ -72,14 +72,14 @@ class ZarrRaster(ReaderBase):
         self.levels = make_levels([(array.shape[y], array.shape[x]) for array in self._arrays])
         count = self._arrays[0].shape[self._axes.index("c")] if "c" in self._axes else 1
         self.bands = _band_names(node.attrs, count, self._arrays[0].dtype)
-        self._nodata: list[float | None] = []
+        self.nodata: list[float | None] = []
         if group is not None and cf.dimensions(node):
             self._place(cf.place(self.uri, group, node, self.levels[0].height, self.levels[0].width))
 
     def _place(self, place: cf.Place) -> None:
         self.crs, self.transform, self.spacing = place.crs, place.transform, place.spacing
         self.kind = "scene" if self.crs and self.transform else "image"
-        self._nodata = [place.nodata] * len(self.bands)
+        self.nodata = [place.nodata] * len(self.bands)
         if place.bands is not None and len(place.bands) == len(self.bands):
             self.bands = place.bands
 
@@ -174,7 +174,7 @@ class ZarrRaster(ReaderBase):
         kept = [axis for axis in self._axes if axis in ranges]
         pixels = np.asarray(values).transpose([kept.index(axis) for axis in "yxc" if axis in kept])
         pixels = np.ascontiguousarray(pixels.reshape(*box.shape, -1), dtype=self.dtype)
-        return pixels, valid_samples(pixels, self._nodata)
+        return pixels, valid_samples(pixels, self.nodata)
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:

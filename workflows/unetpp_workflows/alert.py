@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,10 +15,12 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
+log = logging.getLogger(__name__)
 WEBHOOK = "UNETPP_WEBHOOK"
 _SECONDS = 15
 _TOLD = "told"
@@ -59,26 +62,44 @@ def send_alert(text: str, details: dict[str, Any]) -> str | None:
 
 
 @contextmanager
-def guarded(text: str, details: dict[str, Any]) -> Iterator[None]:
-    """Let another process send the alert if this one ends within the block and cannot: killed, or out of memory.
+def guarded(text: str, details: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """Let another process send the alert if this one ends in the block, or leaves it, without calling what is yielded.
 
-    Ray's libraries, too, end a process at once when the head of its cluster is gone. Without a webhook, do nothing.
+    Killed, or out of memory, a process cannot; and Ray's libraries end it at once when the head of its cluster is gone.
+    Where a container ends with its first process, both end. Without a webhook, do nothing.
     """
-    if not os.environ.get(WEBHOOK):
-        yield
+    with ExitStack() as held:
+        guard = held.enter_context(_started()) if os.environ.get(WEBHOOK) else None
+
+        def say(words: str) -> None:
+            if guard is not None and guard.stdin is not None:
+                with suppress(BrokenPipeError):  # it was ended by hand
+                    guard.stdin.write(words)
+                    guard.stdin.flush()
+
+        say(json.dumps([text, details]) + "\n")
+        yield partial(say, _TOLD)
+
+
+@contextmanager
+def _started() -> Iterator[subprocess.Popen[str] | None]:
+    """Yield the process that waits for the end of this one, None where it does not start; at the end it has ended."""
+    # With -P the current folder, which may be anybody's, has no say in what it imports. In a session of its own,
+    # Ctrl-C and a terminal's end are not for it.
+    command = [sys.executable, "-P", "-m", __name__]
+    try:
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    except OSError as error:
+        log.warning("no process starts that would tell of a sudden end of this one: %s", error)
+        yield None
         return
-    # In a session of its own, so that Ctrl-C and a terminal's end are not for it.
-    command = [sys.executable, "-m", __name__]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as guard:
+    try:
+        yield guard
+    finally:
         assert guard.stdin is not None
-        with suppress(BrokenPipeError):  # it was ended by hand
-            print(json.dumps([text, details]), file=guard.stdin, flush=True)
-        try:
-            yield
-        finally:
-            with suppress(BrokenPipeError):
-                guard.stdin.write(_TOLD)
-                guard.stdin.close()
+        with suppress(BrokenPipeError):
+            guard.stdin.close()
+        guard.wait()
 
 
 def _guard() -> None:

@@ -24,10 +24,12 @@ def gc(
         unetpp gc out --dry-run
         unetpp gc out
     """
-    from unetpp_workflows.garbage import collect, find
+    from unetpp_workflows.garbage import collect, find, foreign
 
     console = standard_output()
     found = find(output) if dry_run else collect(output)
+    for why in foreign(output):
+        console.print(f"left alone: {why}", markup=False, highlight=False, soft_wrap=True)
     total = sum(size for _, size in found)
     for path, size in found:
         line = f"{'would delete' if dry_run else 'deleted'} {path.relative_to(output)} ({size:,} bytes)"

@@ -127,7 +127,8 @@ def _segment_all(images: list[DemoImage], output: Path, tracking: str, console: 
 def _tell(summaries: list[Summary], output: Path, tracking: str, seconds: float, console: Console) -> None:
     images = [image for summary in summaries for image in summary.images]
     _say(console, "3. Results")
-    print_summary(Summary(tuple(images), seconds), console)
+    faults = tuple(fault for summary in summaries for fault in summary.faults)
+    print_summary(Summary(tuple(images), seconds, faults), console)
     for image in images:
         for line in _lines(image):
             _say(console, line)

@@ -29,6 +29,7 @@ class EventLog:
         self.run = uuid.uuid4().hex[:12]
         self.fault: OutputError | None = None
         self._lock = threading.Lock()
+        self._torn = False
         self.path = output / LOGS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{self.run}.jsonl"
         with output_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,9 +42,17 @@ class EventLog:
         with self._lock:
             try:
                 with output_errors(self.path):
-                    self._file.write((line + "\n").encode())
+                    self._append((line + "\n").encode())
             except OutputError as error:
                 self.fault = self.fault or error
+
+    def _append(self, line: bytes) -> None:
+        """Write a whole line: the last room of a disk takes a part of one, which then is a line of its own."""
+        left = b"\n" + line if self._torn else line
+        while left:
+            self._torn = True
+            left = left[self._file.write(left) :]
+        self._torn = False
 
     def close(self) -> None:
         self._file.close()

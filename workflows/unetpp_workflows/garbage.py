@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from unetpp.durable import output_errors
-from unetpp.errors import ConfigError
+from unetpp.errors import ConfigError, VersionError
 from unetpp.litter import litter
 from unetpp.lock import FolderLock
 from unetpp_workflows.lease import Lease
@@ -24,7 +24,6 @@ def find(output: Path) -> Found:
 
     Raises:
         ConfigError: there is no such folder, or no image in it.
-        VersionError: another version of unetpp wrote an image.
     """
     paths: list[Path] = []
     for root, folders in _roots(output):
@@ -37,7 +36,7 @@ def collect(output: Path) -> Found:
     """Delete the leftovers of an output folder and of its shadows' and return them.
 
     Raises:
-        ConfigError, VersionError: as `find`; nothing was deleted.
+        ConfigError: as `find`.
         StoreError: a run holds a folder, or workers of one still hold an image.
         OutputError: something cannot be deleted.
     """
@@ -52,8 +51,27 @@ def collect(output: Path) -> Found:
     return sorted(found)
 
 
+def foreign(output: Path) -> list[VersionError]:
+    """Return why images are left alone: another version of unetpp wrote them and knows what of them is litter."""
+    return [why for _, folders in _all_roots(output) for folder in folders if (why := _why_foreign(folder)) is not None]
+
+
+def _why_foreign(folder: Path) -> VersionError | None:
+    try:
+        check_version(folder)
+    except VersionError as error:
+        return error
+    return None
+
+
 def _roots(output: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield the folders that runs hold, each with its images': the output's own, and those of its shadows."""
+    """Yield the folders that runs hold, each with those of its images that are not foreign."""
+    for root, folders in _all_roots(output):
+        yield root, [folder for folder in folders if _why_foreign(folder) is None]
+
+
+def _all_roots(output: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield the output and the folders of its shadows, each with its images'."""
     for root in (output, *sorted(path for path in (output / SHADOW).glob("*") if path.is_dir())):
         try:
             folders = image_folders(root)
@@ -61,8 +79,6 @@ def _roots(output: Path) -> Iterator[tuple[Path, list[Path]]]:
             if root == output:
                 raise
             folders = []  # of a shadow that ended before its first image
-        for folder in folders:
-            check_version(folder)
         yield root, folders
 
 

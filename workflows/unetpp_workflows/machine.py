@@ -45,7 +45,8 @@ def free_memory(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP, meminfo: Path =
         try:
             limit, used = (int((place / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
             stat = dict(line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines())
-            free = min(free, limit - used + int(stat.get("inactive_file", 0)))
+            cached = sum(int(stat.get(kind, 0)) for kind in ("active_file", "inactive_file"))
+            free = min(free, limit - used + cached)
         except (OSError, ValueError):  # no limit
             continue
     return max(0, free)

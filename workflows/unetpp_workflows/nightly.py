@@ -131,11 +131,11 @@ def run_night(config: NightlyConfig, console: Console) -> int:
     """
     why = "it was killed, memory was full, or the head of its Ray cluster is gone; the next night continues it"
     details = {"started": utc_now(), "output": str(config.output), "problems": [f"night: {why}"]}
-    with guarded(f"unetpp nightly {config.model}: ended without a word", details):
-        return _run_night(config, console)
+    with guarded(f"unetpp nightly {config.model}: ended without a word", details) as told:
+        return _run_night(config, console, told)
 
 
-def _run_night(config: NightlyConfig, console: Console) -> int:
+def _run_night(config: NightlyConfig, console: Console, told: Callable[[], None]) -> int:
     night, folder = Night(started=utc_now()), config.output / FOLDER
     try:
         make_folder(folder)
@@ -144,6 +144,7 @@ def _run_night(config: NightlyConfig, console: Console) -> int:
                 held.enter_context(Lease(folder))
             except StoreError as error:
                 _say(console, f"left: {error}")
+                told()
                 return BUSY
             _work(config, night, console)
     except Exception as error:  # noqa: BLE001 (nobody watches a night: what is not told is not known)
@@ -151,8 +152,10 @@ def _run_night(config: NightlyConfig, console: Console) -> int:
     except BaseException as error:
         night.problems.append(f"night: ended by {type(error).__name__}; the next one continues it")
         _tell(config, night)
+        told()
         raise
     undelivered = _tell(config, night)
+    told()
     for problem in (*night.problems, *filter(None, [undelivered])):
         _say(console, f"failed: {problem}")
     return night.exit_code

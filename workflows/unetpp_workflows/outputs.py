@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -104,13 +106,13 @@ def print_verification(output: Path, console: Console, *, repair: bool = False) 
     """
     folders = image_folders(output)
     with nullcontext() if not repair else Lease(run_folder(output, folders)):
-        bad = [folder for folder in folders if not _print_verified(folder, console, repair=repair)]
-    if bad:
+        found = Counter(_print_verified(folder, console, repair=repair) for folder in folders)
+    if bad := found["bad"]:
         advice = (
             "run segment again: it makes them anew" if repair else "run `unetpp verify --repair`, then segment again"
         )
-        console.print(f"{len(bad)} image(s) damaged or not finished; {advice}", markup=False, highlight=False)
-    return PART_FAILED if bad else DONE
+        console.print(f"{bad} image(s) damaged or not finished; {advice}", markup=False, highlight=False)
+    return DONE if found["whole"] == len(folders) else PART_FAILED
 
 
 def run_folder(output: Path, folders: Sequence[Path]) -> Path:
@@ -118,23 +120,25 @@ def run_folder(output: Path, folders: Sequence[Path]) -> Path:
     return output.absolute().parent if folders == [output] else output
 
 
-def _print_verified(folder: Path, console: Console, *, repair: bool) -> bool:
+def _print_verified(folder: Path, console: Console, *, repair: bool) -> Literal["whole", "bad", "foreign"]:
     """Print what is wrong with an image, or that it is whole; with `repair` while no other process writes it."""
     with nullcontext() if not repair else FolderLock(folder, exclusive=True, wait_s=0):
         try:
             check_version(folder)
             faults = list(_faults(folder, repair=repair))
         except VersionError as error:
-            faults, repair = [str(error)], False
+            console.print(f"{folder.name}: {error}", markup=False, highlight=False, soft_wrap=True)
+            return "foreign"
         except UnetppError as error:
             faults = [str(error)]
         for fault in faults:
             console.print(f"{folder.name}: {fault}", markup=False, highlight=False, soft_wrap=True)
         if faults and repair:
             (folder / RECORD).unlink(missing_ok=True)
-    if not faults:
-        console.print(f"{folder.name}: whole", markup=False, highlight=False)
-    return not faults
+    if faults:
+        return "bad"
+    console.print(f"{folder.name}: whole", markup=False, highlight=False)
+    return "whole"
 
 
 def print_audit(output: Path, console: Console) -> int:

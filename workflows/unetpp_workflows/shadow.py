@@ -39,7 +39,7 @@ class ShadowSummary:
         model: name, version, digest and uri of the second model.
         agreement: image name -> share of the pixels, valid in both, with the same class.
         px: image name -> those pixels.
-        trouble: image name -> why there is no agreement on it.
+        trouble: image name -> why there is no agreement on it; and what of the second call could not be written.
     """
 
     model: dict[str, Any]
@@ -117,6 +117,7 @@ def run_shadow(
         selection=Selection(only=frozenset(taken)),
         console=console,
     )
+    found.trouble.update({f"{FOLDER} {number}": fault for number, fault in enumerate(second.faults, 1)})
     with Lease(output):
         for image in second.images:
             first = taken.get(image.uri)

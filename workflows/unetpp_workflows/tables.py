@@ -43,7 +43,7 @@ def _csv_rows(path: Path, reader: csv.DictReader[str]) -> list[dict[str, str]]:
     reader.fieldnames = names
     rows = []
     for number, row in enumerate(reader, 1):
-        if row.pop(None, None):  # where DictReader puts values without a column
+        if any(row.pop(None, ())):  # where DictReader puts values without a column
             raise DataError(f'{path}, row {number}: more values than columns; write what has commas as "1,2,3,4"')
         rows.append({key: value or "" for key, value in row.items() if key})
     return rows

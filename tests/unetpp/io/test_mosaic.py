@@ -128,6 +128,7 @@ EAST, WEST, HALF_OF_EQUATOR = 179.5, -180.0, 20037508.342789244
         ("EPSG:3857", (-HALF_OF_EQUATOR, HALF_OF_EQUATOR - 5030), 100.0, 0, None),
         ("EPSG:3857", (-HALF_OF_EQUATOR, HALF_OF_EQUATOR * (1 - 50 / 2**15)), HALF_OF_EQUATOR / 2**15, None, (1, 0)),
         ("EPSG:32601", (0.0, 4e6), 10.0, 0.0, (0, None, 1)),  # nothing repeats itself
+        ("EPSG:3857", (-13e6, 15e6), 1e4, -13e6, (0, None, 1)),  # narrower across 180, but off the grid there
     ],
 )
 def test_parts_on_either_side_of_longitude_180_lie_beside_each_other(

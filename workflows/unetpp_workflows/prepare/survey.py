@@ -20,8 +20,10 @@ from unetpp.durable import write_file
 from unetpp.errors import UnetppError
 from unetpp.geometry import Box, Spacing
 from unetpp.io.base import fingerprint, other_files, thumbnail
+from unetpp.io.georeference import says_place
 from unetpp.io.remote import is_remote
 from unetpp.io.resample import OutputGrid, ground_spacing, plan_grid
+from unetpp.io.tiff import AUXILIARY
 from unetpp.store import NO_DATA
 from unetpp.tissue import ValidityMask, tissue_mask
 from unetpp_workflows.prepare.faults import Fault, error, warning
@@ -113,9 +115,8 @@ def survey_key(row: Row, settings: str, root: Path) -> str:
     for path in map(Path, row.files()):
         files = [path]
         with suppress(UnetppError):
-            # Statistics that a GIS saves beside an image which is looked at make it no other one, nor does a store's
-            # page among the files of a DICOM slide.
-            files += [file for file in other_files(path) if not file.name.endswith((".aux.xml", ".html"))]
+            # Statistics that a GIS saves beside an image which is looked at make it no other one.
+            files += [file for file in other_files(path) if not file.name.endswith(AUXILIARY) or says_place(file)]
         for file in files:
             stat = file.stat()
             digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())

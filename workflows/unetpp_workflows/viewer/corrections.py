@@ -1,9 +1,9 @@
 """Turns reviews into training data: QuPath GeoJSON per image and a data set that `unetpp prepare` takes.
 
 A region to be corrected becomes a polygon of the class the reviewer gave it; where two overlap, the later one counts.
-An accepted region becomes polygons of the
-classes the model found in it, as long as these are the labels that were accepted, without what is rejected or to be
-corrected of it. All else stays unknown: not labelled, and not counted by training. What is left out is counted.
+An accepted region becomes polygons of the classes the model found in it, as long as these are the labels that were
+accepted, without what is rejected or to be corrected of it, before or after. All else stays unknown: not labelled, and
+not counted by training. What is left out is counted.
 """
 
 from __future__ import annotations
