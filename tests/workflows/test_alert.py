@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from socketserver import BaseRequestHandler, TCPServer
 
 import pytest
 
-from unetpp_workflows.alert import send_alert
+from unetpp_workflows.alert import guarded, send_alert
 
 HIDDEN = "secret-token"
 
@@ -101,3 +106,47 @@ def test_no_answer_and_no_url_end_the_sender_or_print_the_secret(
 def test_what_is_no_url_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNETPP_WEBHOOK", f"https://[::1/{HIDDEN}")
     assert send_alert("text", {}) == "UNETPP_WEBHOOK is no URL; write it like https://host/path"
+
+
+GUARDED = """
+import os, signal, sys
+from unetpp_workflows.alert import guarded
+with guarded("ended without a word", {}) as told:
+    print("begun", flush=True)
+    sys.stdin.readline()
+    if sys.argv[1] == "told":
+        told()
+    elif sys.argv[1] == "left":
+        raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGKILL if "killed" in sys.argv else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "alerts"),
+    [(["told"], 0), (["told", "killed"], 0), (["nothing", "killed"], 1), (["left"], 1), (["end"], 1)],
+)
+def test_an_end_without_a_word_is_told_once(
+    served: Callable[[type[BaseRequestHandler]], str], tmp_path: Path, words: list[str], alerts: int
+) -> None:
+    (tmp_path / "http.py").write_text("raise SystemExit('of the current folder')\n")
+    (tmp_path / "begin.py").write_text(GUARDED)
+    command = [sys.executable, "-P", str(tmp_path / "begin.py"), *words]
+    environment = {**os.environ, "UNETPP_WEBHOOK": f"{served(Handler)}/{HIDDEN}"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "begun\n"
+        _, errors = process.communicate("go on\n", timeout=60)  # the guard has ended, too: it holds these pipes
+    assert [json.loads(body)["text"] for *_, body in Handler.seen] == ["ended without a word"] * alerts
+    assert process.returncode == (-signal.SIGKILL if "killed" in words else -signal.SIGINT if "left" in words else 0)
+    assert "current folder" not in errors
+
+
+def test_without_a_guard_the_work_is_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("UNETPP_WEBHOOK", f"https://127.0.0.1:9/{HIDDEN}")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
+    with guarded("ended without a word", {}) as told:
+        told()
+    assert "no process starts that would tell of a sudden end" in caplog.text and HIDDEN not in caplog.text

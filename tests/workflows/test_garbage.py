@@ -104,14 +104,22 @@ def test_what_a_shadow_left_is_deleted_too_and_none_of_a_running_one(output: Pat
 def test_what_another_version_wrote_is_neither_cleaned_nor_repaired(output: Path, name: str) -> None:
     file = output / "b" / name
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
-    put_litter(output)
+    files = [*put_litter(output), output / ".summary.csv.tmp"]
+    files[-1].write_bytes(b"litter")
     shard = next(path for path in (output / "b/labels.ome.zarr/classes/0/c").rglob("*") if path.is_file())
     shard.write_bytes(b"of a layout that this version does not know")
-    before = content(output)
-    for command in (["gc"], ["gc", "--dry-run"], ["verify"], ["verify", "--repair"]):
-        found = CliRunner().invoke(app, [*command, str(output)])
+    before = content(output / "b")
+    for options in ((), ("--repair",)):
+        found = CliRunner().invoke(app, ["verify", *options, str(output)])
         assert found.exit_code == 1 and f"{file}" in found.output and "another version of unetpp" in found.output
-        assert content(output) == before
+        assert "a: whole" in found.output and "damaged" not in found.output
+    for options in (("--dry-run",), ()):
+        assert files[-1].exists()
+        found = gc(output, *options)
+        assert found.exit_code == 0 and f"left alone: {file}" in found.stdout and "another version" in found.stdout
+    assert content(output / "b") == before and not any(
+        path.exists() for path in files if output / "b" not in path.parents
+    )
 
 
 def test_a_running_run_is_left_alone(output: Path) -> None:

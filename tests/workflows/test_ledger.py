@@ -48,6 +48,18 @@ def _beside(folder: Path) -> tuple[Path, Path]:
     return folder / "a.tif", folder / "a.tif.msk"
 
 
+def _placed(folder: Path) -> tuple[Path, Path]:
+    for name in ("a.png", "a.pgw"):
+        (folder / name).write_bytes(b"1")
+    return folder / "a.png", folder / "a.pgw"
+
+
+def _vms(folder: Path) -> tuple[Path, Path]:
+    (folder / "a.vms").write_text("[Virtual Microscope Specimen]\nImageFile=a.jpg\nMapFile=\n")
+    (folder / "a.jpg").write_bytes(b"1")
+    return folder / "a.vms", folder / "a.jpg"
+
+
 def _scene(file: Path) -> Path:
     facts = {"count": 3, "dtype": "uint8", "crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 1, 1)}
     with rasterio.open(file, "w", driver="GTiff", height=20, width=30, **facts) as made:
@@ -77,7 +89,7 @@ def _bands(folder: Path) -> tuple[Path, Path]:
     return folder / "a.bands.toml", part
 
 
-@pytest.mark.parametrize("make", [_mirax, _dicom, _beside, _vrt, _mosaic, _bands])
+@pytest.mark.parametrize("make", [_mirax, _dicom, _vms, _beside, _placed, _vrt, _mosaic, _bands])
 def test_an_image_of_several_files_changes_with_each(tmp_path: Path, make: Callable[[Path], tuple[Path, Path]]) -> None:
     image, part = make(tmp_path)
     source, ledger = Source(str(image), tmp_path / "out/a"), Ledger()

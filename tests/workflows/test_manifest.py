@@ -120,7 +120,7 @@ def test_rows_of_one_image_are_equal_or_an_error(tmp_path: Path) -> None:
         entries, faults = expand([table])
         assert entries == [] and list(faults) == [str(table)]
         assert "a/x.tif is listed twice, as 'north' and as 'south'" in faults[str(table)]
-    (tmp_path / "one.csv").write_text("uri,spacing\nc.tif,1m\n")
+    (tmp_path / "one.csv").write_text("uri,spacing\nc.tif,1m,\n")  # a comma too many says nothing
     entries, faults = expand([tmp_path / "c.tif", tmp_path / "one.csv", tmp_path / "d.tif"])
     assert [Path(entry.uri).name for entry in entries] == ["c.tif", "d.tif"]
     assert "c.tif is listed twice, without a name and without a name" in faults[str(tmp_path / "one.csv")]

@@ -158,6 +158,21 @@ def test_values_are_stated_by_either_list_of_bands_or_the_asset(make: Any, asset
     assert fingerprint(path) != before, "other pixels are valid now"
 
 
+@pytest.mark.parametrize("nodata", [9, "none", [9, 9]])
+def test_a_nodata_that_the_file_has_or_that_is_no_number_changes_nothing(make: Any, nodata: Any) -> None:
+    make.geotiff(make.noise((20, 20, 2), np.uint16), "two.tif", nodata=9)
+    bands = [{"raster:scale": 0.5}, {"raster:scale": 2.0}]
+    path = _list(make.folder, 'item = "item.json"\nphysical = true\nbands = [{ asset = "red", band = 2 }]')
+    found = []
+    for more in ({}, {"nodata": nodata}):
+        _items(make.folder / "item.json", {"a": {"red": {"href": "two.tif", "bands": bands, **more}}})
+        with open_raster(path) as raster:
+            # As keys of earlier versions have it: of every band of the asset.
+            assert raster.item_values == [((0.5, 0.0), (2.0, 0.0))]  # type: ignore[attr-defined]
+            found.append((fingerprint(raster), raster.read(Box(0, 0, 20, 20)).valid.tobytes()))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     "asset", [{}, {"raster:bands": [{"nodata": 0}]}, {"bands": [{"name": "B03"}, {"raster:scale": None}]}]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.dicom import write_slide
 from unetpp.errors import ImageFormatError
 from unetpp.geometry import Box, Spacing
 from unetpp.io import open_raster
-from unetpp.io.base import fingerprint
+from unetpp.io.base import fingerprint, other_files
 from unetpp.io.dicom import slides_in
 
 
@@ -49,6 +50,21 @@ def test_slides_of_a_folder_are_told_apart_by_their_series(make: Any, tmp_path: 
     for file, truth in zip(slides_in(folder), (first, second), strict=True):
         with open_raster(file) as raster:
             np.testing.assert_array_equal(raster.read(raster.levels[0].box).pixels, truth[0])
+
+
+def test_a_slide_is_no_other_one_for_what_comes_into_its_folder(make: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    write_slide(folder, _levels(make), 0.5)
+    before = fingerprint(folder / "level0.dcm")
+    assert [file.name for file in other_files(folder / "level0.dcm")] == ["level1.dcm", "level2.dcm"]
+    write_slide(tmp_path / "more", _levels(make, seed=1), 0.5)
+    for file in (tmp_path / "more").iterdir():
+        file.rename(folder / f"b_{file.name}")
+    (folder / "Thumbs.db").write_bytes(b"no slide")
+    assert fingerprint(folder / "level0.dcm") == before
+    assert [file.name for file in other_files(folder / "b_level1.dcm")] == ["b_level0.dcm", "b_level2.dcm"]
+    os.utime(folder / "level2.dcm", (1e9, 1e9))
+    assert fingerprint(folder / "level0.dcm") != before
 
 
 @pytest.mark.parametrize("undefined", [False, True])

@@ -191,6 +191,13 @@ def test_other_control_points_are_refused_and_not_overlooked(
         open_raster(path)
 
 
+@pytest.mark.parametrize("place", [Affine(0, 0, 0, 0, 0, 0), Affine(0.5, 0.2, 4.5e5, 1, 0.4, 4.2e6)])
+def test_control_points_at_one_place_or_on_a_line_on_the_ground_are_refused(make: Any, place: Affine) -> None:
+    path = _with_points(make, place, 0, [(0, 0), (0, 80), (60, 80), (60, 0)], False)
+    with pytest.raises(ImageFormatError, match=r"\(too few or on one line\); warp it"):
+        open_raster(path)
+
+
 def test_without_crs_spacing_is_unknown_and_feet_become_metres(make: Any) -> None:
     with open_raster(make.geotiff(make.noise((8, 8, 1)), "bare.tif", crs=None)) as raster:
         assert raster.spacing is None and raster.crs is None and raster.kind == "image"
