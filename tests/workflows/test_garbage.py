@@ -108,6 +108,7 @@ def test_what_another_version_wrote_is_neither_cleaned_nor_repaired(output: Path
     files[-1].write_bytes(b"litter")
     shard = next(path for path in (output / "b/labels.ome.zarr/classes/0/c").rglob("*") if path.is_file())
     shard.write_bytes(b"of a layout that this version does not know")
+    (output / "b/.record.json.tmp").write_bytes(b"litter, as far as this version knows")
     before = content(output / "b")
     for options in ((), ("--repair",)):
         found = CliRunner().invoke(app, ["verify", *options, str(output)])
@@ -117,6 +118,8 @@ def test_what_another_version_wrote_is_neither_cleaned_nor_repaired(output: Path
         assert files[-1].exists()
         found = gc(output, *options)
         assert found.exit_code == 0 and f"left alone: {file}" in found.stdout and "another version" in found.stdout
+        alone = CliRunner().invoke(app, ["gc", *options, str(output / "b")])
+        assert alone.exit_code == 0 and "left alone" in alone.output and "0 leftover(s)" in alone.output
     assert content(output / "b") == before and not any(
         path.exists() for path in files if output / "b" not in path.parents
     )

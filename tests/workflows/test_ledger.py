@@ -29,29 +29,20 @@ def test_a_file_or_what_lies_in_it_changes_with_the_file(tmp_path: Path, name: s
     assert stamp(uri) is None
 
 
-def _mirax(folder: Path) -> tuple[Path, Path]:
-    (folder / "slide").mkdir()
-    for file in (folder / "slide.mrxs", folder / "slide/Data0000.dat"):
-        file.write_bytes(b"1")
-    return folder / "slide.mrxs", folder / "slide/Data0000.dat"
+def _pair(image: str, part: str) -> Callable[[Path], tuple[Path, Path]]:
+    def make(folder: Path) -> tuple[Path, Path]:
+        for name in (image, part):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"1")
+        return folder / image, folder / part
+
+    return make
 
 
-def _dicom(folder: Path) -> tuple[Path, Path]:
-    for name in ("0.dcm", "1.dcm"):
-        (folder / name).write_bytes(b"1")
-    return folder / "0.dcm", folder / "1.dcm"
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    for name in ("a.tif", "a.tif.msk"):
-        (folder / name).write_bytes(b"1")
-    return folder / "a.tif", folder / "a.tif.msk"
-
-
-def _placed(folder: Path) -> tuple[Path, Path]:
-    for name in ("a.png", "a.pgw"):
-        (folder / name).write_bytes(b"1")
-    return folder / "a.png", folder / "a.pgw"
+_mirax = _pair("slide.mrxs", "slide/Data0000.dat")
+_dicom = _pair("0.dcm", "1.dcm")
+_beside = _pair("a.tif", "a.tif.msk")
+_placed = _pair("a.png", "a.pgw")
 
 
 def _vms(folder: Path) -> tuple[Path, Path]:

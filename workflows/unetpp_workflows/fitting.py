@@ -25,7 +25,7 @@ _SMALLER = (768, 512, 384, 256)
 
 @dataclass(frozen=True)
 class Need:
-    """What a call takes: so many bytes, and as many again for each worker."""
+    """What a call takes: `fixed` bytes, and `worker` more for each worker."""
 
     fixed: float
     worker: float

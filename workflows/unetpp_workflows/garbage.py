@@ -65,9 +65,11 @@ def _why_foreign(folder: Path) -> VersionError | None:
 
 
 def _roots(output: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield the folders that runs hold, each with those of its images that are not foreign."""
+    """Yield the folders that runs hold, but for foreign images, each with those of its images that are not foreign."""
     for root, folders in _all_roots(output):
-        yield root, [folder for folder in folders if _why_foreign(folder) is None]
+        ours = [folder for folder in folders if _why_foreign(folder) is None]
+        if ours or folders != [root]:
+            yield root, ours
 
 
 def _all_roots(output: Path) -> Iterator[tuple[Path, list[Path]]]:
