@@ -41,10 +41,14 @@ _COMPILED_SHAPES: Final = 8
 Without its buffers one takes 15 MB, and half a second to make."""
 
 _Key = tuple[Output, tuple[int, int], Margins]
+_first_use = threading.Lock()
 
 
 def import_openvino() -> Any:
-    """Import openvino with its usage statistics off: it would send them over the network on import.
+    """Import openvino with its usage statistics off (it would send them over the network) and ready for threads.
+
+    Its table of NumPy's types is made on first use, in a C++ static whose guard one thread holds while it waits for
+    Python's lock, which another thread holds while it waits for the guard: two first calls at once never returned.
 
     Raises:
         EngineError: openvino is not installed.
@@ -55,6 +59,8 @@ def import_openvino() -> Any:
         import openvino
     except ImportError as error:
         raise EngineError(f"OpenVINO does not import ({error}); install openvino or use --engine torch") from error
+    with _first_use:
+        openvino.Type.u8.to_dtype()
     return openvino
 
 

@@ -127,6 +127,29 @@ def test_openvino_gives_the_same_bits_in_another_process(package: Package) -> No
     assert hashlib.sha256(logits.tobytes()).hexdigest() == other.stdout.strip()
 
 
+FIRST_CALLS = """
+import os, sys, threading
+sys.modules["openvino_telemetry"] = None
+import openvino
+from unetpp.engine.openvino import import_openvino
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(8)
+def call():
+    start.wait()
+    import_openvino().Type.u8.to_dtype()
+threads = [threading.Thread(target=call, daemon=True) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_first_calls_of_several_threads_do_not_wait_for_each_other_for_ever() -> None:
+    for _ in range(6):  # without the care of import_openvino every second process stood still
+        subprocess.run([sys.executable, "-c", FIRST_CALLS], check=True, timeout=60)
+
+
 IDLE = """
 import numpy as np, psutil
 from unetpp.engine.openvino import OpenVinoEngine
