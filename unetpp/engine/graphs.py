@@ -32,15 +32,9 @@ _KEPT = 32
 
 
 class KeptGraphs:
-    """The graphs of one package.
+    """The graphs of the package with this digest."""
 
-    Args:
-        read: makes a graph of its two files.
-        digest: of the package.
-    """
-
-    def __init__(self, read: Callable[[bytes, bytes], Any], digest: str) -> None:
-        self._parse = read
+    def __init__(self, digest: str) -> None:
         facts = (digest, _code(), _version("openvino"), _version("torch"))
         try:
             self._folder: Path | None = home() / "graphs" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
@@ -51,42 +45,66 @@ class KeptGraphs:
         """Say whether a graph of this package was made before: its weights then fit their network."""
         return self._folder is not None and self._folder.is_dir()
 
-    def get(self, name: str, make: Callable[[], Any]) -> Any:
+    def writable(self) -> bool:
+        """Say whether a graph could be kept; tried, as what the system says of folders is not always so."""
+        if self._folder is None:
+            return False
+        try:
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=_PART, dir=self._folder.parent):
+                return True
+        except OSError:
+            return False
+
+    def get(
+        self, name: str, read: Callable[[bytes, bytes], Any], make: Callable[[], Any], kept: Callable[[], bool]
+    ) -> Any:
         """Return a graph, made if it is not there.
 
         One that was made is read from a file, too: OpenVINO may add in another order in a graph that it has read, and
         no result may depend on who was first.
+
+        Args:
+            read: makes a graph of its two files.
+            make: makes it in this process.
+            kept: may have another process make it and call `keep`, and says whether that was done; asked first.
         """
+        # Whatever is wrong with a kept graph, it can be made again.
         if self._folder is not None:
-            # Whatever is wrong with a kept graph, it can be made again.
             with suppress(OSError, RuntimeError):
-                return self._read(self._folder / name)
+                return self._read(self._folder / name, read)
+            if kept():
+                with suppress(OSError, RuntimeError):
+                    return self._read(self._folder / name, read)
         graph = make()
         if self._folder is not None:
             with suppress(OSError, RuntimeError):  # a folder that cannot be written keeps nothing
-                self._keep(graph, self._folder / name)
-                return self._read(self._folder / name)
+                self.keep(name, graph)
+                return self._read(self._folder / name, read)
         with tempfile.TemporaryDirectory(prefix="unetpp-graph-") as scratch:
             self._write(graph, Path(scratch) / name)
-            return self._read(Path(scratch) / name)
+            return self._read(Path(scratch) / name, read)
 
-    def _keep(self, graph: Any, place: Path) -> None:
-        folder = place.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_PART, dir=folder.parent) as scratch:
-            self._write(graph, Path(scratch) / place.name)
+    def keep(self, name: str, graph: Any) -> None:
+        """Keep a graph, in place of a damaged one; raises `OSError` or `RuntimeError` where that cannot be done."""
+        assert self._folder is not None, "a home folder"
+        place = self._folder / name
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_PART, dir=self._folder.parent) as scratch:
+            self._write(graph, Path(scratch) / name)
             shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):  # another process was first
-                (Path(scratch) / place.name).rename(place)
-        _forget(folder.parent)
+                (Path(scratch) / name).rename(place)
+        _forget(self._folder.parent)
 
-    def _read(self, folder: Path) -> Any:
+    @staticmethod
+    def _read(folder: Path, read: Callable[[bytes, bytes], Any]) -> Any:
         xml, weights = ((folder / name).read_bytes() for name in (_XML, _BIN))
         if (folder / _SUM).read_text(encoding="ascii") != _sum(xml, weights):
             raise OSError(f"{folder} is damaged")
         with suppress(OSError):
             os.utime(folder.parent)
-        return self._parse(xml, weights)
+        return read(xml, weights)
 
     @staticmethod
     def _write(graph: Any, folder: Path) -> None:

@@ -1,15 +1,14 @@
 """Runs a network on CPUs through OpenVINO: the plain definition, exported once; knows no Raster, Zarr or tile plan.
 
-The exported graph is kept on disk, so that torch is imported only where one is made. It is compiled per tile shape,
-once for each call that runs at the same time: requests of one compiled graph share one stream and would wait for each
-other.
+The exported graph is kept on disk, and made by another process where it is not there: torch would stay in this one. It
+is compiled per tile shape, once for each call that runs at the same time: requests of one compiled graph share one
+stream and would wait for each other.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,19 +20,18 @@ from numpy.typing import NDArray
 
 from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
 from unetpp.engine.blocked import in_blocks, wants_blocks
+from unetpp.engine.exporter import Exporter, GraphKey, normalised_in_graph
+from unetpp.engine.exporting_process import ExportingProcess
 from unetpp.engine.graphs import KeptGraphs
-from unetpp.engine.rewrite import split_concatenations
-from unetpp.errors import EngineError, ModelPackageError, ShapeError
+from unetpp.errors import EngineError, ShapeError
 from unetpp.maps import MapName
 from unetpp.model.margins import NO_MARGINS, Margins, strip_count
 from unetpp.model.orientations import Tta
-from unetpp.package import ModelSpec, Package, package_digest
+from unetpp.package import Package
 from unetpp.processor import cpu_flags
 
 if TYPE_CHECKING:
     import torch
-
-    from unetpp.engine.network import TileNetwork
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 _COMPILED_SHAPES: Final = 8
@@ -72,29 +70,6 @@ def openvino_version() -> str | None:
         return None
 
 
-def converted(traced: Any, example: Any) -> Any:
-    """Return a traced network of (height, width, bands) pixels as an OpenVINO graph with open height and width.
-
-    It is the graph that `openvino.convert_model` returns, in half the time: more than half of that goes into preparing
-    steps before the first and behind the last layer, where there are none.
-    """
-    import openvino
-    from openvino._offline_transformations import apply_moc_transformations
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    # Kept until the graph is whole; with memory shared it would have to live as long as the graph.
-    decoder = TorchScriptPythonDecoder(traced, example_input=example, shared_memory=False)
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    model = frontend.load(decoder)
-    [pixels] = model.get_inputs()
-    model.set_partial_shape(pixels, openvino.PartialShape([-1, -1, example.shape[2]]))
-    model.set_element_type(pixels, openvino.Type(example.numpy().dtype))
-    graph = frontend.convert(model)
-    apply_moc_transformations(graph, cf=False, smart_reshape=True)
-    return graph
-
-
 class OpenVinoEngine:
     """See `unetpp.engine.base.Engine`.
 
@@ -117,17 +92,17 @@ class OpenVinoEngine:
         self.spec = package.spec
         self.multiple = package.spec.architecture.multiple
         self._values = tuple(info.value for info in self.spec.classes)
-        self._raw_in_graph = self.spec.dtype == "uint8"
+        self._raw_in_graph = normalised_in_graph(self.spec)
         self._mean = np.asarray(self.spec.mean, np.float32)
         self._std = np.asarray(self.spec.std, np.float32)
-        self._package = package
-        self._networks: dict[Output, TileNetwork] = {}
-        self._graphs: dict[tuple[Output, Margins, int], Any] = {}
+        self._graphs: dict[GraphKey, Any] = {}
         self._exporting = threading.Lock()
         self._core = self._openvino.Core()
-        self._kept = KeptGraphs(self._read, package.digest)
-        if not self._kept.known():
-            self._load()  # better known at once where weights are damaged
+        self._kept = KeptGraphs(package.digest)
+        self._exporter = Exporter(package)
+        self._elsewhere = ExportingProcess(package, self._kept)
+        if not self._kept.known() and not (tta == "none" and self._elsewhere.load()):  # turning takes torch here
+            self._exporter.load()  # better known at once where weights are damaged
         self._pool = _RequestPool()
 
     def logits(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.float32]:
@@ -157,7 +132,6 @@ class OpenVinoEngine:
         if any(margins) and pixels is not tile:
             raise ShapeError(f"tile {height} x {width} with margins: its sides must be multiples of {self.multiple}")
         if not self._raw_in_graph:
-            # In bf16 the graph would round raw values first: 10050 and 10000 become one number.
             pixels = (pixels.astype(np.float32) - self._mean) / self._std
         found = self._infer(output, pixels, margins) if self.tta == "none" else self._averaged(output, pixels, margins)
         return np.ascontiguousarray(found[..., :height, :width])
@@ -222,46 +196,17 @@ class OpenVinoEngine:
         return self._core.read_model(in_blocks(graph) if wants_blocks(cpu_flags()) else graph, weights)
 
     def _graph(self, output: Output, margins: Margins, strips: int) -> Any:
-        """Return the exported function with open height and width; exports it on first use."""
-        with self._exporting:
-            key = output, margins, strips
+        """Return the exported function with open height and width; has it exported on first use."""
+        key = GraphKey(output, margins, strips)
+        with self._elsewhere.wanted(), self._exporting:
             if key not in self._graphs:
-                name = "-".join(map(str, (output, *margins, strips)))
-                self._graphs[key] = self._kept.get(name, lambda: self._export(*key))
+                self._graphs[key] = self._kept.get(
+                    key.name,
+                    self._read,
+                    make=lambda: self._exporter.graph(key),
+                    kept=lambda: self._elsewhere.keep(key),
+                )
             return self._graphs[key]
-
-    def _load(self) -> None:
-        import torch
-
-        from unetpp.engine.network import tile_networks
-
-        spec = self.spec if self._raw_in_graph else _without_normalisation(self.spec)
-        with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
-            networks = tile_networks(self._package.load_model(), spec)
-        if package_digest(self._package.folder) != self._package.digest:
-            # Its graphs would be kept under the name of others.
-            raise ModelPackageError(f"{self._package.folder} changed since it was opened; run the command again")
-        self._networks = networks
-
-    def _export(self, output: Output, margins: Margins, strips: int) -> Any:
-        """Trace the plain definition at a small size, then leave height and width open."""
-        import torch
-
-        if not self._networks:
-            self._load()
-        whole = self._networks[output]
-        network = whole.without(margins, strips) if any(margins) or strips > 1 else whole
-        around = 2 * max(margins)
-        rows = strips * max(16, self.multiple) if strips > 1 else 2 * self.multiple
-        dtype = torch.uint8 if self._raw_in_graph else torch.float32
-        example = torch.zeros(rows + around, 3 * self.multiple + around, len(self.spec.bands), dtype=dtype)
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            # The tracer warns that Python branches on shapes are fixed: here they are, to "needs no padding".
-            warnings.simplefilter("ignore")
-            traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
-            graph = converted(traced, example)
-        split_concatenations(graph)
-        return graph
 
 
 @dataclass
@@ -317,13 +262,6 @@ class _RequestPool:
         for idle in full[: max(0, len(full) - keep)]:
             idle.request.get_compiled_model().release_memory()
             idle.buffers = False
-
-
-def _without_normalisation(spec: ModelSpec) -> ModelSpec:
-    import dataclasses
-
-    bands = len(spec.bands)
-    return dataclasses.replace(spec, mean=(0.0,) * bands, std=(1.0,) * bands)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,10 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
+import unetpp
+import unetpp_kernels
 from unetpp.engine import choose_engine
+from unetpp.engine.exporter import Exporter
 from unetpp.engine.graphs import _KEPT, _forget
 from unetpp.engine.openvino import OpenVinoEngine
 from unetpp.errors import ModelPackageError
@@ -82,7 +87,7 @@ def test_a_damaged_graph_is_made_again(
     assert files(user) != kept
     np.testing.assert_array_equal(logits(package), made)
     assert files(user).keys() == kept.keys()
-    monkeypatch.setattr(OpenVinoEngine, "_export", None)
+    monkeypatch.setattr(Exporter, "graph", None)
     np.testing.assert_array_equal(logits(package), made)
 
 
@@ -151,3 +156,180 @@ def test_what_was_not_used_for_long_is_forgotten(tmp_path: Path) -> None:
     os.utime(tmp_path / ".part-old", (1000, 1000))
     _forget(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".part-new", "0", *(str(n) for n in range(4, _KEPT + 3))}
+
+
+FIRST_USE = """
+import hashlib, sys, numpy as np
+from psutil import Process
+from unetpp.engine import exporting_process
+from unetpp.engine.openvino import OpenVinoEngine
+from unetpp.package import load_package
+pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+package = load_package(sys.argv[1])
+{before}
+engine = OpenVinoEngine(package)
+{between}
+labels = [engine.labels(pixels), engine.labels(pixels, (16, 16, 16, 16))]
+print(hashlib.sha256(b"".join(found.tobytes() for found in labels)).hexdigest(), "torch" in sys.modules)
+{after}
+"""
+
+
+def first_use(package: Path, user: Path, before: str = "", between: str = "", after: str = "") -> tuple[list[str], str]:
+    """Return what a process that computes two kinds of tiles with a new engine says, and of what it complains."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_USE.format(before=before, between=between, after=after), str(package)],
+        env={**os.environ, "UNETPP_HOME": str(user), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.split(), done.stderr
+
+
+CHILDREN = "print(len(Process().children()))"
+
+
+@pytest.fixture(scope="module")
+def expected(package: Package, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Checksum of the labels of an engine that exports in its own process."""
+    words, _ = first_use(package.folder, tmp_path_factory.mktemp("own"), "import torch", between=CHILDREN)
+    assert words[::2] == ["0", "True"]
+    return words[1]
+
+
+def test_first_use_leaves_torch_to_a_process_that_ends(package: Package, user: Path, expected: str) -> None:
+    words, complaints = first_use(package.folder, user, between=CHILDREN, after=CHILDREN)
+    assert words == ["1", expected, "False", "0"] and complaints == ""
+    assert len(files(user)) == 6
+
+
+def test_an_engine_that_is_not_used_lets_its_process_go(package: Package, user: Path, expected: str) -> None:
+    between = "import time; time.sleep(1); " + CHILDREN
+    words, _ = first_use(package.folder, user, "exporting_process._PATIENCE_S = 0.2", between)
+    assert words == ["0", expected, "False"]
+
+
+def test_a_process_that_is_killed_before_it_is_asked_is_started_again(
+    package: Package, user: Path, expected: str
+) -> None:
+    words, _ = first_use(package.folder, user, between="[child] = Process().children(); child.kill(); child.wait()")
+    assert words == [expected, "False"]
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "",
+        "echo no; exec sleep 20",
+        "ulimit -v 300000; exec {} $@",
+        "ulimit -f 0; exec {} $@",
+        "(sleep .3; kill -9 $$) & exec {} $@",
+    ],
+    ids=["does not start", "is no Python", "has no memory", "cannot write", "is killed"],
+)
+def test_where_the_other_process_fails_graphs_are_made_here(
+    package: Package, user: Path, expected: str, shell: str, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    if shell:
+        python.write_text("#!/bin/sh\n" + shell.format(sys.executable).replace("$@", '"$@"') + "\n")
+        python.chmod(0o755)
+    words, complaints = first_use(package.folder, user, f"sys.executable = {str(python)!r}", CHILDREN, CHILDREN)
+    assert words[1:] == [expected, "True", "0"] and complaints == ""
+    assert words[0] == ("1" if "-f 0" in shell else "0")  # one that can load, but not keep
+
+
+def test_an_unwritable_home_needs_no_other_process(package: Package, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    words, complaints = first_use(package.folder, tmp_path / "file", "exporting_process.subprocess = None")
+    assert words == [expected, "True"] and complaints == ""
+
+
+CUT = "weights = package.folder / 'weights.safetensors'; weights.write_bytes(weights.read_bytes()[:-4])"
+OTHER = "(package.folder / 'model.json').open('a').write(' ')"
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
+@pytest.mark.parametrize("change", [CUT, OTHER], ids=["damaged", "changed"])
+def test_a_package_that_is_not_sound_is_told_in_the_same_words(
+    package: Package, user: Path, known: bool, change: str, tmp_path: Path
+) -> None:
+    """At once where no graph is known, else by the first tile that needs another graph."""
+    if known:
+        OpenVinoEngine(package).logits(PIXELS)
+    told = []
+    for torch in ("import torch", ""):
+        shutil.copytree(package.folder, tmp_path / "other", dirs_exist_ok=True)
+        words, complaints = first_use(tmp_path / "other", user, f"{torch}\n{change}", between="print('made')")
+        assert words == ["made"] * known and "unetpp.errors.ModelPackageError: " in complaints
+        told.append(complaints.splitlines()[-1])
+    assert told[0] == told[1]
+    assert len(files(user)) == 3 * known
+
+
+PARENT = """
+import os, sys, time
+from psutil import Process
+from unetpp.engine.openvino import OpenVinoEngine
+from unetpp.package import load_package
+engine = OpenVinoEngine(load_package(sys.argv[1]))
+[child] = Process().children()
+if {forks} and not os.fork():
+    time.sleep(15)
+    os._exit(0)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("forks", [False, True], ids=["alone", "forked"])
+def test_no_process_is_left_behind(package: Package, user: Path, ending: signal.Signals, forks: bool) -> None:
+    """Nor where a fork, which has the same pipes, lives on."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(forks=forks), str(package.folder)],
+        env={**os.environ, "UNETPP_HOME": str(user), "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(ending)
+        parent.wait(timeout=20)
+        psutil.wait_procs([child], timeout=5)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE  # nobody may collect an orphan here
+
+
+def test_threads_that_need_a_graph_at_once_make_it_once(package: Package, user: Path, expected: str) -> None:
+    between = """
+from concurrent.futures import ThreadPoolExecutor
+asked = []
+keep = engine._elsewhere.keep
+engine._elsewhere.keep = lambda key: asked.append(key.name) or keep(key)
+started = []
+Popen = exporting_process.subprocess.Popen
+exporting_process.subprocess.Popen = lambda *args, **how: started.append(args) or Popen(*args, **how)
+with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(engine.labels, [pixels] * 4, [(0,) * 4, (16,) * 4] * 2))
+print(len(asked), len(started))
+"""
+    words, _ = first_use(package.folder, user, between=between)
+    assert words == ["2", "0", expected, "False"]
+
+
+def test_a_process_finds_its_modules_where_this_one_does(package: Package, user: Path, tmp_path: Path) -> None:
+    """Here by the folder of the call alone, which Python writes as nothing."""
+    roots = [Path(module.__file__).parent for module in (unetpp, unetpp_kernels)]
+    for root in roots:
+        (tmp_path / root.name).symlink_to(root)
+    code = (
+        "import sys; from unetpp.engine.openvino import OpenVinoEngine; from unetpp.package import load_package; "
+        "import unetpp; assert unetpp.__file__.startswith(sys.argv[2]); "
+        "engine = OpenVinoEngine(load_package(sys.argv[1])); assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "UNETPP_HOME": str(user)}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", code, str(package.folder), str(tmp_path)]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import unetpp.engine.exporter
 import unetpp.engine.openvino
 from unetpp.engine import choose_engine
 from unetpp.engine.network import tile_networks
@@ -67,7 +68,7 @@ def test_graphs_are_those_of_openvinos_own_converter(
     network = tile_networks(package.load_model(), package.spec)["labels"]
     example = torch.zeros(32, 48, 3, dtype=getattr(torch, dtype))
     traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
-    ours = unetpp.engine.openvino.converted(traced, example)
+    ours = unetpp.engine.exporter.converted(traced, example)
     theirs = openvino.convert_model(traced, example_input=example, input=[-1, -1, 3])
     del traced, network
     kinds = [[node.get_type_name() for node in graph.get_ordered_ops()] for graph in (ours, theirs)]
@@ -211,10 +212,10 @@ def test_the_rewritten_graph_concatenates_nothing_and_computes_the_same(
 
     image = picture(48, 48)
     monkeypatch.setenv("UNETPP_HOME", str(tmp_path / "split"))
-    monkeypatch.setattr(unetpp.engine.openvino, "split_concatenations", rewrite)
+    monkeypatch.setattr(unetpp.engine.exporter, "split_concatenations", rewrite)
     split = choose_engine(package, name="openvino", precision="fp32").logits(image)
     monkeypatch.setenv("UNETPP_HOME", str(tmp_path / "plain"))
-    monkeypatch.setattr(unetpp.engine.openvino, "split_concatenations", lambda graph: 0)
+    monkeypatch.setattr(unetpp.engine.exporter, "split_concatenations", lambda graph: 0)
     plain = choose_engine(package, name="openvino", precision="fp32").logits(image)
     assert counts[0] > 0 and concatenations == [0]
     assert np.abs(split - plain).max() <= 1e-5 * np.abs(plain).max()
