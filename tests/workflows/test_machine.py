@@ -76,3 +76,26 @@ def test_freed_arrays_go_back_to_the_system() -> None:
         for mode in ("kept", "returned")
     }
     assert freed["kept"] < 100 and freed["returned"] >= 19 * 8
+
+
+FAULTS = """
+import resource, numpy as np
+from unetpp_workflows.machine import freed_memory_kept, return_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        np.ones(4 * 2**20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+return_freed_memory()
+before = faults()
+with freed_memory_kept():
+    inside = faults()
+print(before, inside, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_arrays_are_kept_for_the_next_while_that_is_asked_for() -> None:
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    before, inside, after = map(int, run.stdout.split())
+    assert min(before, after) > 10 * inside, (before, inside, after)

@@ -28,6 +28,7 @@ from unetpp_workflows.attention import write_attention
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.drift import job_profile, unlike_training
 from unetpp_workflows.inputs import Source, identity
+from unetpp_workflows.machine import freed_memory_kept
 from unetpp_workflows.mlflow_store import shown, store_uri
 from unetpp_workflows.record import CONFIG, ImageRecord, software, write_json
 from unetpp_workflows.report import PICTURE, REPORT, SIDE, write_picture, write_report
@@ -216,7 +217,7 @@ def complete(
     state, output = progress(job), call.config.output
     record = _record(call, source, job, state, failures)
     if state.status != "partial":
-        with call.timed(job.uri, "finalize"):
+        with call.timed(job.uri, "finalize"), freed_memory_kept():
             figures = finalize(job, formats=output.formats, instances=output.instances, progress=report)
         record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
         record = replace(record, formats=list(figures.formats))
