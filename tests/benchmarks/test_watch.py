@@ -9,21 +9,21 @@ from tests.benchmarks.watch import Pauses, watch
 
 PARENT = """
 import subprocess, sys
-subprocess.run([sys.executable, "-c", "import time; held = b'x' * 300_000_000; time.sleep(3)"], check=True)
+subprocess.run([sys.executable, "-c", "import time; held = b'x' * 300_000_000; time.sleep(0.6)"], check=True)
 print("done")
 """
 
 
 def test_memory_of_children_counts() -> None:
     watched = watch([sys.executable, "-c", PARENT])
-    assert watched.ended == "done" and watched.text == "done\n" and watched.seconds > 3
+    assert watched.ended == "done" and watched.text == "done\n" and watched.seconds > 0.6
     assert 300 < watched.peak_pss_mb < 400
 
 
 def test_what_takes_too_much_ends_with_all_below_it() -> None:
-    watched = watch([sys.executable, "-c", PARENT.replace("sleep(3)", "sleep(600)")], most_mb=200)
+    watched = watch([sys.executable, "-c", PARENT.replace("sleep(0.6)", "sleep(600)")], most_mb=200)
     assert watched.ended == "stopped at 200 MB" and watched.peak_pss_mb > 200 and watched.seconds < 300
-    watched = watch([sys.executable, "-c", PARENT.replace("sleep(3)", "sleep(600)")], most_seconds=0.5)
+    watched = watch([sys.executable, "-c", PARENT.replace("sleep(0.6)", "sleep(600)")], most_seconds=0.5)
     assert watched.ended == "stopped after 0.5 s" and watched.seconds < 300
 
 

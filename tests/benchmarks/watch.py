@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 EVERY_S, PSS_S = 0.25, 1.0
-"""Seconds between two looks, and between two at the PSS while the process itself holds no more than ever before: that
+"""Seconds between two looks, and between two at the PSS while processes hold no more in sum than ever before: that
 takes up to 15 ms of a gigabyte, and the lock of its pages; four times a second it was 1.6% of two cores."""
 
 
@@ -98,9 +98,9 @@ def watch(
                 try:
                     used = watched.cpu_times()
                     times = used.user + used.system
-                    resident = watched.memory_info().rss
+                    members = [watched, *watched.children(recursive=True)]
+                    resident = sum(member.memory_info().rss for member in members)
                     if resident > most_resident or now >= look_at:
-                        members = [watched, *watched.children(recursive=True)]
                         pss = sum(member.memory_full_info().pss for member in members) / 1e6
                         peak, peak_at = max((peak, peak_at), (pss, now))
                         most_resident, look_at = max(most_resident, resident), now + PSS_S

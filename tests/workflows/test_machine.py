@@ -99,3 +99,21 @@ def test_freed_arrays_are_kept_for_the_next_while_that_is_asked_for() -> None:
     run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     before, inside, after = map(int, run.stdout.split())
     assert min(before, after) > 10 * inside, (before, inside, after)
+
+
+PINNED = """
+import numpy as np, psutil
+from unetpp_workflows.machine import freed_memory_kept
+with freed_memory_kept():
+    arrays = [(np.ones(4 * 2**20, np.uint8), np.ones(50_000, np.uint8)) for _ in range(30)]
+    small = [pair[1] for pair in arrays]
+    full = psutil.Process().memory_info().rss
+    del arrays
+print((full - psutil.Process().memory_info().rss) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_behind_that_freed_arrays_below_small_ones_go_back_too() -> None:
+    run = subprocess.run([sys.executable, "-c", PINNED], capture_output=True, text=True, check=True)
+    assert int(run.stdout) >= 100

@@ -42,20 +42,23 @@ class Exporter:
         """Build the network.
 
         Raises:
-            ModelPackageError: the weights are damaged, or the package changed since it was opened.
+            ModelPackageError: the weights are damaged, or the package changed or went since it was opened.
         """
         import torch
 
         from unetpp.engine.network import tile_networks
 
-        spec = self._package.spec
-        with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
-            networks = tile_networks(
-                self._package.load_model(), spec if normalised_in_graph(spec) else _without_normalisation(spec)
-            )
-        if package_digest(self._package.folder) != self._package.digest:
+        spec, folder = self._package.spec, self._package.folder
+        spec = spec if normalised_in_graph(spec) else _without_normalisation(spec)
+        try:
+            with torch.inference_mode(False):  # parameters made inside inference mode could not be traced
+                networks = tile_networks(self._package.load_model(), spec)
+            changed = package_digest(folder) != self._package.digest
+        except OSError as error:
+            raise ModelPackageError(f"{folder} cannot be read any more ({error}); run the command again") from error
+        if changed:
             # Its graphs would be kept under the name of others.
-            raise ModelPackageError(f"{self._package.folder} changed since it was opened; run the command again")
+            raise ModelPackageError(f"{folder} changed since it was opened; run the command again")
         self._networks = networks
 
     def graph(self, key: GraphKey) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ from unetpp.package import Package, load_package
 
 _PATIENCE_S = 10.0
 """How long a process with sound weights waits for the first graph: images are opened first, or nothing follows."""
+_LIMIT_S = 60.0
+"""After which a process without an answer is given up; torch takes seconds to import, from a network's disk more."""
 _LOOKS_EVERY_S = 0.5
 _DONE = b"done\n"
 
@@ -99,14 +102,15 @@ class ExportingProcess:
         if self._process is not None and self._process.poll() is None:
             return True
         self._forget()
-        if "torch" in sys.modules or not sys.executable or not self._kept.writable():
-            return False
+        if "torch" in sys.modules or not sys.executable or getattr(sys, "frozen", False) or not self._kept.writable():
+            return False  # a frozen program would begin itself once more
         # Without the folder of the call unless our own modules come from there, and in a group of its own: Ctrl-C is
         # for this process, which then ends the other.
         command = [sys.executable, "-P", "-m", __name__]
         command += [str(self._package.folder), self._package.digest, str(os.getpid())]
-        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         try:
+            # Python passes over what is no text in its path.
+            paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path if isinstance(path, str))
             self._process = subprocess.Popen(
                 command,
                 env={**os.environ, "PYTHONPATH": paths},
@@ -115,7 +119,7 @@ class ExportingProcess:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        except (OSError, subprocess.SubprocessError):  # no memory or no number for a process
+        except (OSError, ValueError, subprocess.SubprocessError):  # no memory or number for a process, or no folder
             return False
         self._end = weakref.finalize(self, _end, self._process)
         return self._said(b"")
@@ -124,20 +128,32 @@ class ExportingProcess:
         """Say whether the process did what it was asked for; it has ended otherwise."""
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
         done = False
+        limit = threading.Timer(_LIMIT_S, _kill, (self._process,))
+        limit.daemon = True
+        limit.start()
         try:
             with suppress(OSError):  # it is gone
                 self._process.stdin.write(request)
                 self._process.stdin.flush()
-                done = self._process.stdout.readline() == _DONE
+                done = _DONE in iter(self._process.stdout.readline, b"")  # before it, what Python's start may print
         finally:
+            limit.cancel()
             if not done:
                 self._forget()
         return done
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and what it has started, which would hold its answers open."""
+    if process.returncode is None and hasattr(os, "killpg"):  # its number is not another's until it is waited for
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process and leave nothing of it; in a fork of who started it this finds no child and does nothing."""
-    process.kill()
+    _kill(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None

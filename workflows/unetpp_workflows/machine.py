@@ -110,7 +110,7 @@ def return_freed_memory() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Let glibc keep freed arrays of up to 8 MiB for the next ones, 32 MiB in all; then as `return_freed_memory` says.
+    """Let glibc keep freed arrays of up to 8 MiB for the next ones; then return them, as `return_freed_memory` says.
 
     To outline the objects of a gigapixel, ten thousand arrays of 1 to 8 MiB come and go, and the kernel's zeroing of
     their pages took a quarter of the time.
@@ -120,6 +120,9 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         return_freed_memory()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        if trim is not None:
+            trim(0)  # else small objects above them would hold freed arrays
 
 
 def _set_allocator(settings: Mapping[int, int]) -> None:

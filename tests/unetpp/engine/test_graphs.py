@@ -221,12 +221,12 @@ def test_a_process_that_is_killed_before_it_is_asked_is_started_again(
     "shell",
     [
         "",
-        "echo no; exec sleep 20",
-        "ulimit -v 300000; exec {} $@",
+        "echo no; exec sleep 600",
+        "sleep 600 & exit 1",
         "ulimit -f 0; exec {} $@",
         "(sleep .3; kill -9 $$) & exec {} $@",
     ],
-    ids=["does not start", "is no Python", "has no memory", "cannot write", "is killed"],
+    ids=["does not start", "is no Python", "leaves another", "cannot write", "is killed"],
 )
 def test_where_the_other_process_fails_graphs_are_made_here(
     package: Package, user: Path, expected: str, shell: str, tmp_path: Path
@@ -235,9 +235,35 @@ def test_where_the_other_process_fails_graphs_are_made_here(
     if shell:
         python.write_text("#!/bin/sh\n" + shell.format(sys.executable).replace("$@", '"$@"') + "\n")
         python.chmod(0o755)
-    words, complaints = first_use(package.folder, user, f"sys.executable = {str(python)!r}", CHILDREN, CHILDREN)
+    before = f"sys.executable = {str(python)!r}; exporting_process._LIMIT_S = {2 if 'sleep 600' in shell else 60}"
+    words, complaints = first_use(package.folder, user, before, CHILDREN, CHILDREN)
     assert words[1:] == [expected, "True", "0"] and complaints == ""
     assert words[0] == ("1" if "-f 0" in shell else "0")  # one that can load, but not keep
+
+
+def test_what_python_prints_as_it_starts_is_no_answer(
+    package: Package, user: Path, expected: str, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho welcome\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    words, _ = first_use(package.folder, user, f"sys.executable = {str(python)!r}", CHILDREN)
+    assert words == ["1", expected, "False"]
+
+
+def test_the_path_of_modules_may_hold_what_is_no_text(package: Package, user: Path, expected: str) -> None:
+    before = "from pathlib import Path; sys.path.append(Path('.'))"
+    words, _ = first_use(package.folder, user, before, CHILDREN)
+    assert words == ["1", expected, "False"]
+
+
+def test_a_package_that_is_gone_is_told_in_words(make_package: Callable[..., Package], user: Path) -> None:
+    other = make_package()
+    OpenVinoEngine(other).logits(PIXELS)
+    engine = OpenVinoEngine(other)
+    shutil.rmtree(other.folder)
+    with pytest.raises(ModelPackageError, match="cannot be read any more"):
+        engine.logits(np.zeros((96, 128, 3), np.uint8), (16, 16, 16, 16))
 
 
 def test_an_unwritable_home_needs_no_other_process(package: Package, expected: str, tmp_path: Path) -> None:
@@ -283,8 +309,10 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("forks", [False, True], ids=["alone", "forked"])
+@pytest.mark.parametrize(
+    ("ending", "forks"),
+    [(signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGKILL, False), (signal.SIGKILL, True)],
+)
 def test_no_process_is_left_behind(package: Package, user: Path, ending: signal.Signals, forks: bool) -> None:
     """Nor where a fork, which has the same pipes, lives on."""
     parent = subprocess.Popen(
