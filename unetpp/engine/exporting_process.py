@@ -14,12 +14,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
+from unetpp import child
 from unetpp.engine.exporter import Exporter, GraphKey
 from unetpp.engine.graphs import KeptGraphs
 from unetpp.package import Package, load_package
@@ -28,7 +27,6 @@ _PATIENCE_S = 10.0
 """How long a process with sound weights waits for the first graph: images are opened first, or nothing follows."""
 _LIMIT_S = 60.0
 """After which a process without an answer is given up; torch takes seconds to import, from a network's disk more."""
-_LOOKS_EVERY_S = 0.5
 _DONE = b"done\n"
 
 
@@ -104,20 +102,14 @@ class ExportingProcess:
         self._forget()
         if "torch" in sys.modules or not sys.executable or getattr(sys, "frozen", False) or not self._kept.writable():
             return False  # a frozen program would begin itself once more
-        # Without the folder of the call unless our own modules come from there, and in a group of its own: Ctrl-C is
-        # for this process, which then ends the other.
-        command = [sys.executable, "-P", "-m", __name__]
-        command += [str(self._package.folder), self._package.digest, str(os.getpid())]
         try:
-            # Python passes over what is no text in its path.
-            paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path if isinstance(path, str))
-            self._process = subprocess.Popen(
-                command,
-                env={**os.environ, "PYTHONPATH": paths},
+            self._process = child.start(
+                __name__,
+                str(self._package.folder),
+                self._package.digest,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,
             )
         except (OSError, ValueError, subprocess.SubprocessError):  # no memory or number for a process, or no folder
             return False
@@ -177,7 +169,7 @@ def _serve(package: Package, requests: Iterator[str]) -> Iterator[None]:
 
 
 def _main(folder: str, digest: str, parent: str) -> None:
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    child.end_with(parent)
     answers = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no answer
     package = load_package(folder)
@@ -185,12 +177,6 @@ def _main(folder: str, digest: str, parent: str) -> None:
         return  # who asked finds that out
     for _ in _serve(package, iter(sys.stdin)):
         os.write(answers, _DONE)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOKS_EVERY_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ without a guard does not survive, so they are started as commands of their own.
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from multiprocessing import Pipe
@@ -20,6 +18,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+from unetpp import child
 from unetpp.errors import EngineError, UnetppError, one_line
 from unetpp_workflows.machine import return_freed_memory
 
@@ -76,18 +75,13 @@ class Processes:
 class _Process:
     def __init__(self, work: bytes) -> None:
         self._connection, theirs = Pipe()
-        # Without the folder of the call, whose files could stand in for modules, and in a group of its own: it ends
-        # when this process says so, not by the same Ctrl-C.
-        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid())]
-        paths = os.pathsep.join(filter(None, sys.path))
         with theirs:
-            self._process = subprocess.Popen(
-                command,
+            self._process = child.start(
+                __name__,
+                str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": paths},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,
             )
         self._first: bytes | None = work
 
@@ -112,9 +106,9 @@ class _Process:
         self._process.wait()
 
 
-def _serve(connection: Connection, parent: int) -> None:
+def _serve(connection: Connection, parent: str) -> None:
     """Answer the calls of another process until it closes the connection or is gone."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    child.end_with(parent)
     return_freed_memory()
     try:
         work = pickle.loads(connection.recv_bytes())  # noqa: S301 (the process that started this one wrote it)
@@ -133,11 +127,5 @@ def _answer(work: Callable[..., Any], values: tuple[Any, ...]) -> tuple[Any, Une
         return None, EngineError(f"in a process of this machine: {one_line(error)}")
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOKS_EVERY_S)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    _serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
+    _serve(Connection(int(sys.argv[1])), sys.argv[2])
