@@ -13,7 +13,7 @@ from tests.benchmarks.watch import Pauses, watch
 PARENT = """
 import subprocess, sys, time
 subprocess.run([sys.executable, "-c", ""], check=True)
-time.sleep(0.6)  # this process itself grows no more
+time.sleep(0.5)  # this process itself grows no more
 subprocess.run([sys.executable, "-c", "import time; held = b'x' * 300_000_000; time.sleep(0.6)"], check=True)
 print("done")
 """
