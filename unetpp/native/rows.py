@@ -1,0 +1,299 @@
+"""Writes the functions that compute one row of pixels; knows channels and weights, not which node they belong to.
+
+A row is (pixels, channels), channels next to each other, and always a multiple of a vector of them. Sums are float32;
+what is called stored is of the target's kind (see `Target`). Pointwise functions compute up to `SLACK` pixels more than
+they are asked for: rows and what they read have room for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from llvmlite import ir
+
+from unetpp.native.emit import BF16, F32, I8, I16, I32, I64, POINTER, VOID, Body, Code, Number, Pointer
+
+SLACK: Final = 32
+"""Pixels that a row must have room for behind its last."""
+RAW: Final[dict[str, tuple[Any, int]]] = {"uint8": (I8, 1), "uint16": (I16, 2), "float32": (F32, 4)}
+"""Sample types of images, and their bytes."""
+
+
+class Sources(NamedTuple):
+    """What a pointwise convolution reads: rows of one kind, one after the other.
+
+    Attributes:
+        channels: of each of them.
+        step: bytes from pixel to pixel.
+        stored: as maps are stored, else float32.
+    """
+
+    channels: int
+    step: int
+    stored: bool = True
+
+
+def pointwise(code: Code, sources: Sources, outputs: int) -> Any:
+    """Return f(to, start, count, rows, weights, pixels): to = start + sum of weights x row, float32.
+
+    `start` is a row of float32 sums or null; `rows` points to `count` pointers. Weights: see `pack_pointwise`.
+    """
+    name = f"pointwise_{sources.channels}_{sources.step}_{'stored' if sources.stored else 'plain'}_{outputs}"
+    kinds = (POINTER, POINTER, I64, POINTER, POINTER, I64)
+    if on_tiles(code.target, sources, outputs):
+        return code.function(name, kinds, lambda body, *given: _on_tiles(body, sources, outputs, *given))
+    return code.function(name, kinds, lambda body, *given: _on_vectors(body, sources, outputs, *given))
+
+
+def on_tiles(target: Any, sources: Sources, outputs: int) -> bool:
+    """Say whether AMX computes a pointwise convolution: it takes weights in an order of its own."""
+    return bool(target.tiles and sources.stored and sources.channels % 32 == 0 and outputs % 32 == 0)
+
+
+def vectors_at_once(target: Any, outputs: int) -> int:
+    """Return of how many vectors of outputs one pass over the inputs computes the sums."""
+    return 2 if outputs % (2 * target.lanes) == 0 else 1
+
+
+def _on_vectors(
+    body: Body, sources: Sources, outputs: int,
+    to: Pointer, start: Pointer, count: Number, rows: Pointer, weights: Pointer, pixels: Number,
+) -> None:  # fmt: skip
+    """Sums of a few pixels and one or two vectors of outputs stay in registers while all inputs pass by."""
+    target, builder = body.target, body.builder
+    lanes, paired = target.lanes, target.bf16 and sources.stored
+    vectors = vectors_at_once(target, outputs)
+    at_once = 12 if lanes == 16 else 6  # as many sums as there are registers for
+    steps = sources.channels // 2 if paired else sources.channels
+    width = vectors * lanes * 4  # bytes of weights of one step
+    sums = [[body.slot(body.vector) for _ in range(vectors)] for _ in range(at_once)]
+    places = [(p, v, (p * outputs + v * lanes) * 4) for p in range(at_once) for v in range(vectors)]
+
+    def begin(value_of: Any) -> None:
+        for p, v, place in places:
+            builder.store(value_of(place), sums[p][v])
+
+    def step(row: Pointer, weight: Pointer) -> None:
+        kind = ir.VectorType(BF16, 2 * lanes) if paired else body.vector
+        factors = [(weight + v * lanes * 4).load(kind) for v in range(vectors)]
+        for p in range(at_once):
+            value = body.splat((row + p * sources.step).load(I32 if paired else F32, 2 if paired else 4))
+            for v in range(vectors):
+                before = builder.load(sums[p][v], typ=body.vector)
+                builder.store(_product(body, value, factors[v], before, paired), sums[p][v])
+
+    with body.loop(0, pixels, at_once) as x, body.loop(0, outputs, vectors * lanes) as first:
+        place = x * (outputs * 4) + first * 4
+        body.either(
+            builder.icmp_unsigned("!=", start.value, body.null.value),
+            lambda: begin(lambda offset: (start + place + offset).load(body.vector)),
+            lambda: begin(lambda offset: body.constants(0.0)),
+        )
+        block = weights + first // (vectors * lanes) * (count * (steps * width))
+        with body.loop(0, count) as source:
+            row, part = (rows + source * 8).pointer() + x * sources.step, block + source * (steps * width)
+            with body.loop(0, steps) as k:
+                step(row + k * 4, part + k * width)
+        for p, v, offset in places:
+            (to + place + offset).store(builder.load(sums[p][v], typ=body.vector))
+
+
+def _product(body: Body, value: Any, weight: Any, before: Any, paired: bool) -> Any:
+    """Return before + value x weight; of pairs of bf16, the sum of both products."""
+    if not paired:
+        return body.fma(value, weight, before)
+    lanes, pairs = body.target.lanes, weight.type
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}"
+    dot = body.code.intrinsic(name, body.vector, [body.vector, pairs, pairs])
+    return body.builder.call(dot, [before, body.builder.bitcast(value, pairs), weight])
+
+
+def _on_tiles(
+    body: Body, sources: Sources, outputs: int,
+    to: Pointer, start: Pointer, count: Number, rows: Pointer, weights: Pointer, pixels: Number,
+) -> None:  # fmt: skip
+    """Sums of 32 pixels x 32 outputs stay in tiles 0 to 3, inputs pass through 4 and 5, weights through 6 and 7."""
+    code, steps = body.code, sources.channels // 32
+    load = code.intrinsic("llvm.x86.tileloadd64", VOID, [I8, POINTER, I64])
+    save = code.intrinsic("llvm.x86.tilestored64", VOID, [I8, POINTER, I64])
+    zero = code.intrinsic("llvm.x86.tilezero", VOID, [I8])
+    multiply = code.intrinsic("llvm.x86.tdpbf16ps", VOID, [I8, I8, I8])
+    tile = [ir.Constant(I8, number) for number in range(8)]
+    quarters = [(tile[2 * p + v], (16 * p * outputs + 16 * v) * 4) for p in (0, 1) for v in (0, 1)]
+
+    def begin(fill: Callable[[Any, int], None]) -> None:
+        for number, offset in quarters:
+            fill(number, offset)
+
+    with body.loop(0, pixels, 32) as x, body.loop(0, outputs, 32) as first:
+        place = x * (outputs * 4) + first * 4
+        body.either(
+            body.builder.icmp_unsigned("!=", start.value, body.null.value),
+            lambda: begin(lambda number, offset: body.call(load, number, start + place + offset, outputs * 4)),
+            lambda: begin(lambda number, _offset: body.call(zero, number)),
+        )
+        block = weights + first // 32 * (count * (steps * 2048))
+        with body.loop(0, count) as source:
+            row, part = (rows + source * 8).pointer() + x * sources.step, block + source * (steps * 2048)
+            with body.loop(0, steps) as k:
+                inputs, weight = row + k * 64, part + k * 2048
+                body.call(load, tile[4], inputs, sources.step)
+                body.call(load, tile[6], weight, 128)
+                body.call(multiply, tile[0], tile[4], tile[6])
+                body.call(load, tile[7], weight + 64, 128)
+                body.call(multiply, tile[1], tile[4], tile[7])
+                body.call(load, tile[5], inputs + 16 * sources.step, sources.step)
+                body.call(multiply, tile[2], tile[5], tile[6])
+                body.call(multiply, tile[3], tile[5], tile[7])
+        for number, offset in quarters:
+            body.call(save, number, to + place + offset, outputs * 4)
+
+
+def begin_tiles(body: Body) -> None:
+    """Give every tile of AMX 16 rows of 64 bytes; `end_tiles` must follow."""
+    shape = bytearray(64)
+    shape[0] = 1
+    for number in range(8):
+        shape[16 + 2 * number], shape[48 + number] = 64, 16
+    configure = body.code.intrinsic("llvm.x86.ldtilecfg", VOID, [POINTER])
+    body.call(configure, Pointer(body, body.code.constant("tiles", bytes(shape))))
+
+
+def end_tiles(body: Body) -> None:
+    body.call(body.code.intrinsic("llvm.x86.tilerelease", VOID, []))
+
+
+def depthwise(code: Code, channels: int) -> Any:
+    """Return f(above, row, below, weights, bias, to, pixels): stored relu(bias + 3x3 convolution).
+
+    The three rows are float32 and begin one pixel left of the first that is computed; weights are (9, channels).
+    """
+
+    def write(body: Body, *given: Any) -> None:
+        *rows, weights, bias, to, pixels = given
+        pixel = channels * 4
+        at_once = 8 if body.target.lanes == 16 else 4  # sums and what they share fill most registers
+
+        def compute(x: Number, number: int) -> None:
+            """All channels of some pixels, a vector at a time: memory is read in its own order."""
+            with body.loop(0, channels, body.target.lanes) as first:
+                place = x * pixel + first * 4
+                sums = [(bias + first * 4).load(body.vector)] * number
+                for row in range(3):
+                    columns = [(rows[row] + place + n * pixel).load(body.vector) for n in range(number + 2)]
+                    for column in range(3):
+                        factor = (weights + first * 4 + (3 * row + column) * pixel).load(body.vector)
+                        for n in range(number):
+                            sums[n] = body.fma(columns[n + column], factor, sums[n])
+                for n in range(number):
+                    body.keep(body.relu(sums[n]), to + ((x + n) * channels + first) * body.target.size)
+
+        even = pixels - pixels % at_once
+        with body.loop(0, even, at_once) as x:
+            compute(x, at_once)
+        with body.loop(even, pixels) as x:
+            compute(x, 1)
+
+    return code.function(f"depthwise_{channels}", (POINTER,) * 6 + (I64,), write)
+
+
+def bias_relu(code: Code, channels: int) -> Any:
+    """Return f(sums, bias, to, pixels): stored relu(sums + bias)."""
+
+    def write(body: Body, sums: Pointer, bias: Pointer, to: Pointer, pixels: Number) -> None:
+        with body.loop(0, pixels) as x:
+            for first in range(0, channels, body.target.lanes):
+                value = (sums + x * (channels * 4) + first * 4).load(body.vector)
+                total = body.builder.fadd(value, (bias + first * 4).load(body.vector))
+                body.keep(body.relu(total), to + (x * channels + first) * body.target.size)
+
+    return code.function(f"bias_relu_{channels}", (POINTER,) * 3 + (I64,), write)
+
+
+def upsample(code: Code, channels: int, nearest: bool) -> Any:
+    """Return f(above, below, share, to, pixels): 2 x pixels between two rows, float32.
+
+    A row is share x above + (1 - share) x below (nearest: above), and begins with the pixel left of the first. The
+    factors are those of bilinear upsampling by two with half-pixel centres: 1/4 and 3/4.
+    """
+
+    def write(body: Body, above: Pointer, below: Pointer, share: Any, to: Pointer, pixels: Number) -> None:
+        builder, pixel, at_once = body.builder, channels * 4, 4
+        near, far = body.splat(share), body.splat(builder.fsub(ir.Constant(F32, 1.0), share))
+        inner, outer = body.constants(0.75), body.constants(0.25)
+
+        def between(place: Number) -> Any:
+            other = builder.fmul((below + place).load(body.vector), far)
+            return body.fma((above + place).load(body.vector), near, other)
+
+        def compute(x: Number, number: int) -> None:
+            with body.loop(0, channels, body.target.lanes) as first:
+                source, place = x * pixel + first * 4, to + x * (2 * pixel) + first * 4
+                if nearest:
+                    for n in range(number):
+                        value = (above + source + (n + 1) * pixel).load(body.vector)
+                        (place + 2 * n * pixel).store(value)
+                        (place + (2 * n + 1) * pixel).store(value)
+                    return
+                values = [between(source + n * pixel) for n in range(number + 2)]
+                for n in range(number):
+                    middle = builder.fmul(values[n + 1], inner)
+                    (place + 2 * n * pixel).store(body.fma(values[n], outer, middle))
+                    (place + (2 * n + 1) * pixel).store(body.fma(values[n + 2], outer, middle))
+
+        even = pixels - pixels % at_once
+        with body.loop(0, even, at_once) as x:
+            compute(x, at_once)
+        with body.loop(even, pixels) as x:
+            compute(x, 1)
+
+    kinds = (POINTER, POINTER, F32, POINTER, I64)
+    return code.function(f"upsample_{channels}_{'nearest' if nearest else 'bilinear'}", kinds, write)
+
+
+def pool(code: Code, channels: int) -> Any:
+    """Return f(row, below, to, pixels): the largest of each 2x2 of two stored rows, in half as many pixels.
+
+    What was stored passed a ReLU. Of such numbers the larger one has the larger bits, and what is not a number has the
+    largest, once the sign is gone that x86 gives what it makes of inf - inf.
+    """
+
+    def write(body: Body, row: Pointer, below: Pointer, to: Pointer, pixels: Number) -> None:
+        size, lanes = body.target.size, body.target.lanes
+        at_once = 32 if size == 2 and channels % 32 == 0 else 16 if size == 2 else lanes
+        kind = ir.VectorType(I16 if size == 2 else I32, at_once)
+        most = body.code.intrinsic(f"llvm.smax.v{at_once}i{8 * size}", kind, [kind, kind])
+        unsigned = ir.Constant(kind, [(1 << (8 * size - 1)) - 1] * at_once)
+        with body.loop(0, pixels) as x:
+            for first in range(0, channels, at_once):
+                place = x * (2 * channels * size) + first * size
+                places = [r + place + n for r in (row, below) for n in (0, channels * size)]
+                four = [body.builder.and_(p.load(kind, size), unsigned) for p in places]
+                found = body.call(most, body.call(most, *four[:2]), body.call(most, *four[2:]))
+                (to + x * (channels * size) + first * size).store(found, size)
+
+    return code.function(f"pool_{channels}", (POINTER,) * 3 + (I64,), write)
+
+
+def normalise(code: Code, raw: str) -> Any:
+    """Return f(raw, to, mean, std, numbers): float32 (raw - mean) / std, mean and std repeated for every pixel."""
+    kind, size = RAW[raw]
+
+    def write(body: Body, source: Pointer, to: Pointer, mean: Pointer, std: Pointer, numbers: Number) -> None:
+        builder, lanes = body.builder, body.target.lanes
+
+        def compute(n: Number, many: bool) -> None:
+            wide, narrow = (body.vector, ir.VectorType(kind, lanes)) if many else (F32, kind)
+            value = (source + n * size).load(narrow, 1)
+            value = value if raw == "float32" else builder.uitofp(value, wide)
+            centred = builder.fsub(value, (mean + n * 4).load(wide))
+            (to + n * 4).store(builder.fdiv(centred, (std + n * 4).load(wide)))
+
+        even = numbers - numbers % lanes
+        with body.loop(0, even, lanes) as n:
+            compute(n, many=True)
+        with body.loop(even, numbers) as n:
+            compute(n, many=False)
+
+    return code.function(f"normalise_{raw}", (POINTER,) * 4 + (I64,), write)

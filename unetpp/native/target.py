@@ -1,0 +1,61 @@
+"""What the machine code may use of this CPU; knows no network."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from unetpp.processor import cpu_flags
+
+_AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})
+_BF16: Final = _AVX512 | {"avx512_bf16"}
+_TILES: Final = frozenset({"amx_tile", "amx_bf16"})
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+"""Of Linux on x86-64: a process asks once before it may use AMX's registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How numbers are stored and multiplied.
+
+    Attributes:
+        lanes: float32 numbers in a vector.
+        bf16: maps and the weights of pointwise convolutions are bf16; sums, depthwise convolutions and all that has no
+            name are float32.
+        tiles: pointwise convolutions run on AMX's tiles.
+    """
+
+    lanes: int
+    bf16: bool = False
+    tiles: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of a stored number."""
+        return 2 if self.bf16 else 4
+
+    def padded(self, channels: int) -> int:
+        """Return the channels that are stored: the last ones, if more, are zeros."""
+        unit = 32 if self.tiles and channels > 16 else 16
+        return -(-channels // unit) * unit
+
+
+def target_of(precision: str) -> Target | str:
+    """Return what to use for "fp32" or "bf16", or why this CPU cannot be used."""
+    flags = cpu_flags()
+    if precision == "bf16":
+        if not flags >= _BF16:
+            return "this CPU does not multiply bf16 in AVX-512"
+        return Target(16, bf16=True, tiles=flags >= _TILES and _tiles_allowed())
+    if not flags >= {"avx2", "fma"}:
+        return "this is no x86-64 CPU with AVX2 under Linux"
+    return Target(16 if flags >= _AVX512 else 8)
+
+
+@cache
+def _tiles_allowed() -> bool:
+    """Ask Linux for AMX's registers, for this process and its threads to come."""
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    return bool(syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
