@@ -156,13 +156,16 @@ class ShardWorker:
             made.merge(helped)
         return made
 
+    def _margins_of(self, tile: Tile) -> Margins:
+        return self.job.plan.margins(tile, exact=self._engine.any_margins)
+
     def _order(self, tile: Tile) -> tuple[bool, Margins, int]:
         """Sort tiles by what an engine prepares itself for, first what this worker had last, then into strips.
 
         An engine keeps its buffers for as many kinds of tiles as run at once; those of another, hundreds of megabytes,
         are allocated anew: at the edges of an image a fourth of a tile's time, for every other tile.
         """
-        margins = self.job.plan.margins(tile)
+        margins = self._margins_of(tile)
         return margins != self._margins, margins, tile.write_box.x0
 
     def _add(self, tile: Tile, top: _Window | None, made: _Made) -> _Window:
@@ -206,7 +209,7 @@ class ShardWorker:
         if not valid.any():
             return None
         pixels = cut(window.pixels, window.box, tile.read_box, self.job.plan.height, self.job.plan.width)
-        margins = self._margins = self.job.plan.margins(tile)
+        margins = self._margins = self._margins_of(tile)
         top, left, bottom, right = margins
         read = tile.read_box
         inner = Box(read.y0 + top, read.x0 + left, read.y1 - bottom, read.x1 - right)

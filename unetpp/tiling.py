@@ -144,39 +144,41 @@ class TilePlan:
             self._tile(y, x) for y in range(box.y0, box.y1, self.core) for x in range(box.x0, box.x1, self.core)
         )
 
-    def margins(self, tile: Tile) -> Margins:
-        """Return what the engine may leave out of its result: what the tile reads around its write box, in whole halos.
+    def margins(self, tile: Tile, *, exact: bool = False) -> Margins:
+        """Return what the engine may leave out of its result: what the tile reads around its write box.
 
-        0 where that is less than the halo: there the image ends. It is 2 halos at most, which a tile has on the other
-        side. All are 0 where too few tiles of the plan have the same, see `LEAST_SPARED`.
+        Args:
+            exact: all of it, of every tile, for engines that take any margins. Else whole halos: 0 where it is less
+                than one, because there the image ends, and 2 at most, which a tile has on the other side; and 0 on all
+                sides where too few tiles of the plan have the same, see `LEAST_SPARED`.
         """
         y, x = tile.write_box.y0 // self.core, tile.write_box.x0 // self.core
-        rows, columns = self._halves(self.height, 0), self._halves(self.width, 1)
-        if rows.count(rows[y]) * columns.count(columns[x]) * self.halo < LEAST_SPARED:
+        rows, columns = self._halves(self.height, 0, exact), self._halves(self.width, 1, exact)
+        if not exact and rows.count(rows[y]) * columns.count(columns[x]) * self.halo < LEAST_SPARED:
             return 0, 0, 0, 0
         return rows[y][0], columns[x][0], rows[y][1], columns[x][1]
 
-    def margin_kinds(self) -> dict[Margins, int]:
+    def margin_kinds(self, *, exact: bool = False) -> dict[Margins, int]:
         """Return how many tiles have which margins."""
-        rows, columns = Counter(self._halves(self.height, 0)), Counter(self._halves(self.width, 1))
+        rows, columns = Counter(self._halves(self.height, 0, exact)), Counter(self._halves(self.width, 1, exact))
         kinds: Counter[Margins] = Counter()
         for (top, bottom), down in rows.items():
             for (left, right), across in columns.items():
-                worth = down * across * self.halo >= LEAST_SPARED
+                worth = exact or down * across * self.halo >= LEAST_SPARED
                 kinds[(top, left, bottom, right) if worth else (0, 0, 0, 0)] += down * across
         return dict(kinds)
 
     def _side(self, size: int, padded: int) -> int:
         return min(self.core + self.halo * (1 if size <= 2 * self.core else 2), padded)
 
-    def _halves(self, size: int, axis: int) -> list[tuple[int, int]]:
+    def _halves(self, size: int, axis: int, exact: bool) -> list[tuple[int, int]]:
         """Return the margins (before, after) of every tile along one axis."""
         side = self.tile_shape[axis]
         found = []
         for write in range(0, size, self.core):
             read = self._first_read(write, axis)
             before, after = write - read, read + side - min(write + self.core, size)
-            found.append((self._margin(before), self._margin(after)))
+            found.append((before, after) if exact else (self._margin(before), self._margin(after)))
         return found
 
     def _margin(self, context: int) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.distance import jensenshannon
 
+from tests.engines import ENGINES
 from unetpp import commit
 from unetpp.durable import file_sha256
 from unetpp.errors import ArchitectureError
@@ -101,7 +102,7 @@ def test_one_logit_and_pruned_networks(tmp_path: Path, pixels: Bytes, network: s
     package = make_package(tmp_path / "model", one_logit=network == "one logit")
     from unetpp.engine import choose_engine
 
-    for name in ("torch", "openvino"):
+    for name in ENGINES:
         engine = choose_engine(package, name=name, precision="fp32")
         planes = engine.layers(pixels[:70, :90], BOTH)
         expected, distance = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.engines import NATIVE
 from unetpp import commit, shard_worker, tiling
 from unetpp import lock as lock_module
 from unetpp.durable import file_sha256
@@ -84,8 +86,11 @@ def whole_image(package: Path, pixels: NDArray[Any]) -> tuple[NDArray[np.uint8],
     return values[logits.argmax(0)], sure
 
 
-def test_shards_equal_whole_image_inference(tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path) -> None:
-    job = prepare_job(image, tmp_path / "out", tiny_package, **OPTIONS)
+@pytest.mark.parametrize("engine", ["torch", *NATIVE])
+def test_shards_equal_whole_image_inference(
+    tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path, engine: str
+) -> None:
+    job = prepare_job(image, tmp_path / "out", tiny_package, **{**OPTIONS, "engine": engine})
     labels = run_all(job)
     expected, sure = whole_image(tiny_package, tissue)
     assert sure.mean() > 0.99 and np.array_equal(labels[sure], expected[sure])
@@ -97,21 +102,24 @@ def test_shards_equal_whole_image_inference(tmp_path: Path, image: Path, tissue:
     assert set(state.seconds) == {"read", "compute", "write"}
 
 
+@pytest.mark.parametrize("engine", ["torch", *NATIVE])
 @pytest.mark.parametrize(("core", "shard"), [(32, 32), (128, 256), (1024, 1024)])
 def test_labels_do_not_depend_on_tiles_and_shards(
-    tmp_path: Path, tissue: Pixels, tiny_package: Path, core: int, shard: int
+    tmp_path: Path, tissue: Pixels, tiny_package: Path, core: int, shard: int, engine: str
 ) -> None:
     part = np.ascontiguousarray(tissue[:151, :173] if core == 32 else tissue)
-    options = {**OPTIONS, "core": core, "shard": shard}
+    options = {**OPTIONS, "core": core, "shard": shard, "engine": engine}
     labels = run_all(prepare_job(save_png(tmp_path / "part.png", part), tmp_path / "out", tiny_package, **options))
     expected, sure = whole_image(tiny_package, part)
     assert np.array_equal(labels[sure], expected[sure])
 
 
+@pytest.mark.parametrize("engine", ["torch", *NATIVE])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 130), (64, 64), (65, 67)])
-def test_small_images(tmp_path: Path, tissue: Pixels, tiny_package: Path, shape: tuple[int, int]) -> None:
+def test_small_images(tmp_path: Path, tissue: Pixels, tiny_package: Path, shape: tuple[int, int], engine: str) -> None:
     pixels = np.ascontiguousarray(tissue[: shape[0], : shape[1]])
-    labels = run_all(prepare_job(save_png(tmp_path / "i.png", pixels), tmp_path / "o", tiny_package, **OPTIONS))
+    options = {**OPTIONS, "engine": engine}
+    labels = run_all(prepare_job(save_png(tmp_path / "i.png", pixels), tmp_path / "o", tiny_package, **options))
     expected, sure = whole_image(tiny_package, pixels)
     assert labels.shape == shape and np.array_equal(labels[sure], expected[sure])
 
@@ -177,31 +185,37 @@ def count_tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return calls
 
 
+@pytest.mark.parametrize("engine", ["torch", *NATIVE])
 def test_tiles_of_one_kind_follow_each_other(
-    tmp_path: Path, image: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, image: Path, tiny_package: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine allocates its buffers anew wherever the kind of tiles changes."""
+    from unetpp.engine.native import NativeEngine
     from unetpp.engine.torch import TorchEngine
 
+    kind = NativeEngine if engine == "native" else TorchEngine
     monkeypatch.setattr(tiling, "LEAST_SPARED", 1)  # every kind is one of its own
     kinds: list[Margins] = []
-    labels = TorchEngine.labels
+    labels = kind.labels
 
-    def noted(self: TorchEngine, tile: Pixels, margins: Margins) -> Pixels:
+    def noted(self: Any, tile: Pixels, margins: Margins) -> Pixels:
         kinds.append(margins)
         return labels(self, tile, margins)
 
-    monkeypatch.setattr(TorchEngine, "labels", noted)
-    job = prepare_job(image, tmp_path / "out", tiny_package, **{**OPTIONS, "core": 32, "shard": 128})
-    worker, last, mixed, continued = ShardWorker(job), None, 0, 0
+    monkeypatch.setattr(kind, "labels", noted)
+    options = {**OPTIONS, "core": 32, "shard": 128, "engine": engine}
+    job = prepare_job(image, tmp_path / "out", tiny_package, **options)
+    worker, last, mixed, continued, seen = ShardWorker(job), None, 0, 0, Counter[Margins]()
     for shard in job.plan.shards():
         kinds.clear()
         worker.run(shard)
+        seen.update(kinds)
         changes = sum(a != b for a, b in pairwise(kinds))
         assert changes == len(set(kinds)) - 1
         assert last not in kinds or kinds[0] == last
         mixed, continued, last = mixed + (changes > 0), continued + (last in kinds), kinds[-1]
     assert mixed >= 8 and continued >= 6
+    assert seen == job.plan.margin_kinds(exact=engine == "native")
 
 
 def test_rows_are_read_once_and_never_a_whole_shard(

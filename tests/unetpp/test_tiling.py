@@ -206,3 +206,45 @@ def test_with_a_larger_halo_the_edges_leave_out_theirs_too() -> None:
         (128, 256, 128, 0): 29,
         (0, 0, 0, 0): 4,
     }
+
+
+def test_exact_margins_by_hand() -> None:
+    """Rows 0 to 36, 12 to 48 and 16 to 52 are read; the image's 50 are padded to 52, its 23 columns to 24."""
+    plan = TilePlan(height=50, width=23, multiple=4, halo=8, core=20, shard=20)
+    assert plan.tile_shape == (36, 24)
+    rows = {0: (0, 16), 20: (8, 8), 40: (24, 2)}  # of the last, 10 are written
+    columns = {0: (0, 4), 20: (20, 1)}  # both read all 24; the last writes 3
+    found = {}
+    for shard in plan.shards():
+        (tile,) = plan.tiles(shard)
+        found[tile.write_box.y0, tile.write_box.x0] = plan.margins(tile, exact=True)
+        assert plan.margins(tile) == (0, 0, 0, 0), "too few tiles are alike"
+    assert found == {
+        (y, x): (top, left, bottom, right) for y, (top, bottom) in rows.items() for x, (left, right) in columns.items()
+    }
+    assert plan.margin_kinds(exact=True) == dict.fromkeys(found.values(), 1)
+
+
+def test_exact_margins_of_a_gigapixel() -> None:
+    """Of 31,109 rows the last 389 are padded by 11 to a multiple of 16; its tile begins at 31,120 - 1152."""
+    plan = make_plan(31109, 32768, halo=64, multiple=16)
+    assert plan.tile_shape == (1152, 1152)
+    rows, columns = {(0, 128): 1, (64, 64): 29, (752, 11): 1}, {(0, 128): 1, (64, 64): 30, (128, 0): 1}
+    assert plan.margin_kinds(exact=True) == {
+        (top, left, bottom, right): down * across
+        for (top, bottom), down in rows.items()
+        for (left, right), across in columns.items()
+    }
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(plans())
+def test_exact_margins_leave_what_is_written(plan: TilePlan) -> None:
+    kinds: Counter[tuple[int, ...]] = Counter()
+    for shard in plan.shards():
+        for tile in plan.tiles(shard):
+            top, left, bottom, right = margins = plan.margins(tile, exact=True)
+            read = tile.read_box
+            assert Box(read.y0 + top, read.x0 + left, read.y1 - bottom, read.x1 - right) == tile.write_box
+            kinds[margins] += 1
+    assert plan.margin_kinds(exact=True) == kinds

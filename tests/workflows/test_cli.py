@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.engines import NATIVE
 from unetpp import __version__
 from unetpp.errors import StoreError
 from unetpp_workflows.cli import app
@@ -29,7 +30,9 @@ from unetpp_workflows.record import FORMAT, ImageRecord
 
 Draw = Callable[..., Path]
 FAST = ["--engine", "torch", "--precision", "fp32", "--set", "tiling.core=32", "--set", "tracking.enabled=false"]
-HEAVY = ("torch", "ray", "mlflow", "zarr", "numpy", "pydantic", "openvino", "rasterio", "openslide", "PIL")
+HEAVY = (
+    "torch", "ray", "mlflow", "zarr", "numpy", "pydantic", "openvino", "llvmlite", "rasterio", "openslide", "PIL",
+)  # fmt: skip
 
 
 def unetpp(*args: object) -> subprocess.CompletedProcess[str]:
@@ -58,11 +61,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.skipif(not version("torch").endswith("+cpu"), reason="a torch for GPUs is asked for one")
-def test_segmenting_needs_no_torch_in_its_process(tmp_path: Path, tiny_package: Path) -> None:
-    """At first use another process has it; later it is half of a small run's time."""
+@pytest.mark.parametrize("engine", ["openvino", *NATIVE])
+def test_segmenting_needs_no_torch_in_its_process(tmp_path: Path, tiny_package: Path, engine: str) -> None:
+    """At OpenVINO's first use another process has it; later it would be half of a small run's time."""
     Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "a.png")
     for output in ("first", "second"):
         words = ["segment", tmp_path / "a.png", "-m", tiny_package, "-o", tmp_path / output, "--instances"]
+        words += ["--engine", engine]
         code = (
             "import sys; from unetpp_workflows.cli import app\n"
             f"try: app({[str(word) for word in words]!r})\n"

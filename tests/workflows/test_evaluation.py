@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.engines import AUTO
 from unetpp.errors import DataError, EngineError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.package import ClassInfo, load_package
@@ -98,7 +99,7 @@ def test_pictures_show_the_mean_over_orientations(
 @pytest.mark.slow
 def test_speed_is_measured_in_a_process_of_its_own(ink_package: Path, tmp_path: Path) -> None:
     found = measure_speed(ink_package)
-    assert found["mpx_per_second"] > 0 and found["engine"] == "openvino" and found["tile"] == 512
+    assert found["mpx_per_second"] > 0 and found["engine"] == AUTO and found["tile"] == 512
     with pytest.raises(EngineError, match=r"cannot be measured: .*no model package"):
         measure_speed(tmp_path / "nothing")
 

@@ -10,14 +10,15 @@ import numpy as np
 from unetpp.engine.base import Engine, Precision
 from unetpp.errors import EngineError
 from unetpp.model.orientations import TTAS, Tta
-from unetpp.package import Package
+from unetpp.native.support import why_no_cpu, why_not
+from unetpp.package import ModelSpec, Package
 from unetpp.processor import cpu_has_bf16
 
 __all__ = ["Engine", "Precision", "choose_engine", "engine_reasons", "torch_is_for_gpus"]
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("triton", "openvino", "torch")
+ENGINES = ("triton", "native", "openvino", "torch")
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -33,8 +34,9 @@ def choose_engine(
     """Return the engine for this machine, or the one asked for.
 
     "auto" is the fused kernels on CUDA where there is a device that runs them (torch on an older one, and where they
-    fail or disagree with torch), else OpenVINO where it is installed, else torch on the CPU; and fp16 for the fused
-    kernels, bf16 where other hardware has it, else fp32. `tta` costs as many times as it has orientations, 2, 4
+    fail or disagree with torch), else machine code made for this CPU where there is any for the network, else OpenVINO
+    where it is installed, else torch on the CPU; and fp16 for the fused kernels, bf16 where other hardware has it, else
+    fp32. `tta` costs as many times as it has orientations, 2, 4
     or 8; see `unetpp.model.turned`. With `tile_shape` the engine runs once, on zeros, so that the calling thread's
     first tile of that shape costs as much as the next.
 
@@ -49,18 +51,18 @@ def choose_engine(
         raise EngineError(f"tta {tta!r} is unknown; choose {', '.join(TTAS)}")
     if threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one thread")
-    chosen, device = _available(name)
+    chosen, device = _available(name, package.spec, precision)
     if precision == "fp16" and chosen != "triton":
         raise EngineError(f"the {chosen} engine has no fp16; use --precision bf16 or fp32")
     if chosen == "openvino" and precision == "bf16" and not cpu_has_bf16():
         raise EngineError("this CPU does not multiply bf16 and OpenVINO does not emulate it; use --precision fp32")
     try:
         engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
-    except (EngineError, RuntimeError) as error:
-        if chosen != "triton" or name != "auto" or precision == "fp16":
+    except (EngineError, RuntimeError, ImportError, OSError) as error:
+        if name != "auto" or precision == "fp16" or chosen not in ("triton", "native"):
             raise
-        log.warning("the fused kernels are left out: %s", error)
-        chosen = "torch"
+        log.warning("the %s engine is left out: %s", chosen, error)
+        chosen = "openvino" if chosen == "native" and openvino_is_here() else "torch"
         engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
     if tile_shape is not None:
         engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))
@@ -75,12 +77,20 @@ def engine_reasons() -> list[tuple[str, bool, str]]:
     kernels, why = _kernels()
     openvino = openvino_version()
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware"
+    native = why_no_cpu("bf16" if cpu_has_bf16() else "fp32")
     return [
         ("triton", kernels, f"fused kernels: {why}"),
         ("torch on CUDA", gpu is not None, gpu or "torch sees no CUDA device"),
+        ("native", native is None, native or f"machine code for this CPU by LLVM, {bf16}"),
         ("openvino", openvino is not None, f"version {openvino}, CPU with {bf16}" if openvino else "not installed"),
         ("torch on the CPU", True, "always; the plain definition, several times slower than openvino"),
     ]
+
+
+def openvino_is_here() -> bool:
+    from unetpp.engine.openvino import openvino_version
+
+    return openvino_version() is not None
 
 
 def torch_is_for_gpus() -> bool:
@@ -91,7 +101,7 @@ def torch_is_for_gpus() -> bool:
         return True
 
 
-def _available(name: str) -> tuple[str, str]:
+def _available(name: str, spec: ModelSpec, precision: str) -> tuple[str, str]:
     """Return the engine to use and its device."""
     from unetpp.engine.openvino import openvino_version
 
@@ -99,6 +109,8 @@ def _available(name: str) -> tuple[str, str]:
         if openvino_version() is None:
             raise EngineError("OpenVINO is not installed; install openvino or use --engine torch")
         return "openvino", "cpu"
+    if name == "native":
+        return "native", "cpu"
     kernels, why = _kernels()
     if name == "triton" and not kernels:
         raise EngineError(f"the fused kernels do not run here: {why}; use --engine openvino or torch")
@@ -106,6 +118,10 @@ def _available(name: str) -> tuple[str, str]:
         return "triton", "cuda"
     if _cuda_device() is not None:
         return "torch", "cuda"
+    # A CPU may multiply bf16 in other ways than ours; OpenVINO knows more of them.
+    wanted = "bf16" if precision == "bf16" or (precision == "auto" and cpu_has_bf16()) else "fp32"
+    if name == "auto" and why_not(spec, wanted) is None:
+        return "native", "cpu"
     return ("openvino", "cpu") if name == "auto" and openvino_version() else ("torch", "cpu")
 
 
@@ -127,6 +143,8 @@ def _precision(precision: str, engine: str, device: str) -> Precision:
     if precision == "auto":
         if engine == "triton":
             return "fp16"
+        if engine == "native":
+            return "bf16" if why_no_cpu("bf16") is None else "fp32"
         return "bf16" if device == "cuda" or cpu_has_bf16() else "fp32"
     return "fp16" if precision == "fp16" else "bf16" if precision == "bf16" else "fp32"
 
@@ -136,6 +154,10 @@ def _build(package: Package, name: str, device: str, precision: Precision, threa
         from unetpp.engine.triton import TritonEngine
 
         return TritonEngine(package, precision=precision, threads=threads, tta=tta)
+    if name == "native":
+        from unetpp.engine.native import NativeEngine
+
+        return NativeEngine(package, precision=precision, threads=threads, tta=tta)
     if name == "openvino":
         from unetpp.engine.openvino import OpenVinoEngine
 

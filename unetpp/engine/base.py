@@ -23,11 +23,13 @@ class Engine(Protocol):
     """One network made ready to run. Threads may call it at once; each runs its own calls one after the other.
 
     Attributes:
-        name: "triton", "openvino" or "torch".
+        name: "triton", "native", "openvino" or "torch".
         version: version of the library that computes.
         precision: what the layers store and multiply; normalisation is fp32 in all.
         threads: CPU threads that one call uses.
         device: "cpu" or "cuda".
+        any_margins: margins may be any, and as many kinds of them as there are; else they are 0 or multiples of the
+            network's, and each kind costs the engine some time to prepare.
         tta: the orientations whose mean probability every result is, see `unetpp.model.turned`.
     """
 
@@ -36,6 +38,7 @@ class Engine(Protocol):
     precision: Precision
     threads: int
     device: str
+    any_margins: bool
     tta: Tta
 
     def logits(self, tile: NDArray[Any], margins: Margins = NO_MARGINS) -> NDArray[np.float32]:

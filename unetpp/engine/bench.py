@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.engine import Engine, choose_engine
+from unetpp.engine.work import leaves_margins_out, useful_share
 from unetpp.errors import EngineError
 from unetpp.geometry import Box
-from unetpp.model.margins import NO_MARGINS, Margins, useful_share
+from unetpp.model.margins import NO_MARGINS, Margins
 from unetpp.model.orientations import Tta
 from unetpp.package import Package
 
@@ -114,9 +115,10 @@ class _Share:
 def _measure(
     engine: Engine, package: Package, side: int, halo: int, workers: int, seconds: float, *, whole: bool
 ) -> BenchRow:
+    pixels = _noise(package, side)
     before = _reset_peak()
-    margins = NO_MARGINS if whole or engine.name != "openvino" else (halo, halo, halo, halo)
-    shares, processor = _run(engine, package, side, halo, margins, workers, seconds)
+    margins = NO_MARGINS if whole or not leaves_margins_out(engine.name) else (halo, halo, halo, halo)
+    shares, processor = _run(engine, pixels, halo, margins, workers, seconds)
     peak = _peak_mb()
     computed = sum(s.calls * side * side / s.seconds for s in shares)
     calls = sum(s.calls for s in shares)
@@ -124,7 +126,7 @@ def _measure(
     return BenchRow(
         tile=side,
         core=core,
-        useful_share=useful_share(package.spec.architecture, side, side, margins, package.spec.network)
+        useful_share=useful_share(engine.name, package.spec, (side, side), margins)
         if any(margins)
         else core * core / (side * side),
         computed_mpx_s=computed / 1e6,
@@ -141,13 +143,17 @@ def _measure(
     )
 
 
-def _run(
-    engine: Engine, package: Package, side: int, halo: int, margins: Margins, workers: int, seconds: float
-) -> tuple[list[_Share], float]:
-    """Call the engine from `workers` threads; return their shares and the processor time in seconds."""
+def _noise(package: Package, side: int) -> NDArray[Any]:
     spec = package.spec
     noise = np.random.default_rng(0).normal(spec.mean, spec.std, (side, side, len(spec.bands)))
-    pixels = np.clip(noise, 0, 255 if spec.dtype == "uint8" else 65_535).astype(spec.dtype)
+    return np.clip(noise, 0, 255 if spec.dtype == "uint8" else 65_535).astype(spec.dtype)
+
+
+def _run(
+    engine: Engine, pixels: NDArray[Any], halo: int, margins: Margins, workers: int, seconds: float
+) -> tuple[list[_Share], float]:
+    """Call the engine from `workers` threads; return their shares and the processor time in seconds."""
+    side = pixels.shape[0]
     everything = (slice(None), slice(None))
     core = everything if any(margins) else Box(halo, halo, side - halo, side - halo).slices()
     start = threading.Barrier(workers + 1)

@@ -82,6 +82,7 @@ class OpenVinoEngine:
 
     name = "openvino"
     device = "cpu"
+    any_margins = False
 
     def __init__(self, package: Package, *, precision: Precision = "fp32", threads: int = 1, tta: Tta = "none") -> None:
         self._openvino = import_openvino()

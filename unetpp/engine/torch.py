@@ -34,6 +34,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    any_margins = False
 
     def __init__(
         self,

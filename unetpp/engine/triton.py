@@ -60,6 +60,7 @@ class TritonEngine:
     """
 
     name = "triton"
+    any_margins = False
     device = "cuda"
 
     def __init__(self, package: Package, *, precision: Precision = "fp16", threads: int = 1, tta: Tta = "none") -> None:

@@ -61,7 +61,7 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", help="Default: one per CPU core or GPU; segment takes fewer where memory is short."),
 ]
-Engine = Annotated[str | None, typer.Option("--engine", help="auto, triton, openvino or torch.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="auto, triton, native, openvino or torch.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, fp16 (triton only) or bf16.")]
 Tta = Annotated[
     str | None,

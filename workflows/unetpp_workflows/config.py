@@ -86,7 +86,7 @@ class EngineConfig(_Section):
     left-right: for images with an up), 4 ("flips") or 8 mirrored and turned tiles ("d4"), in as many times the time.
     """
 
-    name: Literal["auto", "triton", "openvino", "torch"] = "auto"
+    name: Literal["auto", "triton", "native", "openvino", "torch"] = "auto"
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     threads: int = Field(default=1, ge=1)
     tta: Literal["none", "mirror", "flips", "d4"] = "none"

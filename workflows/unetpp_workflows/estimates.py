@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetpp.durable import write_file
+from unetpp.engine.work import leaves_margins_out, useful_share
 from unetpp.home import home
 from unetpp.model import GridConfig
-from unetpp.model.margins import multiply_adds, useful_share
+from unetpp.model.margins import multiply_adds
 from unetpp.model.orientations import turns
 from unetpp_workflows.machine import cpu_count, cpu_name
 
@@ -82,16 +83,16 @@ def computed_pixels(job: SegmentJob, spec: ModelSpec) -> float:
     """Return the image's multiply-adds in those that a pixel needs without any halo."""
     height, width = job.plan.tile_shape
     times = len(turns(job.engine.tta))
-    if job.engine.name != "openvino":  # the others compute whole tiles
+    if not leaves_margins_out(job.engine.name):
         return float(times * job.plan.tile_count * height * width)
     total = 0.0
-    for margins, number in job.plan.margin_kinds().items():
-        if times > 1 and len(set(margins)) > 1:  # see `OpenVinoEngine`
+    for margins, number in job.plan.margin_kinds(exact=job.engine.name == "native").items():
+        if times > 1 and len(set(margins)) > 1:  # see `NativeEngine` and `OpenVinoEngine`
             total += times * number * height * width
             continue
         top, left, bottom, right = margins
         inner = (height - top - bottom) * (width - left - right)
-        total += times * number * inner / useful_share(spec.architecture, height, width, margins, spec.network)
+        total += times * number * inner / useful_share(job.engine.name, spec, (height, width), margins)
     return total
 
 
@@ -102,7 +103,7 @@ def _path() -> Path:
 def _machine() -> dict[str, Any]:
     from importlib import metadata
 
-    versions = {name: metadata.version(name) for name in ("torch", "openvino") if _installed(name)}
+    versions = {name: metadata.version(name) for name in ("torch", "openvino", "llvmlite") if _installed(name)}
     return {"cpu": cpu_name(), "cores": cpu_count(), **versions}
 
 

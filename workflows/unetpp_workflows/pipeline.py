@@ -131,7 +131,8 @@ def start_call(config: RunConfig, model: str | Path | None, truths: Mapping[str,
         config=config,
         model=resolved,
         package=load_package(resolved.folder),
-        workers=config.executor.workers or worker_count(config.engine.threads, gpus=config.engine.name != "openvino"),
+        workers=config.executor.workers
+        or worker_count(config.engine.threads, gpus=config.engine.name not in ("native", "openvino")),
         truths={identity(uri): truth for uri, truth in truths.items()},
     )
 

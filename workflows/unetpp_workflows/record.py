@@ -25,6 +25,7 @@ Status = Literal["done", "partial", "empty", "failed"]
 _PACKAGES = (
     "torch",
     "openvino",
+    "llvmlite",
     "numpy",
     "zarr",
     "rasterio",

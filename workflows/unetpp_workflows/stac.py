@@ -85,7 +85,7 @@ def _item(
     record: ImageRecord, grid: OutputGrid, geometry: dict[str, Any], spec: ModelSpec, weights: str
 ) -> dict[str, Any]:
     classes = _classes(record)
-    software = ("unetpp", "torch", "openvino", "commit")
+    software = ("unetpp", "torch", "openvino", "llvmlite", "commit")
     assets: dict[str, dict[str, Any]] = {}
     for kind, path in record.outputs.items():
         if kind in _ASSETS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,20 +14,31 @@ from numpy.typing import NDArray
 
 import unetpp.engine
 import unetpp.engine.openvino
+from tests.engines import AUTO, BF16_ENGINES, ENGINES, LEFT_OUT, NATIVE, kinds
 from unetpp.engine import choose_engine, engine_reasons
+from unetpp.engine.native import NativeEngine
 from unetpp.errors import BandsError, EngineError, ShapeError
 from unetpp.maps import STEPS
+from unetpp.model.margins import Margins
 from unetpp.model.orientations import Tta
-from unetpp.package import Package
-from unetpp.processor import cpu_has_bf16
+from unetpp.native import target
+from unetpp.package import Package, save_package
+from unetpp.processor import cpu_flags, cpu_has_bf16
 
-ENGINES = ("torch", "openvino")
-BF16_ENGINES = ENGINES if cpu_has_bf16() else ("torch",)
+UNSUPPORTED: tuple[dict[str, Any], ...] = ({"conv": "dw_pw"}, {"network": "unet", "upsample": "deconv"})
+"""Networks that there is no machine code for."""
+native_only = pytest.mark.skipif(not NATIVE, reason="no machine code for this CPU")
 
 
 @pytest.fixture(scope="module")
 def package(make_package: Callable[..., Package]) -> Package:
     return make_package()
+
+
+@pytest.fixture(scope="module")
+def wide(make_package: Callable[..., Package]) -> Package:
+    """Channels for which AMX is used, some of them behind the last only to fill its registers."""
+    return make_package(filters=(20, 33, 17), classes=5)
 
 
 def picture(height: int, width: int, bands: int = 3, seed: int = 0) -> NDArray[np.uint8]:
@@ -47,13 +60,21 @@ def definition(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("config", [{}, {"conv": "dw_pw"}, {"network": "unet", "upsample": "deconv"}], ids=str)
+@pytest.mark.parametrize(
+    ("engine", "config"),
+    [
+        *((engine, {}) for engine in ENGINES),
+        *((engine, config) for engine in ("torch", "openvino") for config in UNSUPPORTED),
+        *((engine, {"network": "unet", "upsample": "nearest"}) for engine in NATIVE),
+        *((engine, {"filters": (20, 33, 17), "bands": 4, "norm": "none"}) for engine in NATIVE),
+    ],
+    ids=str,
+)
 def test_logits_are_the_definitions(make_package: Callable[..., Package], engine: str, config: dict[str, Any]) -> None:
     package = make_package(**config)
     runner = choose_engine(package, name=engine, precision="fp32")
     for height, width in ((1, 1), (33, 70)):
-        image = picture(height, width)
+        image = picture(height, width, len(package.spec.bands))
         expected = definition(package, image)
         logits = runner.logits(image)
         assert logits.dtype == np.float32 and logits.shape == (3, height, width)
@@ -84,8 +105,6 @@ def test_equal_logits_give_the_first_class(make_package: Callable[..., Package],
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    from unetpp.package import save_package
-
     constant = save_package(package.folder.with_name(f"{package.folder.name}zero"), model, package.spec, "")
     labels = choose_engine(constant, name=engine, precision="fp32").labels(picture(9, 9))
     assert (labels == constant.spec.classes[0].value).all()
@@ -155,7 +174,7 @@ def test_tta_without_margins_is_the_middle_of_the_whole(package: Package, engine
     image = picture(96, 80)
     runner = choose_engine(package, name=engine, precision="fp32", tta="d4")
     whole, maps = runner.logits(image), runner.layers(image, ["probabilities", "uncertainty"])
-    for margins in ((28, 28, 28, 28), (28, 0, 28, 28)):
+    for margins in ((28, 28, 28, 28), (28, 0, 28, 28), *([(27, 27, 27, 27)] if runner.any_margins else [])):
         top, left, bottom, right = margins
         inner = (slice(None), slice(top, 96 - bottom), slice(left, 80 - right))
         np.testing.assert_allclose(runner.logits(image, margins), whole[inner], atol=1e-5)
@@ -206,8 +225,10 @@ def test_wrong_tiles_are_refused(package: Package, engine: str) -> None:
         runner.labels(np.zeros((4, 4, 3), np.uint16))
 
 
-def test_what_is_unknown_or_missing_is_named(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EngineError, match="engine 'tensorrt' is unknown; choose auto, triton, openvino, torch"):
+def test_what_is_unknown_or_missing_is_named(
+    make_package: Callable[..., Package], package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineError, match="engine 'tensorrt' is unknown; choose auto, triton, native, openvino, torch"):
         choose_engine(package, name="tensorrt")
     with pytest.raises(EngineError, match="precision 'int8' is unknown"):
         choose_engine(package, precision="int8")
@@ -224,15 +245,189 @@ def test_what_is_unknown_or_missing_is_named(package: Package, monkeypatch: pyte
     with pytest.raises(EngineError, match="OpenVINO is not installed"):
         choose_engine(package, name="openvino")
     assert ("openvino", False, "not installed") in engine_reasons()
-    assert choose_engine(package).name == "torch"
+    assert choose_engine(make_package(conv="dw_pw")).name == "torch"
 
 
-def test_auto_is_openvino_in_the_cpus_best_precision(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+@native_only
+def test_auto_is_native_in_the_cpus_best_precision(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
     engine = choose_engine(package, threads=2, tile_shape=(32, 48))
-    assert (engine.name, engine.device, engine.threads) == ("openvino", "cpu", 2)
+    assert (engine.name, engine.device, engine.threads) == (AUTO, "cpu", 2)
     assert engine.precision == ("bf16" if cpu_has_bf16() else "fp32")
     assert engine.version and all(part.isdigit() for part in engine.version.split(".")[:2])
+    assert choose_engine(package, precision="fp32").name == "native"
+
+
+@pytest.mark.parametrize("config", UNSUPPORTED, ids=str)
+def test_auto_is_openvino_where_there_is_no_machine_code_for_the_network(
+    make_package: Callable[..., Package], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
+    package = make_package(**config)
+    engine = choose_engine(package)
+    assert (engine.name, engine.device) == ("openvino", "cpu")
+    assert engine.precision == ("bf16" if cpu_has_bf16() else "fp32")
+    reason = "convolutions are dw_pw, not pw_dw" if "conv" in config else "upsamples by deconvolution"
+    with pytest.raises(EngineError, match=f"native engine cannot run this model here: .*{reason}; use --engine openv"):
+        choose_engine(package, name="native", precision="fp32")
+
+
+def test_auto_is_openvino_where_there_is_no_machine_code_for_the_cpu(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
+    flags = cpu_flags() - {"avx2", "avx512_bf16"}
+    monkeypatch.setattr(target, "cpu_flags", lambda: flags)
+    for precision, reason in (("fp32", "no x86-64 CPU with AVX2"), ("bf16", "does not multiply bf16 in AVX-512")):
+        with pytest.raises(EngineError, match=f"{reason}.*; use --engine openvino"):
+            choose_engine(package, name="native", precision=precision)
+    assert choose_engine(package, precision="fp32").name == "openvino"
+    assert {name: available for name, available, _ in engine_reasons()}["native"] is False
+
+
+@native_only
+@pytest.mark.parametrize("error", [EngineError("no such instruction"), RuntimeError("no such instruction")], ids=repr)
+def test_auto_is_openvino_where_making_machine_code_fails(
+    package: Package, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
+    monkeypatch.setattr("unetpp.native.network.machine_code", fail)
+    with caplog.at_level(logging.WARNING):
+        engine = choose_engine(package, precision="fp32")
+    assert engine.name == "openvino"
+    assert "the native engine is left out: no such instruction" in caplog.messages
+    with pytest.raises(type(error), match="no such instruction"):
+        choose_engine(package, name="native", precision="fp32")
+
+
+def native(package: Package, kind: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> NativeEngine:
+    """Return the engine that a CPU gets for which this kind of machine code is best."""
+    precision, better = LEFT_OUT[kind]
+    flags = cpu_flags() - {better}
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "cpu_flags", lambda: flags)
+        engine = choose_engine(package, name="native", precision=precision, **options)
+    assert isinstance(engine, NativeEngine)
+    return engine
+
+
+def inside(whole: NDArray[Any], margins: Margins) -> NDArray[Any]:
+    top, left, bottom, right = margins
+    return whole[..., top : whole.shape[-2] - bottom, left : whole.shape[-1] - right]
+
+
+@pytest.mark.parametrize(
+    ("kind", "upsample"),
+    [
+        *((kind, "nearest") for kind in kinds()),
+        *((kind, "bilinear") for kind in kinds() if LEFT_OUT[kind][0] == "fp32"),
+    ],
+)
+def test_every_kind_of_machine_code_is_exact_with_integers(
+    make_package: Callable[..., Package], kind: str, upsample: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of a sum's weights are 1 or -1, the others 0: integers of maps stay below 256, which bf16 holds exactly."""
+    package = make_package(integer=True, norm="none", upsample=upsample, filters=(20, 33, 17), classes=5)
+    model, dice = package.load_model(), np.random.default_rng(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                values: NDArray[Any] = dice.integers(0, 2, parameter.shape)
+            elif "depthwise" in name:
+                values = np.eye(9)[dice.integers(0, 9, len(parameter))]
+            else:
+                share = 2 / parameter[0].numel()
+                values = dice.choice([-1, 0, 1], parameter.shape, p=[0.3 * share, 1 - share, 0.7 * share])
+            parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+    folder = package.folder.with_name(f"{package.folder.name}sparse")
+    sparse = save_package(folder, model, package.spec, "")
+    runner = native(sparse, kind, monkeypatch)
+    for height, width in ((60, 75), (22, 1000), (150, 26)):  # wider and higher than what is computed at once
+        image = picture(height, width) // 64
+        expected = every_head(sparse, image)[-1]
+        assert len(np.unique(expected)) > 50
+        np.testing.assert_array_equal(runner.logits(image), expected)
+
+
+@native_only
+def test_fp32_does_not_depend_on_the_lanes(wide: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(61, 75)
+    first, *others = (native(wide, kind, monkeypatch).logits(image) for kind in kinds() if LEFT_OUT[kind][0] == "fp32")
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_threads_share_a_tile_without_a_trace(wide: Package, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, three = (native(wide, kind, monkeypatch, threads=threads) for threads in (1, 2, 3))
+    for image in (picture(64, 96), picture(33, 70), picture(64, 1), picture(40, 2), picture(9, 5), picture(1, 200)):
+        logits, labels, layers = one.logits(image), one.labels(image), one.layers(image, ["uncertainty"])
+        for engine in (two, three):
+            assert engine.threads > 1
+            np.testing.assert_array_equal(engine.logits(image), logits)
+            np.testing.assert_array_equal(engine.labels(image), labels)
+            np.testing.assert_array_equal(engine.layers(image, ["uncertainty"]), layers)
+            assert engine.labels(image).flags.c_contiguous
+    image = picture(64, 96)
+    assert len(np.unique(one.labels(image))) > 1
+    for margins in ((7, 5, 1, 2), (28, 93, 28, 2), (28, 90, 28, 5), (0, 1, 0, 0)):
+        for engine in (two, three):
+            np.testing.assert_array_equal(engine.logits(image, margins), one.logits(image, margins))
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_any_margins_are_left_out(wide: Package, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the byte: where a pixel lies among those that are computed is nothing to it."""
+    runner, image = native(wide, kind, monkeypatch), picture(100, 128)
+    whole, labels = runner.logits(image), runner.labels(image)
+    maps = runner.layers(image, ["probabilities", "uncertainty"])
+    for margins in (
+        (1, 0, 0, 0),
+        (0, 0, 0, 1),
+        (3, 5, 7, 9),
+        (28, 28, 28, 28),
+        (0, 127, 0, 0),
+        (0, 0, 99, 0),
+        (50, 63, 49, 64),
+    ):
+        np.testing.assert_array_equal(runner.logits(image, margins), inside(whole, margins))
+        np.testing.assert_array_equal(runner.labels(image, margins), inside(labels, margins))
+        found = runner.layers(image, ["probabilities", "uncertainty"], margins)
+        np.testing.assert_array_equal(found, inside(maps, margins))
+
+
+@native_only
+def test_margins_of_a_tile_that_must_be_padded_are_refused(package: Package) -> None:
+    runner = choose_engine(package, name="native", precision="fp32")
+    with pytest.raises(ShapeError, match="tile 31 x 32 with margins: its sides must be multiples of 4"):
+        runner.labels(picture(31, 32), (1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", kinds())
+def test_calls_at_the_same_time_do_not_meet(
+    wide: Package, kind: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = ((96, 128), (96, 128), (96, 128), (33, 70), (120, 120))  # calls of one shape might meet in its memory
+    images = [picture(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    apart = [native(wide, kind, monkeypatch).logits(image) for image in images]
+    limit = 1e-5 if LEFT_OUT[kind][0] == "fp32" else 0.05
+    for image, found in zip(images, apart, strict=True):
+        expected = definition(wide, image)
+        assert np.abs(found - expected).max() <= limit * np.abs(expected).max()
+    shared = native(wide, kind, monkeypatch, threads=threads)
+
+    def run(seed: int) -> None:
+        for number in np.random.default_rng(seed).integers(0, len(images), 24):
+            np.testing.assert_array_equal(shared.logits(images[number]), apart[number])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    shared.release()
+    np.testing.assert_array_equal(shared.logits(images[0]), apart[0])
 
 
 @pytest.mark.gpu

@@ -1,0 +1,33 @@
+"""Which engines and kinds of machine code the CPU that runs the tests has."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from unetpp.native.support import why_no_cpu
+from unetpp.native.target import Target, target_of
+from unetpp.processor import cpu_has_bf16
+
+NATIVE = ("native",) if why_no_cpu("fp32") is None else ()
+NATIVE_BF16 = ("native",) if why_no_cpu("bf16") is None else ()
+ENGINES = ("torch", "openvino", *NATIVE)
+BF16_ENGINES = ("torch", *(("openvino",) if cpu_has_bf16() else ()), *NATIVE_BF16)
+AUTO = "native" if (NATIVE_BF16 if cpu_has_bf16() else NATIVE) else "openvino"
+"""What "auto" takes without a GPU for networks that there is machine code for."""
+
+LEFT_OUT: Final[dict[str, tuple[str, str]]] = {
+    "8 lanes": ("fp32", "avx512f"),
+    "16 lanes": ("fp32", ""),
+    "pairs": ("bf16", "amx_tile"),
+    "tiles": ("bf16", ""),
+}
+"""Precision of each kind of machine code, and the flag of better CPUs without which a CPU gets it."""
+
+
+def kinds() -> list[str]:
+    """Return the kinds of machine code that run here."""
+    fp32, bf16 = target_of("fp32"), target_of("bf16")
+    found = ["8 lanes"] if isinstance(fp32, Target) else []
+    found += ["16 lanes"] if fp32 == Target(16) else []
+    found += ["pairs"] if isinstance(bf16, Target) else []
+    return found + (["tiles"] if isinstance(bf16, Target) and bf16.tiles else [])
