@@ -155,7 +155,9 @@ def main() -> None:
     source = Path(os.environ.get("UNETPP_DATA", "")) / "slides" / SOURCE
     if not source.is_file():
         sys.exit("set UNETPP_DATA to the folder of sample images")
-    facts = provenance("tests/benchmarks/archive.py", ("torch", "openvino", "zarr", "tifffile", "simplejpeg"))
+    facts = provenance(
+        "tests/benchmarks/archive.py", ("torch", "openvino", "llvmlite", "zarr", "tifffile", "simplejpeg")
+    )
     workers = len(os.sched_getaffinity(0))
     result: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     with tempfile.TemporaryDirectory(prefix="unetpp-archive-", dir=arguments.work) as folder:

@@ -33,6 +33,7 @@ from ours import ORDERS, WEIGHTS, Pixels, Runner, build, engine_names, package
 from timing import throughput
 
 from unetpp.metrics import Confusion
+from unetpp.native.support import why_not
 from unetpp.package import Package
 from unetpp.processor import cpu_has_bf16
 from unetpp_workflows.recipe import load_recipe
@@ -43,7 +44,7 @@ CALIBRATION_SIDE = 256
 MOST_ERROR = 0.005  # relative to fp32, of an engine that may be the default
 MOST_DROP = 0.2  # points of IoU that int8 may cost
 DISTRIBUTIONS = (
-    "torch", "openvino", "onnxruntime", "onnx", "nncf", "numpy",
+    "torch", "llvmlite", "openvino", "onnxruntime", "onnx", "nncf", "numpy",
     "segmentation_models_pytorch", "timm", "torchvision", "monai",
 )  # fmt: skip
 COLUMNS = ("network", "engine", "precision")
@@ -107,6 +108,8 @@ def build_rows(
         parameters = sum(p.numel() for p in network.parameters())
         exact = _all_logits(build(source, "torch", "fp32", **make), tiles)
         for engine, precision in engine_names():
+            if engine == "native" and why_not(source.spec, precision) is not None:
+                continue
             facts = {"network": order, "engine": engine, "precision": precision, "parameters": parameters,
                      "weights": WEIGHTS[order]}  # fmt: skip
             began = time.perf_counter()

@@ -138,7 +138,7 @@ class Compute:
         inside, pixels = window(job, shard), batch["pixels"][0]
         labels = np.empty(shard.box.shape, np.uint8)
         for tile in job.plan.tiles(shard):
-            margins = top, left, bottom, right = job.plan.margins(tile)
+            margins = top, left, bottom, right = job.plan.margins(tile, exact=self._engine.any_margins)
             box = tile.read_box
             inner = Box(box.y0 + top, box.x0 + left, box.y1 - bottom, box.x1 - right)
             tile_pixels = cut(pixels, inside, box, job.plan.height, job.plan.width)

@@ -101,6 +101,8 @@ def engine_names() -> list[tuple[str, str]]:
     """List (engine, precision) of every row; bf16 only where the CPU multiplies it."""
     bf16 = cpu_has_bf16()
     return [
+        ("native", "fp32"),
+        *([("native", "bf16")] if bf16 else []),
         ("openvino", "fp32"),
         *([("openvino", "bf16")] if bf16 else []),
         ("openvino", "int8"),
@@ -117,7 +119,7 @@ def build(
     """Return the network in one engine; those that fix their shape are made for tiles of `side`."""
     if precision == "int8":
         return openvino_int8(source, calibration, threads)
-    if engine in ("openvino", "torch"):
+    if engine in ("native", "openvino", "torch"):
         return choose_engine(source, name=engine, precision=precision, threads=threads)
     network = _logits_network(source)
     return _onnx_runtime(network, side, threads) if engine == "onnxruntime" else _compiled(network)

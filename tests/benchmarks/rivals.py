@@ -302,7 +302,7 @@ def main() -> None:
     if missing:
         sys.exit(f"no {' and no '.join(missing)}: run make peers tiatoolbox")
     results = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
-    facts = provenance("tests/benchmarks/rivals.py", ("torch", "openvino", "zarr"))
+    facts = provenance("tests/benchmarks/rivals.py", ("torch", "openvino", "llvmlite", "zarr"))
     facts |= {"threads": len(os.sched_getaffinity(0)), "memory_mb": round(psutil.virtual_memory().total / 1e6)}
     facts["torch_mb"] = {name: torch_mb(python) for name, python in PYTHON.items()}
     with tempfile.TemporaryDirectory(prefix="unetpp-rivals-", dir=arguments.work) as folder:

@@ -34,13 +34,13 @@ RESULT = Path(__file__).with_name("speed.json")
 
 def engines(package: Package, workers: int, seconds: float) -> list[dict[str, Any]]:
     """Every engine and precision at every tile, rounds interleaved; medians over the rounds."""
-    kinds = [("openvino", "bf16"), ("openvino", "fp32"), ("torch", "bf16"), ("torch", "fp32")]
+    kinds = [(engine, name) for engine in ("native", "openvino", "torch") for name in ("bf16", "fp32")]
     tiles = [512, 768, 1024, 1280, 1536]
     found: dict[tuple[str, str, int], list[BenchRow]] = {}
     for _ in range(ROUNDS):
         for engine, precision in kinds:
             # The baselines are slow; one tile size is enough to compare with.
-            sides = tiles if engine == "openvino" else [768]
+            sides = [768] if engine == "torch" else tiles
             for row in bench(
                 package, engine=engine, precision=precision, tiles=sides, workers=workers, seconds=seconds
             ):
@@ -95,7 +95,8 @@ def _add(total: dict[str, float], seconds: Any) -> None:
 
 
 def provenance(
-    script: str = "tests/benchmarks/speed.py", packages: Sequence[str] = ("torch", "openvino", "numpy", "zarr")
+    script: str = "tests/benchmarks/speed.py",
+    packages: Sequence[str] = ("torch", "llvmlite", "openvino", "numpy", "zarr"),
 ) -> dict[str, Any]:
     """Return what a figure needs beside it: date, commit, command, processor, load and versions."""
     from importlib.metadata import version
@@ -132,8 +133,8 @@ def main() -> None:
     rows = engines(package, workers, arguments.seconds)
     whole = segmentation(arguments.side, workers)
     best = max(
-        (r for r in rows if r["engine"] == "openvino" and f"openvino {r['precision']}" == whole["engine"]
-         and (r["peak_mb"] or 0) <= MEMORY_MB), key=lambda r: r["written_mpx_s"]
+        (r for r in rows if f"{r['engine']} {r['precision']}" == whole["engine"] and (r["peak_mb"] or 0) <= MEMORY_MB),
+        key=lambda r: r["written_mpx_s"],
     )  # fmt: skip
     whole["share_of_best_tile"] = round(whole["written_mpx_s"] / best["written_mpx_s"], 3)
     whole["best_tile"] = best["tile"]

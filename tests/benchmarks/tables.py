@@ -20,7 +20,8 @@ def speed(facts: dict[str, Any]) -> str:
         "",
         f"Medians of {len(whole['written_mpx_s_all'])} interleaved rounds; {facts['cpu']} "
         f"({', '.join(facts['features']) or 'no bf16'}), {facts['cores']} cores; torch {facts['versions']['torch']}, "
-        f"OpenVINO {facts['versions']['openvino']}; commit {facts['commit']}, {facts['date']}; "
+        f"OpenVINO {facts['versions']['openvino']}, llvmlite {facts['versions'].get('llvmlite', 'none')}; commit "
+        f"{facts['commit']}, {facts['date']}; "
         f"`{facts['command']}`; all rounds in [speed.json](tests/benchmarks/speed.json). GPU: {facts['gpu']}.",
     ]
     return "\n".join(lines)
