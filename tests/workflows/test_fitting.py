@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.engines import NATIVE
 from unetpp_workflows import fitting, pipeline
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.parts import Part, segment_part
@@ -50,8 +51,8 @@ def image(folder: Path, side: int) -> Path:
     return path
 
 
-def config(package: str | Path, **executor: Any) -> RunConfig:
-    engine = {"precision": "fp32"}
+def config(package: str | Path, name: str = "auto", **executor: Any) -> RunConfig:
+    engine = {"precision": "fp32", "name": name}
     tables = {"model": str(package), "executor": executor, "engine": engine, "tracking": {"enabled": False}}
     return RunConfig.model_validate(tables)
 
@@ -83,21 +84,32 @@ def test_a_run_takes_as_many_workers_as_fit_and_says_so(tmp_path: Path, tiny_pac
 
 
 @pytest.mark.parametrize(
-    ("free_gb", "said", "total"),
+    ("engine", "free_gb", "said", "total"),
     [
         # A tile of 1152 px takes 0.82 GB, the process 0.25.
-        (8.0, "", "6.8 GB with 8 workers"),
-        (2.8, "memory for 3 of 8 workers: 2.8 GB are free, each takes about 0.8 GB", "2.7 GB with 3 workers"),
-        (1.0, "Not even one fits: --set tiling.core=768 takes 0.9 GB", "1.1 GB with 1 worker"),
-        (0.6, "Not even one fits: --set tiling.core=512 takes 0.6 GB", "1.1 GB with 1 worker"),
-        (0.3, "Not even one fits, however small its tiles", "1.1 GB with 1 worker"),
+        ("openvino", 8.0, "", "6.8 GB with 8 workers"),
+        (
+            "openvino",
+            2.8,
+            "memory for 3 of 8 workers: 2.8 GB are free, each takes about 0.8 GB",
+            "2.7 GB with 3 workers",
+        ),
+        ("openvino", 1.0, "Not even one fits: --set tiling.core=768 takes 0.9 GB", "1.1 GB with 1 worker"),
+        ("openvino", 0.6, "Not even one fits: --set tiling.core=512 takes 0.6 GB", "1.1 GB with 1 worker"),
+        ("openvino", 0.3, "Not even one fits, however small its tiles", "1.1 GB with 1 worker"),
+        # It takes 0.08 GB.
+        *[(name, 8.0, "", "0.9 GB with 8 workers") for name in NATIVE],
+        *[(name, 0.5, "memory for 3 of 8 workers: 0.5 GB are free", "0.5 GB with 3 workers") for name in NATIVE],
+        *[(name, 0.25, "Not even one fits", "0.3 GB with 1 worker") for name in NATIVE],
     ],
 )
-def test_a_plan_says_what_fits(tmp_path: Path, machine: Machine, free_gb: float, said: str, total: str) -> None:
+def test_a_plan_says_what_fits(
+    tmp_path: Path, machine: Machine, engine: str, free_gb: float, said: str, total: str
+) -> None:
     machine.left(free_gb * 1e9)
     file = io.StringIO()
     source = image(tmp_path, 4096)
-    assert print_plan([str(source)], config("nuclei"), None, Console(file=file, width=500)) == 0
+    assert print_plan([str(source)], config("nuclei", engine), None, Console(file=file, width=500)) == 0
     assert f"estimated memory: about {total}" in file.getvalue()
     assert said in file.getvalue() and (bool(said) or "memory for" not in file.getvalue())
 
@@ -107,6 +119,6 @@ def test_workers_of_ray_are_processes(tmp_path: Path, machine: Machine) -> None:
     source, found = image(tmp_path, 4096), []
     for kind in ("local", "ray"):
         file = io.StringIO()
-        print_plan([str(source)], config("nuclei", kind=kind), None, Console(file=file, width=500))
+        print_plan([str(source)], config("nuclei", "openvino", kind=kind), None, Console(file=file, width=500))
         found += [int(fits) for fits in re.findall(r"memory for (\d) of 8 workers", file.getvalue())]
     assert found == [3, 2]
