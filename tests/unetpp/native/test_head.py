@@ -36,8 +36,9 @@ def run(
     scratch = np.zeros(head.scratch_bytes(target, classes, PIXELS), np.uint8)
     packed = pack_pointwise(weights, target, made, Sources(wide, wide * target.size), CHANNELS)
     known = {
-        "map": ring.ctypes.data, "pitch": ring[:WIDTH].nbytes, "rows": ROWS, "first": 4, "end": 6, "fresh": 0, "left": 3,
-        "right": 3 + PIXELS, "weights": packed.ctypes.data, "bias": bias.ctypes.data, "values": values.ctypes.data,
+        "map": ring.ctypes.data, "pitch": ring[:WIDTH].nbytes, "rows": ROWS, "first": 4, "end": 6, "fresh": 0,
+        "left": 3, "right": 3 + PIXELS,
+        "weights": packed.ctypes.data, "bias": bias.ctypes.data, "values": values.ctypes.data,
         "to": found.ctypes.data, "to_pitch": found.strides[-2], "plane": found.strides[0],
         "scratch": scratch.ctypes.data,
     }  # fmt: skip

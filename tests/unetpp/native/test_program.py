@@ -41,7 +41,8 @@ def test_functions_are_called_in_order_with_their_part() -> None:
     once, thrice = (machine.address(name) for name in ("add1", "add3"))
     one, two = np.zeros(len(PART) + 1, np.int64), np.full(len(PART) + 1, 7, np.int64)
     calls = program([
-        (once, one.ctypes.data, 4, 5, True), (thrice, two.ctypes.data, 1, 2, False), (thrice, one.ctypes.data, 2, 3, False)
+        (once, one.ctypes.data, 4, 5, True), (thrice, two.ctypes.data, 1, 2, False),
+        (thrice, one.ctypes.data, 2, 3, False),
     ])  # fmt: skip
     call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(machine.address(RUN))
     call(calls.ctypes.data, 0)
