@@ -396,6 +396,10 @@ def _rivals_memory(facts: dict[str, Any]) -> list[str]:
         "which requires torch < 2.13, found as a build for CUDA only. "
         f"{facts['memory_mb']} MB of memory; commit {facts['commit']}, {facts['date']}; `{facts['command']}`.",
     ]
+    older = {row["commit"] for row in facts["rows"].values()} - {facts["commit"]}
+    for commit in sorted(older):
+        names = ", ".join(name for name, row in facts["rows"].items() if row["commit"] == commit)
+        lines[-1] += f" Of commit {commit}: {names}."
     ours = {name: row["peak_pss_mb"] for name, row in facts["rows"].items() if name.startswith("unetpp")}
     rest = [row["peak_pss_mb"] for name, row in facts["rows"].items() if name not in ours]
     if rest and ours:

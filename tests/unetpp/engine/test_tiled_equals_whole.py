@@ -215,7 +215,7 @@ def test_means_over_orientations(
         ("torch", "nearest", tiling.LEAST_SPARED, 256),
         ("openvino", "bilinear", tiling.LEAST_SPARED, 256),
         ("openvino", "nearest", tiling.LEAST_SPARED, 8),
-        ("openvino", "bilinear", 1, 8),
+        pytest.param("openvino", "bilinear", 1, 8, marks=pytest.mark.slow),  # half a minute of preparing graphs
         *((engine, upsample, tiling.LEAST_SPARED, 256) for engine in NATIVE for upsample in ("bilinear", "nearest")),
     ],
 )
