@@ -400,8 +400,9 @@ def _rivals_memory(facts: dict[str, Any]) -> list[str]:
     for commit in sorted(older):
         names = ", ".join(name for name, row in facts["rows"].items() if row["commit"] == commit)
         lines[-1] += f" Of commit {commit}: {names}."
-    ours = {name: row["peak_pss_mb"] for name, row in facts["rows"].items() if name.startswith("unetpp")}
-    rest = [row["peak_pss_mb"] for name, row in facts["rows"].items() if name not in ours]
+    done = [name for name, row in facts["rows"].items() if row["ended"] == "done"]
+    ours = {name: facts["rows"][name]["peak_pss_mb"] for name in done if name.startswith("unetpp")}
+    rest = [row["peak_pss_mb"] for name, row in facts["rows"].items() if not name.startswith("unetpp")]
     if rest and ours:
         shares = ", ".join(f"`{name}` needs {peak / min(rest):.2f}" for name, peak in ours.items())
         lines[-1] += f" Of the smallest rival's memory {shares} (target 0.5)."
