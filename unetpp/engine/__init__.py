@@ -62,7 +62,9 @@ def choose_engine(
         if name != "auto" or precision == "fp16" or chosen not in ("triton", "native"):
             raise
         log.warning("the %s engine is left out: %s", chosen, error)
-        chosen = "openvino" if chosen == "native" and openvino_is_here() else "torch"
+        from unetpp.engine.openvino import openvino_version
+
+        chosen = "openvino" if chosen == "native" and openvino_version() else "torch"
         engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
     if tile_shape is not None:
         engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))
@@ -85,12 +87,6 @@ def engine_reasons() -> list[tuple[str, bool, str]]:
         ("openvino", openvino is not None, f"version {openvino}, CPU with {bf16}" if openvino else "not installed"),
         ("torch on the CPU", True, "always; the plain definition, several times slower than openvino"),
     ]
-
-
-def openvino_is_here() -> bool:
-    from unetpp.engine.openvino import openvino_version
-
-    return openvino_version() is not None
 
 
 def torch_is_for_gpus() -> bool:

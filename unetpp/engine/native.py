@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.engine.base import Precision, check_tile, pad_tile, without_margins
+from unetpp.engine.averaging import averaged_tile
+from unetpp.engine.base import Precision, check_tile, pad_tile
 from unetpp.errors import EngineError, ShapeError
 from unetpp.maps import MapName
 from unetpp.model.margins import NO_MARGINS, Margins
@@ -119,26 +120,16 @@ class NativeEngine:
         return self._joined(lambda stream: stream.logits(pixels), pixels, result, heads)
 
     def _averaged(self, pixels: NDArray[Any], result: Region, heads: tuple[Name, ...]) -> NDArray[np.float32]:
-        """Return (L, K, h, w): log of the mean probabilities over orientations; see `unetpp.model.turned`."""
-        import torch
-
-        from unetpp.model.turned import averaged
-
+        """Return (L, K, h, w) log mean probabilities."""
         height, width = pixels.shape[:2]
         margins = (result.y0, result.x0, height - result.y1, width - result.x1)
-        # Margins that are not alike lie elsewhere in every orientation.
-        inner = margins if len(set(margins)) == 1 else NO_MARGINS
 
-        def run(turned: torch.Tensor) -> torch.Tensor:
-            image = np.ascontiguousarray(turned.numpy())
+        def run(image: NDArray[Any], inner: Margins) -> NDArray[np.float32]:
             top, left, bottom, right = inner
             part = Region(top, left, image.shape[0] - bottom, image.shape[1] - right)
-            return torch.from_numpy(self._logits(image, part, heads))
+            return self._logits(image, part, heads)
 
-        # Torch takes no negative strides, and warns of arrays that it could write to and must not.
-        image = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-        found: NDArray[np.float32] = averaged(run, image, self.tta, (0, 1)).numpy()
-        return np.ascontiguousarray(found if inner == margins else without_margins(found, margins))
+        return averaged_tile(run, pixels, margins, self.tta)
 
     def _joined(
         self, run: Callable[[Stream], NDArray[Any]], pixels: NDArray[Any], result: Region, heads: tuple[Name, ...]

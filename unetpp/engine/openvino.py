@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.engine.base import Output, Precision, check_tile, pad_tile, without_margins
+from unetpp.engine.averaging import averaged_tile
+from unetpp.engine.base import Output, Precision, check_tile, pad_tile
 from unetpp.engine.blocked import in_blocks, wants_blocks
 from unetpp.engine.exporter import Exporter, GraphKey, normalised_in_graph
 from unetpp.engine.exporting_process import ExportingProcess
@@ -31,7 +32,7 @@ from unetpp.package import Package
 from unetpp.processor import cpu_flags
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 _COMPILED_SHAPES: Final = 8
@@ -138,23 +139,16 @@ class OpenVinoEngine:
         return np.ascontiguousarray(found[..., :height, :width])
 
     def _averaged(self, output: Output, pixels: NDArray[Any], margins: Margins) -> NDArray[Any]:
+        each: Output = "heads" if output == "heads" else "logits"
+        logits = averaged_tile(lambda image, inner: self._infer(each, image, inner), pixels, margins, self.tta)
+        if output != "labels":
+            return logits
         import torch
 
         from unetpp.engine.maps import decide
-        from unetpp.model.turned import averaged
 
-        # Margins that are not alike lie elsewhere in every orientation, and each way would be one more graph.
-        inner = margins if len(set(margins)) == 1 else NO_MARGINS
-        each: Output = "heads" if output == "heads" else "logits"
-
-        def run(turned: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(self._infer(each, turned.numpy(), inner))
-
-        # Torch takes no negative strides, and warns of arrays that it could write to and must not.
-        image = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-        logits = averaged(run, image, self.tta, (0, 1))
-        found: NDArray[Any] = (decide(logits, self._values) if output == "labels" else logits).numpy()
-        return found if inner == margins else without_margins(found, margins)
+        labels: NDArray[np.uint8] = decide(torch.from_numpy(logits), self._values).numpy()
+        return labels
 
     def _infer(self, output: Output, pixels: NDArray[Any], margins: Margins) -> NDArray[Any]:
         key: _Key = (output, (pixels.shape[0], pixels.shape[1]), margins)

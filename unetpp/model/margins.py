@@ -46,7 +46,7 @@ def useful_share(config: GridConfig, height: int, width: int, margins: Margins, 
         i, j = step.node
         rows, columns = ((n - a - b) >> i for n, a, b in ((height, top, bottom), (width, left, right)))
         have = at_level(config, margins, i, decoder=j > 0)
-        each = _multiply_adds(config, step)
+        each = node_multiply_adds(config, step)
         wanted += each * rows * columns
         again = twice if i == 0 and j > 0 else 0
         done += each * (rows + have[0] + have[2] + again) * (columns + have[1] + have[3])
@@ -55,10 +55,10 @@ def useful_share(config: GridConfig, height: int, width: int, margins: Margins, 
 
 def multiply_adds(config: GridConfig, kind: Kind = "unetplusplus") -> float:
     """Return the multiply-adds of the whole network for one input pixel."""
-    return sum(_multiply_adds(config, step) / float(4 ** step.node[0]) for step in order_of(kind, config))
+    return sum(node_multiply_adds(config, step) / float(4 ** step.node[0]) for step in order_of(kind, config))
 
 
-def _multiply_adds(config: GridConfig, step: Step) -> float:
+def node_multiply_adds(config: GridConfig, step: Step) -> float:
     """Return the multiply-adds of a node for one of its pixels; the half-resolution input counts a quarter."""
     i, j = step.node
     out = config.filters[i]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from unetpp.model.config import GridConfig
-from unetpp.model.margins import Margins, _multiply_adds
+from unetpp.model.margins import Margins, node_multiply_adds
 from unetpp.model.order import Kind, Name, Step, order_of
 
 REACH = 2
@@ -81,5 +81,5 @@ def useful_share(config: GridConfig, height: int, width: int, margins: Margins, 
     steps = order_of(kind, config)
     result = Region(top, left, height - bottom, width - right)
     found = regions(steps, (height, width), result, ((0, config.last),))
-    done = sum(_multiply_adds(config, step) * found[step.node].area for step in steps)
-    return sum(_multiply_adds(config, step) * result.area / 4.0 ** step.node[0] for step in steps) / done
+    done = sum(node_multiply_adds(config, step) * found[step.node].area for step in steps)
+    return sum(node_multiply_adds(config, step) * result.area / 4.0 ** step.node[0] for step in steps) / done

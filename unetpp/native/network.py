@@ -13,7 +13,7 @@ from unetpp.model.order import Name, order_of
 from unetpp.native import head as heads
 from unetpp.native.build import machine_code
 from unetpp.native.emit import Code
-from unetpp.native.node import Scratch, node, shape_of
+from unetpp.native.node import PAD, Scratch, node, shape_of
 from unetpp.native.program import RUN, run
 from unetpp.native.rows import Sources
 from unetpp.native.target import Target
@@ -105,7 +105,7 @@ class Network:
                 Sources(3 * bands, 4 * bands, stored=False),
                 3 * bands,
             )
-            pixels = self.shapes[name].block + 8
+            pixels = self.shapes[name].block + PAD
             mean, std = (np.tile(np.asarray(values, np.float32), pixels) for values in (self.spec.mean, self.spec.std))
             return found | {
                 "pointwise1": self._address(packed),

@@ -44,7 +44,7 @@ SLOTS: Final = {
 """Places of the arguments in the array of int64 that a node's function gets. Rows are kept in a ring: row y of a map is
 at y % rows."""
 ARGUMENTS: Final = SLOTS["source"] + 3 * MOST_SOURCES
-_PAD = 8
+PAD: Final = 8
 """Columns of a ring that a block of columns may have more than its own: two on each side, rounded up."""
 _ROW: Final = 48 * 1024
 """Bytes of a row of sums in a block of columns: two rings of three stay in a second cache of 512 kB."""
@@ -90,14 +90,14 @@ def shape_of(spec: ModelSpec, target: Target, name: Name) -> Shape:
 
 
 class Scratch:
-    """Where a node keeps what stays between its rows and calls; offsets in bytes, None where it has no such thing."""
+    """Where a node keeps what stays between its rows and calls; offsets in bytes."""
 
     def __init__(self, shape: Shape, size: int) -> None:
         self.size = 0
-        columns = shape.block + _PAD + SLACK
+        columns = shape.block + PAD + SLACK
         self.row = columns * shape.channels * 4
         self.image_row = -(-columns * shape.inputs * 4 // 64) * 64
-        self.low_row = (columns // 2 + _PAD + SLACK) * shape.channels * 4
+        self.low_row = (columns // 2 + PAD + SLACK) * shape.channels * 4
         decoder, stem = shape.kind == "decoder", shape.kind == "stem"
         self.pointers = self._take(8 * (MOST_SOURCES + 2))
         self.next_low = self._take(8)

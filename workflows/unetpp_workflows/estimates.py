@@ -87,7 +87,7 @@ def computed_pixels(job: SegmentJob, spec: ModelSpec) -> float:
         return float(times * job.plan.tile_count * height * width)
     total = 0.0
     for margins, number in job.plan.margin_kinds(exact=job.engine.name == "native").items():
-        if times > 1 and len(set(margins)) > 1:  # see `NativeEngine` and `OpenVinoEngine`
+        if times > 1 and len(set(margins)) > 1:  # see `averaged_tile`
             total += times * number * height * width
             continue
         top, left, bottom, right = margins
