@@ -225,6 +225,15 @@ def test_wrong_tiles_are_refused(package: Package, engine: str) -> None:
         runner.labels(np.zeros((4, 4, 3), np.uint16))
 
 
+@pytest.mark.parametrize("engine", NATIVE)
+def test_margins_that_leave_nothing_are_refused(package: Package, engine: str) -> None:
+    runner = choose_engine(package, name=engine, precision="fp32")
+    for margins in ((16, 0, 16, 0), (0, 20, 0, 12), (-4, 0, 0, 0)):
+        with pytest.raises(ShapeError, match="leave nothing"):
+            runner.labels(picture(32, 32), margins)
+    assert runner.labels(picture(32, 32), (16, 31, 15, 0)).shape == (1, 1)
+
+
 def test_what_is_unknown_or_missing_is_named(
     make_package: Callable[..., Package], package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_damaged_files(own: Package) -> None:
         (lambda w: w.update({"head_convs.2.bias": torch.ones(3, 1)}), ("head_convs.2.bias", "(3, 1)")),
         (lambda w: w["head_convs.1.weight"].fill_(torch.nan), ("head_convs.1.weight", "not finite")),
         (lambda w: w["nodes.0_0.first.norm.running_var"].fill_(torch.inf), ("running_var", "not finite")),
+        (lambda w: w["nodes.0_0.first.norm.running_var"].fill_(-1), ("nodes.0_0.first.standard", "not finite")),
         (lambda w: w.update({"head_convs.2.bias": torch.full((3,), 1e300, dtype=torch.float64)}), ("not finite",)),
         (lambda w: w.update({"head_convs.2.bias": torch.ones(3).to(torch.uint8)}), ("head_convs.2.bias", "U8", "F32")),
         (lambda w: w.update({"head_convs.2.bias": torch.ones(3, dtype=torch.bool)}), ("BOOL",)),
