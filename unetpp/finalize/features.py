@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from unetpp.finalize.areas import Measure
 from unetpp.finalize.compiled import ZERO, compiled
-from unetpp.finalize.identities import Bytes
 from unetpp.finalize.lonlat import LonLat
 from unetpp.finalize.outlines import Ints, Outlines
 from unetpp.finalize.rows import Rows
+from unetpp.finalize.texts import WORD, Bytes, Texts, Words, padded, put, put_text
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
@@ -80,7 +79,7 @@ class QuPath(_FeatureCollection):
         if self._square_um is not None:
             measurements["Area µm^2"] = rows.sizes * self._square_um
         measurements |= {title: rows.shapes[column] for column, title in _TITLES.items() if column in rows.shapes}
-        texts = _Texts()
+        texts = Texts()
         own = [texts.rows(rows.ids), _COORDINATES, *(texts.numbers(values) for values in measurements.values())]
         infos = {info.value: info for info in rows.infos}
         around = {value: texts.all(self._around(info, measurements)) for value, info in infos.items()}
@@ -133,49 +132,23 @@ _COORDINATES = np.array([-1, -1])
 _text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
-class _Texts:
-    """Texts one behind the other; what is added returns where each begins and ends, (n, 2)."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._used = 0
-
-    def all(self, texts: Sequence[bytes]) -> Ints:
-        ends = self._used + np.cumsum([len(text) for text in texts])
-        begins = np.concatenate(([self._used], ends[:-1]))
-        self._parts += texts
-        self._used = int(ends[-1])
-        return np.stack([begins, ends], axis=1)
-
-    def rows(self, texts: Bytes) -> Ints:
-        """Add texts (n, length)."""
-        count, length = texts.shape
-        [(begin, _)] = self.all([texts.tobytes()])
-        return np.asarray(begin + length * (np.arange(count)[:, None] + np.arange(2)), np.int64)
-
-    def numbers(self, values: npt.ArrayLike) -> Ints:
-        """Add numbers to 12 digits; few of them differ."""
-        found, which = np.unique(np.asarray(values, np.float64), return_inverse=True)
-        return self.all([repr(float(f"{value:.12g}")).encode() for value in found.tolist()])[which]
-
-    def joined(self) -> Bytes:
-        return np.frombuffer(b"".join(self._parts), np.uint8)
-
-
 class _Lattice:
-    """The text of every lattice line of a grid in level-0 pixels, to 4 decimals: millions of vertices share them."""
+    """The text of every lattice line of a grid in level-0 pixels, to 4 decimals: millions of vertices share them.
+
+    That of x comes with the bracket before it and the comma behind it, that of y with what closes the vertex.
+    """
 
     def __init__(self, grid: OutputGrid) -> None:
-        x, y = _numbers(grid.width + 1, grid.step_x), _numbers(grid.height + 1, grid.step_y)
-        texts = np.array(x + y, np.bytes_)
-        self._lines = texts.view(np.uint8).reshape(len(texts), texts.itemsize), np.array([len(text) for text in x + y])
+        x = [f"[{number},".encode() for number in _numbers(grid.width + 1, grid.step_x)]
+        y = [f"{number}],".encode() for number in _numbers(grid.height + 1, grid.step_y)]
+        self._lines = padded(x + y), np.array([len(text) for text in x + y])
         self._last = np.array([grid.width, grid.height])
 
-    def features(self, texts: Bytes, places: Ints, outlines: Outlines) -> Bytes:
+    def features(self, texts: Words, places: Ints, outlines: Outlines) -> Bytes:
         """Return the text of all objects; raises `ValueError` for vertices outside the grid.
 
         Args:
-            places: (n, k, 2) where in `texts` the k pieces of each object begin and end; negative for its coordinates.
+            places: (n, k, 2) where in `texts` the k pieces of each object are; negative for its coordinates.
         """
         rings = np.append(np.flatnonzero(outlines.shells), len(outlines.owner))
         found = _features(texts, places, outlines.vertices, outlines.starts, rings, *self._lines, self._last)
@@ -191,18 +164,18 @@ def _numbers(count: int, step: float) -> list[str]:
 
 @compiled
 def _features(
-    texts: Bytes, places: Ints, vertices: Ints, starts: Ints, rings: Ints, lines: Bytes, lengths: Ints, last: Ints
+    texts: Words, places: Ints, vertices: Ints, starts: Ints, rings: Ints, lines: Words, lengths: Ints, last: Ints
 ) -> Bytes:
     """Return the text of all objects, none where a vertex is outside the grid.
 
     `lines` are the texts of the lattice lines, of so many bytes as `lengths` says: first those of x, from 0 to
     `last[0]`, then those of y. Object n has the rings from `rings[n]` to `rings[n + 1]`.
     """
-    # A vertex has two brackets and two commas, a ring a bracket and a comma more, an object a bracket.
-    most = len(vertices) * (2 * lines.shape[1] + 4) + 2 * len(starts) + len(places)
+    # A ring has a bracket and a comma besides its vertices, an object a bracket.
+    most = len(vertices) * 2 * WORD * lines.shape[1] + 2 * len(starts) + len(places) + WORD
     for n in range(len(places)):
         for k in range(places.shape[1]):
-            most += places[n, k, 1] - places[n, k, 0]
+            most += max(0, places[n, k, 1])
     for at in range(len(vertices)):
         for axis in range(2):
             if vertices[at, axis] < 0 or vertices[at, axis] > last[axis]:
@@ -214,13 +187,13 @@ def _features(
             if places[n, k, 0] < 0:
                 used = _polygon(found, used, vertices, starts, rings[n], rings[n + 1], lines, lengths, last[0] + 1)
             else:
-                used = _copied(found, used, texts, places[n, k, 0], places[n, k, 1])
+                used = put_text(found, used, texts, places[n, k, 0], places[n, k, 1])
     return found[:used]
 
 
 @compiled
 def _polygon(
-    found: Bytes, used: int, vertices: Ints, starts: Ints, first: int, end: int, lines: Bytes, lengths: Ints, below: int
+    found: Bytes, used: int, vertices: Ints, starts: Ints, first: int, end: int, lines: Words, lengths: Ints, below: int
 ) -> int:
     """Append [[[x,y],...],[[x,y],...]], the rings from `first` to `end`; returns where that ends.
 
@@ -233,22 +206,12 @@ def _polygon(
         used += 1
         for at in range(starts[ring], starts[ring + 1]):
             x, y = vertices[at, 0], below + vertices[at, 1]
-            found[used] = _OPEN
-            used = _copied(found, used + 1, lines[x], ZERO, lengths[x])
-            found[used] = _COMMA
-            used = _copied(found, used + 1, lines[y], ZERO, lengths[y])
-            found[used], found[used + 1] = _CLOSE, _COMMA
-            used += 2
+            for line in (x, y):
+                put(found, used, lines[line, 0])
+                for k in range(1, lines.shape[1]):
+                    put(found, used + k * WORD, lines[line, k])
+                used += lengths[line]
         found[used - 1], found[used] = _CLOSE, _COMMA
         used += 1
     found[used - 1] = _CLOSE
-    return used
-
-
-@compiled
-def _copied(found: Bytes, used: int, texts: Bytes, begin: int, end: int) -> int:
-    """Write a text behind those that are there; returns where it ends."""
-    for at in range(begin, end):
-        found[used] = texts[at]
-        used += 1
     return used
