@@ -119,6 +119,11 @@ class Batch:
         return [PixelObject(label, (y, x), px, tuple(own)) for label, (y, x), px, own in zip(*columns, strict=True)]
 
 
+def bounds_of(owner: Ints, count: int) -> Ints:
+    """Return (count + 1,) where the rings or walks of each owner begin, in their order, and where the last end."""
+    return np.concatenate(([0], np.cumsum(np.bincount(owner, minlength=count))))
+
+
 def batches(objects: Iterable[PixelObject]) -> Iterator[Batch]:
     """Group objects in their order; a batch ends with the object that fills it."""
     batch: list[PixelObject] = []

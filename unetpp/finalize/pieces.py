@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from unetpp.durable import output_errors
 from unetpp.finalize.arrays_file import ArraysFile
-from unetpp.finalize.outlines import Bools, Ints, Outlines, Walks
+from unetpp.finalize.joining import Stored
+from unetpp.finalize.outlines import Bools, bounds_of
 from unetpp.finalize.threads import in_order
-from unetpp.finalize.trace import Pieces, Traced, trace_block
+from unetpp.finalize.trace import Traced, trace_block
 from unetpp.geometry import Box
 from unetpp.store import NO_DATA
 
@@ -37,7 +38,7 @@ _FILE = ArraysFile(
     | {f"{prefix}_{name}": kind for prefix in ("whole", "part") for name, kind in _GROUP.items()}
     | {"part_closed": ("?", 1)}
 )
-_CACHED_BLOCKS, _ROWS_READ = 8, 4
+_CACHED_BLOCKS, _ROWS_READ = 16, 4
 
 
 def block_boxes(shards: Iterable[Box]) -> list[Box]:
@@ -110,34 +111,34 @@ def _save(traced: Traced, path: Path) -> None:
 
 
 class StoredBlocks:
-    """Reads stored blocks, in the image's coordinates; the parts of the last few stay in memory."""
+    """Reads stored blocks; the parts of the last few stay in memory."""
 
     def __init__(self, shards: Sequence[Box], folder: Path) -> None:
         self.folder = folder
         self.boxes = block_boxes(shards)
-        self._parts: OrderedDict[int, tuple[Pieces, Walks]] = OrderedDict()
+        self._parts: OrderedDict[int, Stored] = OrderedDict()
 
     def load(self, index: int, *names: str) -> list[npt.NDArray[Any]]:
         return _FILE.read(_path(self.folder, self.boxes[index]), *names)
 
-    def whole(self, index: int) -> tuple[Pieces, Outlines]:
-        """Return the objects that end inside a block."""
-        pieces, vertices, starts, owner, _ = self._group(index, "whole", "starts")
-        return pieces, Outlines(vertices, starts, owner, len(pieces.labels))
+    def whole(self, index: int) -> Stored:
+        """Return the objects that end inside a block, and their rings."""
+        return self._stored(index, *self.load(index, *(f"whole_{name}" for name in _GROUP)))
 
-    def part(self, index: int) -> tuple[Pieces, Walks]:
-        """Return the pieces that go on in other blocks; their walks are in the order of the pieces."""
+    def part(self, index: int) -> Stored:
+        """Return the pieces that go on in other blocks, and the walks around them."""
         if index not in self._parts:
-            pieces, *walks = self._group(index, "part", "closed")
-            self._parts[index] = pieces, Walks(*walks)
+            names = (f"part_{name}" for name in (*_GROUP, "closed"))
+            self._parts[index] = self._stored(index, *self.load(index, *names))
             if len(self._parts) > _CACHED_BLOCKS:
                 self._parts.popitem(last=False)
         self._parts.move_to_end(index)
         return self._parts[index]
 
-    def _group(self, index: int, prefix: str, last: str) -> tuple[Pieces, Ints, Ints, Ints, npt.NDArray[Any]]:
-        names = (f"{prefix}_{name}" for name in ("labels", "first", "pixels", "vertices", "starts", "owner", last))
-        labels, first, pixels, vertices, starts, owner, more = self.load(index, *names)
+    def _stored(self, index: int, labels: Any, first: Any, pixels: Any, *lines: Any) -> Stored:
         box = self.boxes[index]
-        pieces = Pieces(labels, first + np.array([box.y0, box.x0]), pixels)
-        return pieces, vertices + np.array([box.x0, box.y0]), starts, owner, more
+        vertices, starts, owner, *closed = lines
+        whole = closed[0] if closed else np.ones(len(owner), np.bool_)
+        first += np.array([box.y0, box.x0])
+        bounds = bounds_of(owner, len(labels))
+        return Stored(labels, first, pixels, vertices, starts, bounds, whole, np.array([box.x0, box.y0]))

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from unetpp.errors import StoreError
+from unetpp.finalize.joining import Stored, linked, together, walks_of
 from unetpp.finalize.outlines import BATCH_VERTICES, Batch, Ints, Outlines, Walks
 from unetpp.finalize.pieces import SIDES, StoredBlocks
-from unetpp.finalize.rings import merged, polygons
-from unetpp.finalize.trace import Pieces
+from unetpp.finalize.rings import polygons
 from unetpp.geometry import Box
 
 
@@ -121,76 +121,65 @@ def _connected(pairs: Ints, count: int) -> Ints:
 
 def _owned(blocks: StoredBlocks, joined: _Joined, block: int) -> Iterator[Batch]:
     """Yield the objects of one block in batches that end with the object that fills them."""
-    pieces, outlines = blocks.whole(block)
+    whole = blocks.whole(block)
     begin, end = joined.owned[block], joined.owned[block + 1]
-    codes = np.concatenate([pieces.first[:, 0] * joined.width + pieces.first[:, 1], joined.first[begin:end]])
+    codes = np.concatenate([whole.first[:, 0] * joined.width + whole.first[:, 1], joined.first[begin:end]])
     order = np.argsort(codes, kind="stable")
     # Each ring repeats its first vertex, which does not count.
-    lengths = np.bincount(outlines.owner, weights=np.diff(outlines.starts) - 1, minlength=outlines.count)
-    sizes = np.concatenate([lengths.astype(np.int64), joined.sizes[begin:end]])[order]
+    lengths = np.diff(whole.starts[whole.bounds]) - np.diff(whole.bounds)
+    sizes = np.concatenate([lengths, joined.sizes[begin:end]])[order]
     for part in np.split(order, np.flatnonzero(np.diff((np.cumsum(sizes) - sizes) // BATCH_VERTICES)) + 1):
         if len(part):
             first = np.stack(np.divmod(codes[part], joined.width), axis=1)
-            yield _batch(blocks, joined, (pieces, outlines), int(begin), part, first)
+            yield _batch(blocks, joined, whole, int(begin), part, first)
 
 
-def _batch(
-    blocks: StoredBlocks, joined: _Joined, whole: tuple[Pieces, Outlines], begin: int, part: Ints, first: Ints
-) -> Batch:
+def _batch(blocks: StoredBlocks, joined: _Joined, whole: Stored, begin: int, part: Ints, first: Ints) -> Batch:
     """Return the objects `part` of a block: whole ones by their number, behind them the joined ones from `begin`."""
-    pieces, outlines = whole
-    crossing = part >= len(pieces.labels)
-    at_whole, at_joined = np.flatnonzero(~crossing), np.flatnonzero(crossing)
-    own = part[at_whole]
+    crossing = part >= len(whole.labels)
+    own = part[~crossing]
     labels, pixels = np.zeros(len(part), np.uint8), np.zeros(len(part), np.int64)
-    labels[at_whole], pixels[at_whole] = pieces.labels[own], pieces.pixels[own]
-    # They are in order already: those of one batch are neighbours.
-    outlines = outlines.between(int(own[0]), int(own[-1]) + 1) if len(own) else outlines.between(0, 0)
-    if len(at_joined):
-        walks = []
-        for at in at_joined.tolist():
-            labels[at], pixels[at], around = _join(blocks, joined, begin + int(part[at]) - len(pieces.labels))
-            walks.append(around)
-        others, held = polygons(_one_behind_the_other(walks), len(walks))
-        if (wrong := np.flatnonzero(held != pixels[at_joined])).size:
-            y, x = first[at_joined[wrong[0]]].tolist()
+    labels[~crossing], pixels[~crossing] = whole.labels[own], whole.pixels[own]
+    others = _NONE
+    if len(own) < len(part):
+        labels[crossing], pixels[crossing], walks = _join(blocks, joined, begin + part[crossing] - len(whole.labels))
+        others, held = polygons(walks, len(part) - len(own))
+        if (wrong := np.flatnonzero(held != pixels[crossing])).size:
+            y, x = first[crossing][wrong[0]].tolist()
             raise ValueError(f"the outline of the object at row {y}, column {x} does not hold its pixels")
-        outlines = merged(((outlines, at_whole), (others, at_joined)), len(part))
-    return Batch(labels, first, pixels, outlines)
+    return Batch(labels, first, pixels, together(part, whole, others))
 
 
-def _join(blocks: StoredBlocks, joined: _Joined, number: int) -> tuple[int, int, list[Ints]]:
-    """Return class, pixel count and closed walks of a crossing object, those of its pieces linked up."""
-    members = joined.members[joined.starts[number] : joined.starts[number + 1]]
-    owners = np.searchsorted(joined.offsets, members, side="right") - 1
-    pixels, label = 0, 0
-    closed: list[Ints] = []
-    opened: dict[tuple[int, int], Ints] = {}
-    for member, block in zip(members.tolist(), owners.tolist(), strict=True):
-        pieces, walks = blocks.part(block)
-        piece = member - int(joined.offsets[block])
-        label = int(pieces.labels[piece])
-        pixels += int(pieces.pixels[piece])
-        for walk in range(*np.searchsorted(walks.owner, [piece, piece + 1]).tolist()):
-            # Copies, because a slice would keep its whole block in memory.
-            vertices = walks.vertices[walks.starts[walk] : walks.starts[walk + 1]].copy()
-            if walks.closed[walk]:
-                closed.append(vertices)
-            else:
-                opened[int(vertices[0, 0]), int(vertices[0, 1])] = vertices
-    while opened:
-        start, vertices = opened.popitem()
-        linked = [vertices[:-1]]
-        while (end := (int(vertices[-1, 0]), int(vertices[-1, 1]))) != start:
-            vertices = opened.pop(end)
-            linked.append(vertices[:-1])
-        closed.append(np.concatenate(linked))
-    return label, pixels, closed
+def _join(blocks: StoredBlocks, joined: _Joined, numbers: Ints) -> tuple[npt.NDArray[np.uint8], Ints, Walks]:
+    """Return class, pixel count and closed walks of crossing objects, those of their pieces linked up."""
+    counts = joined.starts[numbers + 1] - joined.starts[numbers]
+    owner = np.repeat(np.arange(len(numbers)), counts)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    members = joined.members[joined.starts[numbers][owner] + within]
+    # Block by block: each is read once for all objects.
+    order = np.argsort(members)
+    members, owner = members[order], owner[order]
+    ends = np.searchsorted(members, joined.offsets)
+    labels, pixels = np.zeros(len(numbers), np.uint8), np.zeros(len(numbers), np.int64)
+    walks = []
+    for block in np.flatnonzero(np.diff(ends)).tolist():
+        own = slice(ends[block], ends[block + 1])
+        part, piece = blocks.part(block), members[own] - joined.offsets[block]
+        labels[owner[own]] = part.labels[piece]
+        np.add.at(pixels, owner[own], part.pixels[piece])
+        walks.append(walks_of(part, piece, owner[own]))
+    return labels, pixels, linked(_one_behind_the_other(walks))
 
 
-def _one_behind_the_other(objects: Sequence[Sequence[Ints]]) -> Walks:
-    """Gather the closed walks of several objects."""
-    walks = [walk for walks in objects for walk in walks]
-    starts = np.concatenate(([0], np.cumsum([len(walk) for walk in walks])))
-    owner = np.repeat(np.arange(len(objects)), [len(walks) for walks in objects])
-    return Walks(np.concatenate(walks), starts, owner, np.ones(len(walks), bool))
+def _one_behind_the_other(groups: Sequence[Walks]) -> Walks:
+    """Gather the walks of several blocks."""
+    lengths = np.concatenate([np.diff(walks.starts) for walks in groups])
+    return Walks(
+        np.concatenate([walks.vertices for walks in groups]),
+        np.concatenate(([0], np.cumsum(lengths))),
+        np.concatenate([walks.owner for walks in groups]),
+        np.concatenate([walks.closed for walks in groups]),
+    )
+
+
+_NONE = Outlines(np.zeros((0, 2), np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64), 0)
