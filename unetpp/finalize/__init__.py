@@ -313,7 +313,7 @@ def _vectors(
     found = ahead(_counted(iter_batches(boxes, pieces, lambda share: progress((1 + share) / 2)), objects))
     whole = (one for batch in found for one in batch.objects())
     formats = [step for step in steps if step in VECTOR_FILES]
-    counts, names = write_vectors(
+    counts, digests = write_vectors(
         batches(iter_instances(whole, job.grid.height, job.grid.width)) if instances else found,
         grid=job.grid,
         classes=job.classes,
@@ -323,7 +323,7 @@ def _vectors(
         shapes=Shapes(job.grid, _FILES["instances"], _probability(job)) if instances else None,
     )
     for name in formats:
-        markers.keep(name, {VECTOR_FILES[name]} & set(names), {"instances": instances})
+        markers.keep(name, {VECTOR_FILES[name]} & set(digests), {"instances": instances}, digests)
     if "instances" in steps:
         markers.keep("instances", [_FILES["instances"]], {str(value): count for value, count in counts.items()})
     if "objects" in steps:

@@ -21,6 +21,7 @@ from unetpp.finalize.lonlat import LonLat
 from unetpp.finalize.outlines import Ints, Outlines
 from unetpp.finalize.rows import Rows
 from unetpp.finalize.texts import WORD, Bytes, Texts, Words, padded, put, put_text
+from unetpp.finalize.written import WrittenFile
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
@@ -45,9 +46,12 @@ class _FeatureCollection:
         self._open = ExitStack()
         self._file: IO[bytes]
         self._separator = b"\n"
+        self._written: WrittenFile
+        self.sha256: str | None = None
 
     def __enter__(self) -> Any:
-        file: Any = self._open.enter_context(self._path.open("wb"))
+        self._written = self._open.enter_context(WrittenFile(self._path))
+        file: Any = self._written
         if self._path.suffix == ".gz":
             # Without name and time, so that equal objects give equal bytes.
             file = self._open.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0))
@@ -58,6 +62,7 @@ class _FeatureCollection:
     def __exit__(self, *error: object) -> None:
         with self._open:
             self._file.write(b"\n]}\n")
+        self.sha256 = self._written.sha256
 
     def _write(self, features: bytes | memoryview) -> None:
         """Append features that are separated already."""
@@ -81,10 +86,11 @@ class QuPath(_FeatureCollection):
         measurements |= {title: rows.shapes[column] for column, title in _TITLES.items() if column in rows.shapes}
         texts = Texts()
         own = [texts.rows(rows.ids), _COORDINATES, *(texts.numbers(values) for values in measurements.values())]
-        infos = {info.value: info for info in rows.infos}
-        around = {value: texts.all(self._around(info, measurements)) for value, info in infos.items()}
-        places = np.empty((len(rows.infos), 2 * len(own) + 1, 2), np.int64)
-        places[:, ::2] = [around[info.value] for info in rows.infos]
+        around = np.empty((256, len(own) + 1, 2), np.int64)
+        for value in rows.values:
+            around[value] = texts.all(self._around(rows.classes[value], measurements))
+        places = np.empty((len(rows.labels), 2 * len(own) + 1, 2), np.int64)
+        places[:, ::2] = around[rows.labels]
         for number, values in enumerate(own):
             places[:, 2 * number + 1] = values
         # Clockwise on screen is counter-clockwise in x and y as numbers, as RFC 7946 wants shells.

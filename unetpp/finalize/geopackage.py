@@ -26,6 +26,8 @@ _EPOCH = "1970-01-01T00:00:00.000Z"
 class GeoPackage:
     """A GeoPackage that is appended to in batches of bounded size."""
 
+    sha256 = None
+
     def __init__(self, path: Path, grid: OutputGrid, how: Measure, columns: Sequence[str]) -> None:
         self._path, self._transform = path, coordinates(grid)
         self._crs = grid.crs if grid.transform is not None else None

@@ -34,6 +34,8 @@ class ParquetTable:
         schema: pyarrow schema.
     """
 
+    sha256 = None
+
     def __init__(self, path: Path, schema: Any) -> None:
         self._path, self._schema = path, schema
         self._batches: list[Any] = []
@@ -128,6 +130,8 @@ class GeoParquet(ParquetTable):
 
 class FlatGeobuf:
     """A FlatGeobuf with the columns of the GeoParquet file but its boxes."""
+
+    sha256 = None
 
     def __init__(self, path: Path, grid: OutputGrid, how: Measure, columns: Sequence[str]) -> None:
         self._path, self._crs = path, grid.crs if grid.transform is not None else None

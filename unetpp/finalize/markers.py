@@ -110,18 +110,30 @@ class Markers:
                 sync(self.out)
             (self.folder / f"{step}.json").unlink(missing_ok=True)
 
-    def keep(self, step: str, names: Iterable[str], figures: Mapping[str, Any] | None = None) -> None:
+    def keep(
+        self,
+        step: str,
+        names: Iterable[str],
+        figures: Mapping[str, Any] | None = None,
+        digests: Mapping[str, str | None] | None = None,
+    ) -> None:
         """Record a step as done and move its files and folders from the work folder into the image's.
+
+        Args:
+            digests: SHA-256 (hex) of files by name; the others are read once more.
 
         Raises:
             OutputError: they cannot be written.
         """
         paths = [self.work / name for name in names]
         with output_errors(self.out):
-            files = (file for path in paths for file in _files(path))
-            sizes = ((file, file.relative_to(self.work).as_posix(), file.stat().st_size) for file in files)
+            files = [(file, file.relative_to(self.work).as_posix()) for path in paths for file in _files(path)]
+            known = digests or {}
+            products = [
+                Product(name, file.stat().st_size, known.get(name) or file_sha256(file)) for file, name in files
+            ]
             # Until they are moved no product has its size, and the step is not done.
-            self.write(step, [Product(name, size, file_sha256(file)) for file, name, size in sizes], figures)
+            self.write(step, products, figures)
             for path in paths:
                 path.replace(self.out / path.name)
             sync(self.out)

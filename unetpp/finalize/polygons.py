@@ -2,8 +2,8 @@
 
 The objects equal those of tracing the whole image at once: 4-connected, outlines on pixel edges, integer coordinates.
 They come by owner block (the block of the object's first pixel: shard by shard, rows of blocks within a shard), then by
-first pixel in raster order. Memory holds one block, the piece numbers along the seams, and the outline of the object
-being built: it grows with the largest object's outline, not with the image or the number of objects.
+first pixel in raster order. Memory holds a few blocks' pieces, the piece numbers along the seams, and the outlines of
+one batch: it grows with the largest object's outline, not with the image or the number of objects.
 """
 
 from __future__ import annotations

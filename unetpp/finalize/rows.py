@@ -36,13 +36,16 @@ class Rows:
 
     Attributes:
         ids: (n, 36) the objects' ids in ASCII.
+        labels: (n,) their class values.
+        classes: every class by its value.
         sizes: (n,) their pixels.
         measured: (n,) their areas in the measure's unit, with all digits.
         shapes: more measurements by column, the same columns for all objects of a file; `unetpp.finalize.shapes`.
     """
 
     ids: npt.NDArray[np.uint8]
-    infos: list[ClassInfo]
+    labels: npt.NDArray[np.uint8]
+    classes: Mapping[int, ClassInfo]
     sizes: Ints
     measured: Floats
     shapes: Mapping[str, list[float]] = field(default_factory=dict)
@@ -51,6 +54,15 @@ class Rows:
     def identities(self) -> list[str]:
         whole, length = self.ids.tobytes().decode("ascii"), self.ids.shape[1]
         return [whole[at : at + length] for at in range(0, len(whole), length)]
+
+    @cached_property
+    def values(self) -> list[int]:
+        """Class values that some object has."""
+        return list(np.flatnonzero(np.bincount(self.labels)).tolist())
+
+    @cached_property
+    def infos(self) -> list[ClassInfo]:
+        return [self.classes[label] for label in self.labels.tolist()]
 
     @cached_property
     def pixels(self) -> list[int]:
@@ -63,12 +75,16 @@ class Rows:
 
     def shape_of_each(self) -> list[dict[str, float]]:
         """Return `shapes` object by object."""
-        values = zip(*self.shapes.values(), strict=True) if self.shapes else ((),) * len(self.infos)
+        values = zip(*self.shapes.values(), strict=True) if self.shapes else ((),) * len(self.labels)
         return [dict(zip(self.shapes, row, strict=True)) for row in values]
 
 
 class Sink(Protocol):
     """One vector file that grows by batches of objects; it is whole when its block ends without an error."""
+
+    @property
+    def sha256(self) -> str | None:
+        """The whole file's SHA-256 (hex) where writing it has told."""
 
     def add(self, rows: Rows, outlines: Outlines) -> None: ...
     def __enter__(self) -> Sink: ...

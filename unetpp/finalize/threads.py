@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 _MOST = 4
 """Threads at most: each holds a block and what is made of it, and Python itself runs in one of them at a time."""
@@ -45,3 +45,36 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class Behind(Generic[Item]):
+    """Does the same to item after item in a thread of its own, two items behind the one that puts them.
+
+    Behind an error nothing more is done; it is raised by a later `put`, or at the end of the block.
+    """
+
+    def __init__(self, work: Callable[[Item], object]) -> None:
+        self._work = work
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="finalize")
+        self._waiting: deque[Future[object]] = deque()
+        self._failed = False
+
+    def __enter__(self) -> Behind[Item]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._pool:
+            while self._waiting:
+                self._waiting.popleft().result()
+
+    def put(self, item: Item) -> None:
+        """Have an item worked on; waits where too many are waiting."""
+        self._waiting.append(self._pool.submit(self._unless_failed, item))
+        if len(self._waiting) > _AHEAD:
+            self._waiting.popleft().result()
+
+    def _unless_failed(self, item: Item) -> None:
+        if not self._failed:
+            self._failed = True
+            self._work(item)
+            self._failed = False

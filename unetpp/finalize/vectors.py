@@ -45,7 +45,7 @@ def write_vectors(
     folder: Path,
     formats: Iterable[str],
     shapes: Shapes | None = None,
-) -> tuple[dict[int, int], tuple[str, ...]]:
+) -> tuple[dict[int, int], dict[str, str | None]]:
     """Write the vector files of one image into `folder`, replacing what is there.
 
     Args:
@@ -54,7 +54,7 @@ def write_vectors(
         shapes: also measure perimeters and centroids, and write them as columns and to the shapes' own table.
 
     Returns:
-        Objects per class value, and the names of the files.
+        Objects per class value, and the files: their SHA-256 (hex) by name, None where it has to be read.
 
     Raises:
         OutputError: a file cannot be written.
@@ -69,21 +69,22 @@ def write_vectors(
         if shapes is not None:
             sinks[shapes.name] = stack.enter_context(shapes.table(folder, how))
         for batch in batches:
-            labels = batch.labels.tolist()
-            for value, count in zip(*np.unique(batch.labels, return_counts=True), strict=True):
-                counts[int(value)] += int(count)
             rows = Rows(
                 identities.of(batch.labels, batch.first),
-                [names[label] for label in labels],
+                batch.labels,
+                names,
                 batch.pixels,
                 np.asarray(how.objects(batch.outlines, batch.pixels), np.float64),
                 {} if shapes is None else shapes.measure(batch),
             )
+            sizes = np.bincount(batch.labels)
+            for value in rows.values:
+                counts[value] += int(sizes[value])
             for sink in sinks.values():
                 sink.add(rows, batch.outlines)
     for name in sinks:
         sync(folder / name)
-    return counts, tuple(sinks)
+    return counts, {name: sink.sha256 for name, sink in sinks.items()}
 
 
 def _sinks(
