@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,9 @@ class ArraysFile:
             for name, (size, checksum) in sizes.items():
                 if name in names:
                     file.seek(at)
-                    array = np.fromfile(file, self._types[name], size // self._types[name].itemsize)
+                    # np.fromfile would open the file once more for each.
+                    array = np.empty(size // self._types[name].itemsize, self._types[name])
+                    file.readinto(array.view(np.uint8).data)
                     if zlib.crc32(array.data) != checksum:
                         raise ValueError(f"{path.name}: {name} is damaged")
                     columns = self._columns[name]
@@ -69,7 +72,7 @@ class ArraysFile:
                 at += size
         return [found[name] for name in names]
 
-    def _sizes(self, file: BinaryIO) -> dict[str, tuple[int, int]]:
+    def _sizes(self, file: BufferedReader) -> dict[str, tuple[int, int]]:
         """Return bytes and CRC-32 of every array; raises `ValueError` where the file does not end as that says."""
         header = file.read(self._header)
         if len(header) != self._header or not header.startswith(_MARK):

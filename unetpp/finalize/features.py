@@ -20,7 +20,7 @@ from unetpp.finalize.compiled import ZERO, compiled
 from unetpp.finalize.lonlat import LonLat
 from unetpp.finalize.outlines import Ints, Outlines
 from unetpp.finalize.rows import Rows
-from unetpp.finalize.texts import WORD, Bytes, Texts, Words, padded, put, put_text
+from unetpp.finalize.texts import WORD, Bytes, Texts, Words, padded
 from unetpp.finalize.written import WrittenFile
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _features(
             if places[n, k, 0] < 0:
                 used = _polygon(found, used, vertices, starts, rings[n], rings[n + 1], lines, lengths, last[0] + 1)
             else:
-                used = put_text(found, used, texts, places[n, k, 0], places[n, k, 1])
+                used = _put_text(found, used, texts, places[n, k, 0], places[n, k, 1])
     return found[:used]
 
 
@@ -213,11 +213,27 @@ def _polygon(
         for at in range(starts[ring], starts[ring + 1]):
             x, y = vertices[at, 0], below + vertices[at, 1]
             for line in (x, y):
-                put(found, used, lines[line, 0])
+                _put(found, used, lines[line, 0])
                 for k in range(1, lines.shape[1]):
-                    put(found, used + k * WORD, lines[line, k])
+                    _put(found, used + k * WORD, lines[line, k])
                 used += lengths[line]
         found[used - 1], found[used] = _CLOSE, _COMMA
         used += 1
     found[used - 1] = _CLOSE
     return used
+
+
+@compiled
+def _put_text(found: Bytes, used: int, words: Words, first: int, length: int) -> int:
+    """Write a text behind those that are there, and up to seven bytes of padding; returns where it ends."""
+    for k in range((length + WORD - 1) >> 3):
+        _put(found, used + k * WORD, words[first + k])
+    return used + length
+
+
+@compiled
+def _put(found: Bytes, used: int, word: int) -> None:
+    """Write eight bytes: one store, because unsigned places are never counted from the end."""
+    at = np.uint64(used)
+    for k in range(WORD):
+        found[at + np.uint64(k)] = word >> np.uint64(8 * k)

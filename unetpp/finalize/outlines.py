@@ -56,14 +56,6 @@ class Outlines:
         """(rings,) whether the ring is a shell."""
         return np.diff(self.owner, prepend=-1) > 0
 
-    def between(self, begin: int, end: int) -> Outlines:
-        """Return the objects from `begin` to `end`, numbered anew from 0; their vertices are a view."""
-        first, last = np.searchsorted(self.owner, [begin, end]).tolist()
-        low, high = self.starts[[first, last]].tolist()
-        return Outlines(
-            self.vertices[low:high], self.starts[first : last + 1] - low, self.owner[first:last] - begin, end - begin
-        )
-
     def steps(self) -> Ints:
         """Return (m - 1, 2) differences of successive vertices, 0 between two rings."""
         steps = np.diff(self.vertices, axis=0)

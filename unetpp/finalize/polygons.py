@@ -104,7 +104,9 @@ class _Seams:
                 self._waiting[place] = ours
                 continue
             same = (ours[0] > 0) & (theirs[0] > 0) & (ours[1] == theirs[1])
-            self._pairs.append(np.unique(np.stack([ours[0][same], theirs[0][same]], axis=1) - 1, axis=0))
+            pairs = np.stack([ours[0][same], theirs[0][same]], axis=1) - 1
+            # Two pieces face each other over a run of pixels; what comes again behind others does no harm.
+            self._pairs.append(pairs[np.diff(pairs, axis=0, prepend=-1).any(axis=1)])
 
     def pairs(self) -> Ints:
         """Return (n, 2) numbers of pieces, over the whole image from 0."""

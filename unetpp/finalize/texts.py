@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.compiled import compiled
 from unetpp.finalize.outlines import Ints
 
 Bytes = npt.NDArray[np.uint8]
@@ -24,9 +23,9 @@ WORD = 8
 class Texts:
     """Texts one behind the other; what is added returns for each its first word and its length in bytes, (n, 2)."""
 
-    def __init__(self, before: Words | None = None) -> None:
-        self._parts = [] if before is None else [before]
-        self._used = 0 if before is None else len(before)
+    def __init__(self) -> None:
+        self._parts: list[Words] = []
+        self._used = 0
 
     def all(self, texts: Sequence[bytes]) -> Ints:
         """Add texts; none ends with a zero byte."""
@@ -66,19 +65,3 @@ def padded(texts: Sequence[bytes]) -> Words:
 def _number(value: float) -> bytes:
     """Return a number to 12 digits; most objects' areas were there before."""
     return repr(float(f"{value:.12g}")).encode()
-
-
-@compiled
-def put_text(found: Bytes, used: int, words: Words, first: int, length: int) -> int:
-    """Write a text behind those that are there, and up to seven bytes of padding; returns where it ends."""
-    for k in range((length + WORD - 1) >> 3):
-        put(found, used + k * WORD, words[first + k])
-    return used + length
-
-
-@compiled
-def put(found: Bytes, used: int, word: int) -> None:
-    """Write eight bytes: one store, because unsigned places are never counted from the end."""
-    at = np.uint64(used)
-    for k in range(WORD):
-        found[at + np.uint64(k)] = word >> np.uint64(8 * k)

@@ -53,7 +53,6 @@ class WrittenFile:
 
     def _start(self) -> None:
         """Have the disk begin, so that the last sync waits for little: Linux takes this advice as a call to write."""
-        self._file.flush()
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), self._started, self._size - self._started, os.POSIX_FADV_DONTNEED)
         self._started = self._size

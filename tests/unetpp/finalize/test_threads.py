@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unetpp.finalize.threads import ahead, in_order
+from unetpp.finalize.threads import Behind, ahead, in_order
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -80,3 +80,36 @@ def test_an_iterator_that_nobody_goes_on_with_ends() -> None:
     count = len(made)
     time.sleep(0.05)
     assert len(made) == count <= 4
+
+
+def test_items_are_worked_on_behind_in_their_order_but_never_many() -> None:
+    done: list[int] = []
+    workers = set()
+
+    def work(item: int) -> None:
+        time.sleep(0.002)
+        workers.add(threading.get_ident())
+        done.append(item)
+
+    with Behind(work) as behind:
+        for item in range(50):
+            behind.put(item)
+            assert len(done) >= item - 2
+    assert done == list(range(50))
+    assert threading.get_ident() not in workers
+
+
+@pytest.mark.parametrize("items", [1, 1000])
+def test_behind_a_failed_item_nothing_more_is_done(items: int) -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        raise OSError("disk full")
+
+    put = 0
+    with pytest.raises(OSError, match="disk full"), Behind(work) as behind:
+        for item in range(items):
+            behind.put(item)
+            put += 1
+    assert begun == [0] and put < 4

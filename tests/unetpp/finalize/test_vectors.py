@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import uuid
@@ -18,6 +19,7 @@ from pyproj import CRS, Geod, Transformer
 from rasterio.features import shapes
 from rasterio.transform import Affine
 
+from unetpp.durable import file_sha256
 from unetpp.errors import OutputError
 from unetpp.finalize.lonlat import LonLat, bent
 from unetpp.finalize.outlines import Outlines
@@ -54,7 +56,12 @@ def random_labels(seed: int = 0, shape: tuple[int, int] = (50, 41)) -> np.ndarra
 
 
 def write(
-    labels: np.ndarray, grid: Grid, folder: Path, side: int = 16, formats: tuple[str, ...] = ()
+    labels: np.ndarray,
+    grid: Grid,
+    folder: Path,
+    side: int = 16,
+    formats: tuple[str, ...] = (),
+    classes: tuple[ClassInfo, ...] = CLASSES,
 ) -> dict[int, int]:
     folder.mkdir(parents=True, exist_ok=True)
     height, width = labels.shape
@@ -65,10 +72,11 @@ def write(
     spilled = folder / f"pieces{side}"
     write_pieces(lambda box: labels[box.slices()], boxes, keep, spilled)
     formats = formats or (("geojson",) if grid.crs is None else ("geojson", "gpkg"))
-    counts, names = write_vectors(
-        iter_batches(boxes, spilled), grid=grid, classes=CLASSES, key="k", folder=folder, formats=formats
+    counts, digests = write_vectors(
+        iter_batches(boxes, spilled), grid=grid, classes=classes, key="k", folder=folder, formats=formats
     )
-    assert all((folder / name).is_file() for name in names)
+    assert all(digest in (None, file_sha256(folder / name)) for name, digest in digests.items())
+    assert all((digests[name] is None) == ("geojson" not in name) for name in digests)
     return counts
 
 
@@ -202,6 +210,14 @@ def test_reruns_are_byte_identical_and_batches_do_not_lose_features(
         assert len(geopandas.read_file(tmp_path / run / "polygons.gpkg")) == sum(counts.values())
         assert len(features(tmp_path / run)) == sum(counts.values())
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("code", ["EPSG:32636", None])
+def test_gzipped_geojson_unpacks_to_the_plain_one(code: str | None, tmp_path: Path) -> None:
+    labels = random_labels(6)
+    write(labels, scene(labels, code, UTM) if code else Grid(41, 50), tmp_path, formats=("geojson", "geojson.gz"))
+    plain = (tmp_path / "polygons.geojson").read_bytes()
+    assert gzip.decompress((tmp_path / "polygons.geojson.gz").read_bytes()) == plain
 
 
 @pytest.mark.parametrize("code", ["EPSG:32636", None])
@@ -339,7 +355,7 @@ def test_a_folder_whose_name_gdal_would_take_apart_is_an_error(name: str, tmp_pa
     write(random_labels(), grid, tmp_path / "wow!", formats=("geojson", "geoparquet"))
 
 
-@pytest.mark.parametrize("step", [1.0, 2.5, 1 / 3])
+@pytest.mark.parametrize("step", [1.0, 2.5, 1 / 3, 98765.4321])
 def test_geojson_text_is_what_the_json_module_writes(step: float, tmp_path: Path) -> None:
     grid = Grid(41, 50, spacing=Spacing(0.25, 0.25, "um"), step_y=step, step_x=step)
     write(random_labels(), grid, tmp_path)
@@ -351,6 +367,18 @@ def test_geojson_text_is_what_the_json_module_writes(step: float, tmp_path: Path
         points = np.concatenate([np.array(ring) for ring in feature["geometry"]["coordinates"]])
         assert np.allclose(points, np.round(np.round(points / step) * step, 4), rtol=0, atol=1e-9)
         assert all(ring[0] == ring[-1] for ring in feature["geometry"]["coordinates"])
+
+
+@pytest.mark.parametrize("length", range(1, 18))
+def test_names_of_every_length_stand_in_geojson_as_the_json_module_writes_them(length: int, tmp_path: Path) -> None:
+    name = "kernels of cells in rows"[:length]
+    write(
+        random_labels(), Grid(41, 50), tmp_path, classes=(*CLASSES[:2], ClassInfo(value=4, name=name, color=(0, 0, 9)))
+    )
+    lines = [line.rstrip(",") for line in (tmp_path / "polygons.geojson").read_text(encoding="utf-8").splitlines()]
+    found = [json.loads(line) for line in lines[1:-1]]
+    assert {feature["properties"]["classification"]["name"] for feature in found} == {"nucleus", name}
+    assert [json.dumps(feature, separators=(",", ":")) for feature in found] == lines[1:-1]
 
 
 def test_ids_are_those_of_the_uuid_module_and_name_class_and_first_pixel(tmp_path: Path) -> None:
