@@ -19,15 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.compiled import ZERO, compiled
+from unetpp.finalize.compiled import compiled
 from unetpp.finalize.outlines import Bools, Ints, Outlines, Walks
 from unetpp.finalize.rings import gathered, polygons
+from unetpp.finalize.runs import Indices, Marks, joined
 
-# Directions in clockwise order: east, south, west, north. `outer` of direction d is direction d - 1.
-_DY, _DX = np.array([0, 1, 0, -1]), np.array([1, 0, -1, 0])
-# The lattice point at which the edge of a pixel ends that is walked in a direction.
-_END_Y, _END_X = np.array([0, 1, 1, 0]), np.array([1, 1, 0, 0])
-_STRAIGHT, _TURNS, _LEAVES = 0, 1, 2
+_NORTH_SEEN, _MARGIN = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +66,10 @@ def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
     # 0 = not outlined; a kept class c is c + 1, so that class 0 can be outlined too.
     lookup = np.where(keep, (np.arange(256) + 1) % 256, 0).astype(np.uint8)
     marked = _marked(labels, lookup)
-    components, first, pixels = _components(marked)
-    crossing = _crossing(marked, components, len(pixels))
-    vertices, starts, piece, closed, clean = _walked(marked, components)
-    order = np.argsort(piece, kind="stable")
+    found = joined(marked)
+    corners, starts, piece, closed, clean = _walked(marked, found.tops, found.top_piece, *found.borders)
+    vertices = _points(corners, marked.shape[1])
+    order, crossing = np.argsort(piece, kind="stable"), found.crossing
     of_crossing = crossing[piece[order]]
     number = np.where(crossing, np.cumsum(crossing), np.cumsum(~crossing)) - 1
 
@@ -80,20 +77,27 @@ def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
         return Walks(*gathered(vertices, starts, chosen), number[piece[chosen]], closed[chosen])
 
     def pieces(wanted: Bools) -> Pieces:
-        y, x = np.divmod(first[wanted], marked.shape[1] - 2)
-        return Pieces(marked[y + 1, x + 1] - np.uint8(1), np.stack([y, x], axis=1), pixels[wanted])
+        y, x = np.divmod(found.first[wanted], marked.shape[1] - 2)
+        return Pieces(marked[y + 1, x + 1] - np.uint8(1), np.stack([y, x], axis=1), found.pixels[wanted])
 
     rings, whole = order[~of_crossing], pieces(~crossing)
     outlines, held = polygons(walks(rings), len(whole.labels), clean[rings])
     assert np.array_equal(held, whole.pixels)
-    sides = (components[0], components[-1], components[:, 0], components[:, -1])
-    known = np.append(np.where(crossing, number + 1, 0), 0)  # component 0 reads the last one
-    borders = tuple(known[side - 1] for side in sides)
+    known = np.append(np.where(crossing, number + 1, 0), 0)  # piece -1 reads the last one
+    borders = tuple(known[border] for border in found.borders)
     return Traced(whole, outlines, pieces(crossing), walks(order[of_crossing]), borders)
 
 
+def _points(corners: Indices, stride: int) -> Ints:
+    """Return (n, 2) vertices (x, y) of lattice points y * stride + x."""
+    points = np.empty((len(corners), 2), np.int64)
+    y = corners // np.int32(stride)
+    points[:, 0], points[:, 1] = corners - y * np.int32(stride), y
+    return points
+
+
 @compiled
-def _marked(labels: npt.NDArray[np.uint8], lookup: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _marked(labels: npt.NDArray[np.uint8], lookup: npt.NDArray[np.uint8]) -> Marks:
     """Return `lookup[labels]`, five times as fast."""
     found = np.empty(labels.shape, np.uint8)
     for y in range(labels.shape[0]):
@@ -103,171 +107,96 @@ def _marked(labels: npt.NDArray[np.uint8], lookup: npt.NDArray[np.uint8]) -> npt
 
 
 @compiled
-def _components(marked: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int32], Ints, Ints]:
-    """Return the number from 1 of each pixel's 4-connected component, their first pixels y * w + x and pixel counts."""
-    height, width = marked.shape[0] - 2, marked.shape[1] - 2
-    found = np.zeros((height, width), np.int32)
-    parent = np.zeros(height * width + 1, np.int32)
-    count = 0
-    for y in range(height):
-        for x in range(width):
-            value = marked[y + 1, x + 1]
-            if value == 0:
-                continue
-            left = found[y, x - 1] if x > 0 and marked[y + 1, x] == value else 0
-            above = found[y - 1, x] if y > 0 and marked[y, x + 1] == value else 0
-            if left == 0 and above == 0:
-                count += 1
-                parent[count] = count
-                found[y, x] = count
-                continue
-            if left and above and left != above:
-                while parent[left] != left:
-                    left = parent[left]
-                while parent[above] != above:
-                    parent[above] = parent[parent[above]]
-                    above = parent[above]
-                parent[max(left, above)] = min(left, above)
-            found[y, x] = min(left, above) if left and above else max(left, above)
-    pieces = 0
-    for k in range(1, count + 1):  # a parent has a smaller number: it has its new one already
-        if parent[k] == k:
-            pieces += 1
-            parent[k] = pieces
-        else:
-            parent[k] = parent[parent[k]]
-    first, pixels = np.zeros(pieces, np.int64), np.zeros(pieces, np.int64)
-    for y in range(height):
-        for x in range(width):
-            if found[y, x]:
-                piece = parent[found[y, x]]
-                found[y, x] = piece
-                if pixels[piece - 1] == 0:
-                    first[piece - 1] = y * width + x
-                pixels[piece - 1] += 1
-    return found, first, pixels
-
-
-@compiled
-def _crossing(marked: npt.NDArray[np.uint8], components: npt.NDArray[np.int32], count: int) -> Bools:
-    """Return (count,) which components have an equal neighbour in the margin."""
-    height, width = components.shape
-    crossing = np.zeros(count, np.bool_)
-    for y in range(height):
-        for x in range(0, width, 1 if y in (0, height - 1) else max(1, width - 1)):
-            value = marked[y + 1, x + 1]
-            above, below = y == 0 and marked[0, x + 1] == value, y == height - 1 and marked[y + 2, x + 1] == value
-            left, right = x == 0 and marked[y + 1, 0] == value, x == width - 1 and marked[y + 1, x + 2] == value
-            if value and (above or below or left or right):
-                crossing[components[y, x] - 1] = True
-    return crossing
-
-
-@compiled
-def _inside(y: int, x: int, height: int, width: int) -> bool:
-    return 0 <= y < height and 0 <= x < width
-
-
-@compiled
-def _is_edge(marked: npt.NDArray[np.uint8], y: int, x: int, direction: int) -> bool:
-    """Say whether a pixel's side, walked in this direction, lies on an outline."""
-    value = marked[y + 1, x + 1]
-    outer = (direction + 3) & 3
-    return bool(value and marked[y + 1 + _DY[outer], x + 1 + _DX[outer]] != value)
-
-
-@compiled
-def _entered(marked: npt.NDArray[np.uint8], y: int, x: int, direction: int) -> bool:
-    """Say whether the walk comes from outside the block to this edge."""
-    height, width = marked.shape[0] - 2, marked.shape[1] - 2
-    value, outer = marked[y + 1, x + 1], (direction + 3) & 3
-    behind_y, behind_x = y - _DY[direction], x - _DX[direction]
-    if marked[behind_y + 1, behind_x + 1] != value:
+def _entered(marks: Marks, seen: Marks, at: int, along: int, side: int) -> bool:
+    """Say whether a pixel's side is an edge to which the walk comes from outside the block."""
+    value = marks[at]
+    if marks[at + side] == value or marks[at - along] != value:
         return False
-    if not _inside(behind_y, behind_x, height, width):
+    if seen[at - along] == _MARGIN:
         return True
-    turned = marked[behind_y + 1 + _DY[outer], behind_x + 1 + _DX[outer]] == value
-    return turned and not _inside(y + _DY[outer], x + _DX[outer], height, width)
+    return bool(marks[at - along + side] == value and seen[at + side] == _MARGIN)
 
 
 @compiled
-def _step(marked: npt.NDArray[np.uint8], y: int, x: int, direction: int) -> tuple[int, int, int, int, bool]:
-    """Return what the walk does at the end of an edge, the next edge, and whether its class touches itself there."""
-    height, width = marked.shape[0] - 2, marked.shape[1] - 2
-    value, outer = marked[y + 1, x + 1], (direction + 3) & 3
-    ahead_y, ahead_x = y + _DY[direction], x + _DX[direction]
-    beyond_y, beyond_x = ahead_y + _DY[outer], ahead_x + _DX[outer]
-    diagonal = marked[beyond_y + 1, beyond_x + 1] == value
-    if marked[ahead_y + 1, ahead_x + 1] != value:
-        return _TURNS, y, x, (direction + 1) & 3, diagonal
-    if not _inside(ahead_y, ahead_x, height, width):
-        return _LEAVES, y, x, direction, False
-    if not diagonal:
-        return _STRAIGHT, ahead_y, ahead_x, direction, False
-    if not _inside(beyond_y, beyond_x, height, width):
-        return _LEAVES, y, x, direction, False
-    return _TURNS, beyond_y, beyond_x, outer, False
+def _corner(at: int, along: int, side: int, stride: int) -> int:
+    """Return the lattice point at which the edge of a pixel ends."""
+    return at + ((along + side - stride - 1) >> 1)
 
 
 @compiled
 def _follow(
-    marked: npt.NDArray[np.uint8], seen: npt.NDArray[np.uint8], y: int, x: int, direction: int, vertices: Ints
+    marks: Marks, seen: Marks, stride: int, at: int, along: int, side: int, corners: Indices, used: int
 ) -> tuple[int, bool]:
-    """Walk from an edge until the walk is back or leaves; return how many vertices it has, and whether it is clean."""
-    used, clean = 0, True
-    while not seen[y, x] >> direction & 1:
-        seen[y, x] |= 1 << direction
-        kind, next_y, next_x, next_direction, touches = _step(marked, y, x, direction)
-        if kind != _STRAIGHT:
-            vertices[used, 0], vertices[used, 1] = x + _END_X[direction], y + _END_Y[direction]
+    """Walk from an edge until the walk is back or leaves; return how many corners there are, and whether it is clean."""
+    value, clean = marks[at], True
+    first, first_along = at, along
+    while True:
+        seen[np.uintp(at)] |= np.uint8(along == 1)
+        corners[np.uintp(used)] = at + ((along + side - stride - 1) >> 1)
+        ahead = marks[np.uintp(at + along)] == value
+        beyond = marks[np.uintp(at + along + side)] == value
+        if ahead and not beyond:
+            at += along
+            if seen[np.uintp(at)] == _MARGIN:
+                return used + 1, clean
+        else:
             used += 1
-        clean = clean and not touches
-        y, x, direction = next_y, next_x, next_direction
-    return used, clean
+            if ahead:
+                at += along + side
+                along, side = side, -along
+                if seen[np.uintp(at)] == _MARGIN:
+                    return used, clean
+            else:
+                clean = clean and not beyond
+                along, side = -side, along
+        if at == first and along == first_along:
+            return used, clean
 
 
 @compiled
-def _edges(marked: npt.NDArray[np.uint8]) -> int:
-    """Count the sides of pixels that lie on outlines."""
-    count = 0
-    for y in range(1, marked.shape[0] - 1):
-        for x in range(1, marked.shape[1] - 1):
-            value = marked[y, x]
-            if value:
-                count += (marked[y - 1, x] != value) + (marked[y + 1, x] != value)
-                count += (marked[y, x - 1] != value) + (marked[y, x + 1] != value)
-    return count
-
-
-@compiled
-def _walked(marked: npt.NDArray[np.uint8], components: npt.NDArray[np.int32]) -> tuple[Ints, Ints, Ints, Bools, Bools]:
-    """Walk every outline; return vertices (x, y), where each walk begins, its piece from 0, if closed, if clean."""
-    height, width = components.shape
-    edges = _edges(marked)
-    vertices = np.empty((edges + 8 * (height + width), 2), np.int64)  # a walk from outside has one more than edges
-    starts, piece = np.zeros(edges + 1, np.int64), np.empty(edges, np.int64)
-    closed, clean = np.empty(edges, np.bool_), np.empty(edges, np.bool_)
-    seen = np.zeros((height, width), np.uint8)
+def _walked(
+    marked: Marks, tops: Indices, top_piece: Indices, north: Indices, south: Indices, west: Indices, east: Indices
+) -> tuple[Indices, Ints, Ints, Bools, Bools]:
+    """Walk every outline; return corners y * stride + x, where each walk begins, its piece, if closed, if clean."""
+    height, width, stride = len(west), len(north), marked.shape[1]
+    marks = marked.reshape(-1)
+    seen = _unseen(height, width)
+    # At least every second corner is at a top or a bottom's end ...
+    most = len(tops) + 4 * (height + width)
+    corners = np.empty(4*len(tops)+16*(height+width), np.int32)
+    starts, piece = np.zeros(most + 1, np.int64), np.empty(most, np.int64)
+    closed, clean = np.empty(most, np.bool_), np.empty(most, np.bool_)
     count = used = 0
     for y in range(height):
         for x in range(0, width, 1 if y in (0, height - 1) else max(1, width - 1)):
-            for direction in range(4):
-                if _is_edge(marked, y, x, direction) and _entered(marked, y, x, direction):
-                    before = (direction + 3) & 3
-                    vertices[used, 0], vertices[used, 1] = x + _END_X[before], y + _END_Y[before]
-                    found, clean[count] = _follow(marked, seen, y, x, direction, vertices[used + 1 :])
-                    used += 1 + found
-                    piece[count], closed[count] = components[y, x] - 1, False
+            at = (y + 1) * stride + x + 1
+            if marks[at] == 0:
+                continue
+            along, side = 1, -stride
+            for _ in range(4):
+                if _entered(marks, seen, at, along, side):
+                    corners[used] = _corner(at, side, -along, stride)
+                    used, clean[count] = _follow(marks, seen, stride, at, along, side, corners, used + 1)
+                    closed[count] = False
+                    piece[count] = north[x] if y == 0 else south[x] if y == height - 1 else west[y] if x == 0 else east[y]
                     count += 1
                     starts[count] = used
+                along, side = -side, along
     # What is left are rings. Each has an edge to the east, and its first one in raster order begins at a turn.
-    for y in range(height):
-        for x in range(width):
-            value = marked[y + 1, x + 1]
-            if value and marked[y, x + 1] != value and not seen[y, x] & 1:
-                found, clean[count] = _follow(marked, seen, y, x, ZERO, vertices[used:])
-                used += found
-                piece[count], closed[count] = components[y, x] - 1, True
-                count += 1
-                starts[count] = used
-    return vertices[:used], starts[: count + 1], piece[:count], closed[:count], clean[:count]
+    for top in range(len(tops)):
+        if not seen[tops[top]]:
+            used, clean[count] = _follow(marks, seen, stride, tops[top], 1, -stride, corners, used)
+            piece[count], closed[count] = top_piece[top], True
+            count += 1
+            starts[count] = used
+    return corners[:used], starts[: count + 1], piece[:count], closed[:count], clean[:count]
+
+
+@compiled
+def _unseen(height: int, width: int) -> Marks:
+    seen = np.zeros((height + 2, width + 2), np.uint8)
+    for y in range(height + 2):
+        seen[y, 0] = seen[y, width + 1] = _MARGIN
+    for x in range(width + 2):
+        seen[0, x] = seen[height + 1, x] = _MARGIN
+    return seen.reshape(-1)
