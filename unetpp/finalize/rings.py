@@ -11,19 +11,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unetpp.finalize.compiled import compiled
+from unetpp.finalize.compiled import ZERO, compiled
 from unetpp.finalize.outlines import Bools, Ints, Outlines, Walks
 
 
-def polygons(walks: Walks, count: int, clean: Bools | None = None) -> tuple[Outlines, Ints]:
+def polygons(walks: Walks, count: int, met: Bools | None = None) -> tuple[Outlines, Ints]:
     """Return the outlines of `count` objects from the closed walks around them, and (count,) the pixels they hold.
 
     Args:
         walks: closed, in any order of owners; vertices at which a walk goes straight on are dropped.
-        clean: (walks,) which walks are known to have neither straight vertices nor vertices met twice; None for none.
+        met: (vertices,) False where a walk is known to come but once, of walks that go straight on nowhere; None where
+            nothing is known of them. With it the walks' vertices are brought into another order in their own array.
     """
-    known = np.zeros(len(walks.owner), np.bool_) if clean is None else clean
-    vertices, starts, walk = _simple(walks.vertices, walks.starts, known)
+    vertices, starts = walks.vertices, walks.starts
+    if met is None:
+        vertices, starts = _turns(vertices, starts)
+        met = np.ones(len(vertices), np.bool_)
+    starts, walk = _cut(vertices, starts, met)
     owner = walks.owner[walk]
     turn, lowest, areas = _measured(vertices, starts)
     order = np.lexsort((lowest, areas < 0, owner))
@@ -41,50 +45,62 @@ def merged(groups: Sequence[tuple[Outlines, Ints]], count: int) -> Outlines:
 
 
 @compiled
-def _simple(vertices: Ints, starts: Ints, clean: Bools) -> tuple[Ints, Ints, Ints]:
-    """Cut walks into rings without straight vertices and vertices met twice; with the walk of each ring."""
-    found = np.empty_like(vertices)
-    bounds, walk = np.zeros(len(vertices) + 1, np.int64), np.empty(len(vertices), np.int64)
-    count = used = 0
+def _turns(vertices: Ints, starts: Ints) -> tuple[Ints, Ints]:
+    """Drop vertices where a walk goes straight on, as it does where a seam cut a straight edge."""
+    found, bounds = np.empty_like(vertices), np.zeros_like(starts)
+    used = 0
     for k in range(len(starts) - 1):
-        begin, end = starts[k], starts[k + 1]
-        if clean[k]:
-            used = _copied(found, used, vertices, begin, end)
-            walk[count] = k
-            count += 1
-            bounds[count] = used
-            continue
-        ring = _turns(vertices[begin:end])
-        place = _places(ring)
-        path, position = np.empty(len(ring), np.int64), np.full(len(ring), -1)
-        length = 0
-        for index in range(len(ring) + 1):
-            known = 0 if index == len(ring) else position[place[index]]
-            if known >= 0:  # the walk has come back to this point, or to its beginning: a ring is closed
-                for at in path[known:length]:
-                    used = _copied(found, used, ring, at, at + 1)
-                    position[place[at]] = -1
-                walk[count] = k
-                count += 1
-                bounds[count] = used
-                length = known
-            if index < len(ring):
-                position[place[index]] = length
-                path[length] = index
-                length += 1
-    return found[:used], bounds[: count + 1], walk[:count]
+        begin, last = starts[k], starts[k + 1] - 1
+        for at in range(begin, last + 1):
+            before, after = vertices[at - 1 if at > begin else last, 0], vertices[at + 1 if at < last else begin, 0]
+            if (before == vertices[at, 0]) != (after == vertices[at, 0]):
+                used = _copied(found, used, vertices, at, at + 1)
+        bounds[k + 1] = used
+    return found[:used], bounds
 
 
 @compiled
-def _turns(ring: Ints) -> Ints:
-    """Drop vertices where the walk goes straight on, as it does where a seam cut a straight edge."""
-    found = np.empty_like(ring)
-    used, last = 0, len(ring) - 1
-    for index in range(len(ring)):
-        before, after = ring[index - 1 if index else last, 0], ring[index + 1 if index < last else 0, 0]
-        if (before == ring[index, 0]) != (after == ring[index, 0]):
-            used = _copied(found, used, ring, index, index + 1)
-    return found[:used]
+def _cut(vertices: Ints, starts: Ints, met: Bools) -> tuple[Ints, Ints]:
+    """Cut walks in place into rings that come to no vertex twice; return where rings begin, and the walk of each.
+
+    The rings of a walk have its vertices and take their place. What is not closed yet waits in `path`, so that nothing
+    is overwritten before it is read.
+    """
+    bounds, walk = np.zeros(len(vertices) + 1, np.int64), np.empty(len(vertices), np.int64)
+    longest = 0
+    for k in range(len(starts) - 1):
+        longest = max(longest, starts[k + 1] - starts[k])
+    path, points, at_place = np.empty((longest, 2), np.int64), np.empty((longest, 2), np.int64), np.empty(longest, np.int64)
+    count = 0
+    for k in range(len(starts) - 1):
+        begin, end = starts[k], starts[k + 1]
+        doubtful = 0
+        for index in range(begin, end):
+            if met[index]:
+                doubtful = _copied(points, doubtful, vertices, index, index + 1)
+        if doubtful:
+            place = _places(points[:doubtful])
+            position = np.full(doubtful, -1)
+            used, length, doubtful = begin, 0, 0
+            for index in range(begin, end):
+                at_place[length] = -1
+                if met[index]:
+                    here = place[doubtful]
+                    doubtful += 1
+                    known = position[here]
+                    if 0 <= known < length and at_place[known] == here:  # the walk is back: a ring is closed
+                        used = _copied(vertices, used, path, known, length)
+                        walk[count] = k
+                        count += 1
+                        bounds[count] = used
+                        length = known
+                    position[here], at_place[length] = length, here
+                length = _copied(path, length, vertices, index, index + 1)
+            _copied(vertices, used, path, 0, length)
+        walk[count] = k
+        count += 1
+        bounds[count] = end
+    return bounds[: count + 1], walk[:count]
 
 
 @compiled
@@ -117,15 +133,19 @@ def _measured(vertices: Ints, starts: Ints) -> tuple[Ints, Ints, Ints]:
     The area is in pixels, positive where the ring runs clockwise on screen; every edge is axis-parallel.
     """
     count = len(starts) - 1
-    turn, lowest, areas = np.empty(count, np.int64), np.empty(count, np.int64), np.zeros(count, np.int64)
+    turn, lowest, areas = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
     for k in range(count):
         begin, end = starts[k], starts[k + 1]
-        turn[k], lowest[k] = 0, (vertices[begin, 1] << 32) + vertices[begin, 0]
+        first, least, area = begin, (vertices[begin, 1] << 32) + vertices[begin, 0], ZERO
+        before = vertices[end - 1, 1]
         for at in range(begin, end):
-            y, x = vertices[at, 1], vertices[at, 0]
-            areas[k] += x * (vertices[at + 1 if at + 1 < end else begin, 1] - y)
-            if (y << 32) + x < lowest[k]:
-                turn[k], lowest[k] = at - begin, (y << 32) + x
+            x, y = vertices[at, 0], vertices[at, 1]
+            # From vertex to vertex one of x and y changes: where y does, x is that of both.
+            area += x * (y - before)
+            before = y
+            if (y << 32) + x < least:
+                first, least = at, (y << 32) + x
+        turn[k], lowest[k], areas[k] = first - begin, least, area
     return turn, lowest, areas
 
 
@@ -136,9 +156,9 @@ def _closed(vertices: Ints, starts: Ints, turn: Ints, order: Ints) -> tuple[Ints
     bounds = np.zeros(len(order) + 1, np.int64)
     used = 0
     for number, k in enumerate(order):
-        begin, length = starts[k], starts[k + 1] - starts[k]
-        for at in range(turn[k], turn[k] + length + 1):
-            used = _copied(found, used, vertices, begin + at % length, begin + at % length + 1)
+        first = starts[k] + turn[k]
+        used = _copied(found, used, vertices, first, starts[k + 1])
+        used = _copied(found, used, vertices, starts[k], first + 1)
         bounds[number + 1] = used
     return found, bounds
 

@@ -30,6 +30,8 @@ class Joined:
     """(n,) whether a piece has an equal neighbour in the margin."""
     borders: tuple[Indices, ...]
     """North (w,), south (w,), west (h,), east (h,): the piece of each border pixel, -1 where none."""
+    runs: int
+    """How many there are."""
     tops: Indices
     """(t,) where pixels begin whose upper neighbours differ, each stretch of them in a run: (y + 1) * (w + 2) + x + 1."""
     top_piece: Indices
@@ -45,7 +47,7 @@ def joined(marked: Marks) -> Joined:
     crossing = np.zeros(len(first), np.bool_)
     for border, inner, outer in zip(borders, _sides(marked[1:-1, 1:-1]), _sides(marked), strict=True):
         crossing[border[(inner == outer[1:-1]) & (inner != 0)]] = True
-    return Joined(first, pixels, crossing, borders, tops, parent[top_run])
+    return Joined(first, pixels, crossing, borders, len(begin), tops, parent[top_run])
 
 
 def _sides(marked: Marks) -> tuple[Marks, ...]:

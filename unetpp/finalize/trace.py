@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from unetpp.finalize.compiled import compiled
 from unetpp.finalize.outlines import Bools, Ints, Outlines, Walks
-from unetpp.finalize.rings import gathered, polygons
+from unetpp.finalize.rings import polygons
 from unetpp.finalize.runs import Indices, Marks, joined
 
 _NORTH_SEEN, _MARGIN = 1, 2
@@ -67,33 +67,44 @@ def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
     lookup = np.where(keep, (np.arange(256) + 1) % 256, 0).astype(np.uint8)
     marked = _marked(labels, lookup)
     found = joined(marked)
-    corners, starts, piece, closed, clean = _walked(marked, found.tops, found.top_piece, *found.borders)
-    vertices = _points(corners, marked.shape[1])
+    corners, starts, piece, closed = _walked(marked, found.runs, found.tops, found.top_piece, *found.borders)
     order, crossing = np.argsort(piece, kind="stable"), found.crossing
     of_crossing = crossing[piece[order]]
     number = np.where(crossing, np.cumsum(crossing), np.cumsum(~crossing)) - 1
 
-    def walks(chosen: Ints) -> Walks:
-        return Walks(*gathered(vertices, starts, chosen), number[piece[chosen]], closed[chosen])
+    def walks(chosen: Ints) -> tuple[Walks, Bools]:
+        vertices, bounds, touching = _gathered(corners, starts, chosen, marked.shape[1])
+        return Walks(vertices, bounds, number[piece[chosen]], closed[chosen]), touching
 
     def pieces(wanted: Bools) -> Pieces:
         y, x = np.divmod(found.first[wanted], marked.shape[1] - 2)
         return Pieces(marked[y + 1, x + 1] - np.uint8(1), np.stack([y, x], axis=1), found.pixels[wanted])
 
-    rings, whole = order[~of_crossing], pieces(~crossing)
-    outlines, held = polygons(walks(rings), len(whole.labels), clean[rings])
+    rings, touching = walks(order[~of_crossing])
+    whole = pieces(~crossing)
+    outlines, held = polygons(rings, len(whole.labels), touching)
     assert np.array_equal(held, whole.pixels)
     known = np.append(np.where(crossing, number + 1, 0), 0)  # piece -1 reads the last one
     borders = tuple(known[border] for border in found.borders)
-    return Traced(whole, outlines, pieces(crossing), walks(order[of_crossing]), borders)
+    return Traced(whole, outlines, pieces(crossing), walks(order[of_crossing])[0], borders)
 
 
-def _points(corners: Indices, stride: int) -> Ints:
-    """Return (n, 2) vertices (x, y) of lattice points y * stride + x."""
-    points = np.empty((len(corners), 2), np.int64)
-    y = corners // np.int32(stride)
-    points[:, 0], points[:, 1] = corners - y * np.int32(stride), y
-    return points
+@compiled
+def _gathered(corners: Indices, starts: Ints, order: Ints, stride: int) -> tuple[Ints, Ints, Bools]:
+    """Return these walks, one behind the other: vertices (x, y), where each begins, which vertices touch."""
+    bounds = np.zeros(len(order) + 1, np.int64)
+    for number, k in enumerate(order):
+        bounds[number + 1] = bounds[number] + starts[k + 1] - starts[k]
+    found, touching = np.empty((bounds[-1], 2), np.int64), np.empty(bounds[-1], np.bool_)
+    width = np.uint32(stride)  # unsigned and of 32 bits: a division takes half as long
+    for number, k in enumerate(order):
+        used = bounds[number]
+        for at in range(starts[k], starts[k + 1]):
+            corner = np.uint32(corners[at]) >> np.uint32(1)
+            y = corner // width
+            found[used, 0], found[used, 1], touching[used] = corner - y * width, y, corners[at] & 1
+            used += 1
+    return found, bounds, touching
 
 
 @compiled
@@ -119,53 +130,51 @@ def _entered(marks: Marks, seen: Marks, at: int, along: int, side: int) -> bool:
 
 @compiled
 def _corner(at: int, along: int, side: int, stride: int) -> int:
-    """Return the lattice point at which the edge of a pixel ends."""
-    return at + ((along + side - stride - 1) >> 1)
+    """Return the lattice point at which the edge of a pixel ends, twice: a corner is odd where its class touches."""
+    return 2 * at + along + side - stride - 1
 
 
 @compiled
 def _follow(
     marks: Marks, seen: Marks, stride: int, at: int, along: int, side: int, corners: Indices, used: int
-) -> tuple[int, bool]:
-    """Walk from an edge until the walk is back or leaves; return how many corners there are, and whether it is clean."""
-    value, clean = marks[at], True
+) -> int:
+    """Walk from an edge until the walk is back or leaves; return how many corners there are."""
+    value = marks[at]
     first, first_along = at, along
     while True:
         seen[np.uintp(at)] |= np.uint8(along == 1)
-        corners[np.uintp(used)] = at + ((along + side - stride - 1) >> 1)
+        corner = _corner(at, along, side, stride)
         ahead = marks[np.uintp(at + along)] == value
         beyond = marks[np.uintp(at + along + side)] == value
-        if ahead and not beyond:
-            at += along
-            if seen[np.uintp(at)] == _MARGIN:
-                return used + 1, clean
-        else:
+        if not ahead:
+            corners[np.uintp(used)] = corner + beyond
             used += 1
-            if ahead:
-                at += along + side
+            along, side = -side, along
+        else:
+            corners[np.uintp(used)] = corner
+            at += along
+            used += beyond
+            if beyond:
+                at += side
                 along, side = side, -along
-                if seen[np.uintp(at)] == _MARGIN:
-                    return used, clean
-            else:
-                clean = clean and not beyond
-                along, side = -side, along
+            if seen[np.uintp(at)] == _MARGIN:
+                return used + (not beyond)
         if at == first and along == first_along:
-            return used, clean
+            return used
 
 
 @compiled
 def _walked(
-    marked: Marks, tops: Indices, top_piece: Indices, north: Indices, south: Indices, west: Indices, east: Indices
-) -> tuple[Indices, Ints, Ints, Bools, Bools]:
-    """Walk every outline; return corners y * stride + x, where each walk begins, its piece, if closed, if clean."""
+    marked: Marks, runs: int, tops: Indices, top_piece: Indices, north: Indices, south: Indices, west: Indices, east: Indices
+) -> tuple[Indices, Ints, Ints, Bools]:
+    """Walk every outline; return corners, where each walk begins, its piece, if closed."""
     height, width, stride = len(west), len(north), marked.shape[1]
     marks = marked.reshape(-1)
     seen = _unseen(height, width)
-    # At least every second corner is at a top or a bottom's end ...
+    # Of a corner's two edges one is upright, and a run has two of those. Walks from outside begin and end besides.
+    corners = np.empty(4 * runs + 8 * (height + width), np.int32)
     most = len(tops) + 4 * (height + width)
-    corners = np.empty(4*len(tops)+16*(height+width), np.int32)
-    starts, piece = np.zeros(most + 1, np.int64), np.empty(most, np.int64)
-    closed, clean = np.empty(most, np.bool_), np.empty(most, np.bool_)
+    starts, piece, closed = np.zeros(most + 1, np.int64), np.empty(most, np.int64), np.empty(most, np.bool_)
     count = used = 0
     for y in range(height):
         for x in range(0, width, 1 if y in (0, height - 1) else max(1, width - 1)):
@@ -176,20 +185,20 @@ def _walked(
             for _ in range(4):
                 if _entered(marks, seen, at, along, side):
                     corners[used] = _corner(at, side, -along, stride)
-                    used, clean[count] = _follow(marks, seen, stride, at, along, side, corners, used + 1)
-                    closed[count] = False
+                    used = _follow(marks, seen, stride, at, along, side, corners, used + 1)
                     piece[count] = north[x] if y == 0 else south[x] if y == height - 1 else west[y] if x == 0 else east[y]
+                    closed[count] = False
                     count += 1
                     starts[count] = used
                 along, side = -side, along
     # What is left are rings. Each has an edge to the east, and its first one in raster order begins at a turn.
     for top in range(len(tops)):
         if not seen[tops[top]]:
-            used, clean[count] = _follow(marks, seen, stride, tops[top], 1, -stride, corners, used)
+            used = _follow(marks, seen, stride, tops[top], 1, -stride, corners, used)
             piece[count], closed[count] = top_piece[top], True
             count += 1
             starts[count] = used
-    return corners[:used], starts[: count + 1], piece[:count], closed[:count], clean[:count]
+    return corners[:used], starts[: count + 1], piece[:count], closed[:count]
 
 
 @compiled
