@@ -17,6 +17,13 @@ from unetpp.finalize.outlines import Bools, Ints
 Marks = npt.NDArray[np.uint8]
 """(h + 2, w + 2) a block with a margin of one pixel: 0 is not outlined, every other value is a class."""
 Indices = npt.NDArray[np.int32]
+_ONE = np.uint64(1)
+# Times a word of eight bytes that are 0 or 1, has them in its highest byte.
+_PACK = np.uint64(0x0102040810204080)
+# Every window of six of its bits is another number: times a power of two, its highest six bits tell which.
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT = np.empty(64, np.int64)
+_BIT[[(0x03F79D71B4CB0A89 << bit) % 2**64 >> 58 for bit in range(64)]] = np.arange(64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,69 +67,69 @@ def _runs(marked: Marks) -> tuple[Indices, Indices, Indices]:
     height, width = marked.shape[0] - 2, marked.shape[1] - 2
     begin, end = np.empty(height * width + 1, np.int32), np.empty(height * width + 1, np.int32)
     rows = np.zeros(height + 1, np.int32)
-    changes = np.empty(width + 8, np.int32)
-    # Whether a pixel differs from the one before it. Eight of them are one word: most words are 0.
-    differs = np.zeros(width // 8 * 8 + 8, np.uint8)
-    words = differs.view(np.uint64)
-    used = 0
+    # Whether a pixel differs from the one before it: bytes of 0 or 1 that are packed to one bit each, 64 a word.
+    differs = np.zeros(width // 64 * 64 + 64, np.uint8)
+    eights = differs.view(np.uint64)
+    used = np.uintp(0)
     for y in range(height):
+        row = marked[y + 1]
         for x in range(1, width):
-            differs[x] = marked[y + 1, x + 1] != marked[y + 1, x]
-        count = np.uintp(0)
-        for word in range(len(words)):
-            if words[word]:
-                # What is no change is overwritten: a branch would be taken at random, and cost more.
-                for x in range(np.uintp(8 * word), np.uintp(8 * word + 8)):
-                    changes[count] = x
-                    count += np.uintp(differs[x])
-        changes[count] = width
+            differs[x] = row[x + 1] != row[x]
         begin[used] = 0
-        value = marked[y + 1, 1]
-        for change in range(count + np.uintp(1)):
-            x = changes[change]
-            end[used] = x
-            used += value != 0
-            begin[used] = x
-            value = marked[y + 1, x + 1]
+        value = row[1]
+        for word in range(len(eights) // 8):
+            bits = np.uint64(0)
+            for eight in range(8):
+                bits |= (eights[8 * word + eight] * _PACK >> np.uint64(56)) << np.uint64(8 * eight)
+            while bits:
+                others = bits & (bits - _ONE)
+                x = 64 * word + _BIT[(bits ^ others) * _DE_BRUIJN >> np.uint64(58)]
+                bits = others
+                # A run of what is not outlined is overwritten by the next: a branch would be taken at random.
+                end[used] = x
+                used += np.uintp(value != 0)
+                begin[used] = x
+                value = row[x + 1]
+        end[used] = width
+        used += np.uintp(value != 0)
         rows[y + 1] = used
     return begin[:used], end[:used], rows
-
-
-@compiled
-def _root(parent: Indices, run: int) -> int:
-    while parent[run] != run:
-        parent[run] = parent[parent[run]]
-        run = parent[run]
-    return run
 
 
 @compiled
 def _connected(marked: Marks, begin: Indices, end: Indices, rows: Indices) -> tuple[Indices, Indices, Indices]:
     """Return each run's parent (a run of its piece, before it or itself), where tops begin, and the run of each."""
     stride = marked.shape[1]
-    parent = np.arange(len(begin)).astype(np.int32)
-    tops, owner = np.empty(2 * len(begin), np.int32), np.empty(2 * len(begin), np.int32)
-    count = 0
+    parent = np.empty(len(begin), np.int32)
+    tops, owner = np.empty(2 * len(begin) + 1, np.int32), np.empty(2 * len(begin) + 1, np.int32)
+    count = np.uintp(0)
     for y in range(1, len(rows)):
-        row, above = y * stride + 1, rows[max(y - 2, 0)]
-        for run in range(rows[y - 1], rows[y]):
-            x, value = begin[run], marked[y, begin[run] + 1]
-            while above < rows[y - 1] and end[above] <= x:
-                above += 1
+        row, values, values_above = y * stride + 1, marked[y], marked[y - 1]
+        above, last = np.uintp(rows[max(y - 2, 0)]), np.uintp(rows[y - 1])
+        for run in range(np.uintp(rows[y - 1]), np.uintp(rows[y])):
+            x, stop, root = begin[run], end[run], run
+            value = values[np.uintp(x + 1)]
+            while above < last and end[above] <= x:
+                above += _ONE
             other = above
-            while other < rows[y - 1] and begin[other] < end[run]:
-                if marked[y - 1, begin[other] + 1] == value:
-                    one, two = _root(parent, run), _root(parent, other)
-                    parent[max(one, two)] = min(one, two)
-                    if x < begin[other]:
-                        tops[count], owner[count] = row + x, run
-                        count += 1
+            while other < last and begin[other] < stop:
+                if values_above[np.uintp(begin[other] + 1)] == value:
+                    there = other
+                    while parent[there] != there:
+                        there = np.uintp(parent[there])
+                    parent[other] = there
+                    if there < root:
+                        root, there = there, root
+                    parent[there] = root
+                    # Written always, counted where it is so: a branch would be taken at random.
+                    tops[count], owner[count] = row + x, run
+                    count += np.uintp(x < begin[other])
                     x = end[other]
-                other += 1
+                other += _ONE
+            parent[run] = root
             # Of the first row, what begins elsewhere than its run does is on a walk from outside.
-            if x < end[run] and (y > 1 or marked[0, x + 1] != value):
-                tops[count], owner[count] = row + x, run
-                count += 1
+            tops[count], owner[count] = row + x, run
+            count += np.uintp(x < stop and (y > 1 or marked[0, x + 1] != value))
     return parent, tops[:count], owner[:count]
 
 
