@@ -62,10 +62,22 @@ def _sides(marked: Marks) -> tuple[Marks, ...]:
 
 
 @compiled
+def _most_runs(marked: Marks) -> int:
+    """Count runs with those of what is not outlined: memory for every pixel would be fetched anew each time."""
+    count = marked.shape[0] - 2
+    for y in range(1, marked.shape[0] - 1):
+        row = marked[y]
+        for x in range(1, marked.shape[1] - 2):
+            count += row[x + 1] != row[x]
+    return count
+
+
+@compiled
 def _runs(marked: Marks) -> tuple[Indices, Indices, Indices]:
     """Return where each run begins and ends (x), and the number of each row's first run, then of all."""
     height, width = marked.shape[0] - 2, marked.shape[1] - 2
-    begin, end = np.empty(height * width + 1, np.int32), np.empty(height * width + 1, np.int32)
+    most = _most_runs(marked)
+    begin, end = np.empty(most + 1, np.int32), np.empty(most + 1, np.int32)
     rows = np.zeros(height + 1, np.int32)
     # Whether a pixel differs from the one before it: bytes of 0 or 1 that are packed to one bit each, 64 a word.
     differs = np.zeros(width // 64 * 64 + 64, np.uint8)
