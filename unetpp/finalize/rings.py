@@ -66,11 +66,14 @@ def _cut(vertices: Ints, starts: Ints, met: Bools) -> tuple[Ints, Ints]:
     The rings of a walk have its vertices and take their place. What is not closed yet waits in `path`, so that nothing
     is overwritten before it is read.
     """
-    bounds, walk = np.zeros(len(vertices) + 1, np.int64), np.empty(len(vertices), np.int64)
-    longest = 0
+    most, longest = len(starts) - 1, 0
     for k in range(len(starts) - 1):
         longest = max(longest, starts[k + 1] - starts[k])
-    path, points, at_place = np.empty((longest, 2), np.int64), np.empty((longest, 2), np.int64), np.empty(longest, np.int64)
+    for index in range(len(met)):
+        most += met[index]
+    bounds, walk = np.zeros(most + 1, np.int64), np.empty(most, np.int64)
+    path, points = np.empty((longest, 2), np.int64), np.empty((longest, 2), np.int64)
+    at_place = np.empty(longest, np.int64)  # of each vertex in `path`, -1 where no doubt is
     count = 0
     for k in range(len(starts) - 1):
         begin, end = starts[k], starts[k + 1]

@@ -63,9 +63,7 @@ def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
         labels: (h + 2, w + 2) class values, the block with a margin of one pixel (anything not kept past the image).
         keep: (256,) whether a class value is outlined; 255 must be False.
     """
-    # 0 = not outlined; a kept class c is c + 1, so that class 0 can be outlined too.
-    lookup = np.where(keep, (np.arange(256) + 1) % 256, 0).astype(np.uint8)
-    marked = _marked(labels, lookup)
+    marked = _marked(labels, keep)
     found = joined(marked)
     corners, starts, piece, closed = _walked(marked, found.runs, found.tops, found.top_piece, *found.borders)
     order, crossing = np.argsort(piece, kind="stable"), found.crossing
@@ -78,7 +76,7 @@ def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
 
     def pieces(wanted: Bools) -> Pieces:
         y, x = np.divmod(found.first[wanted], marked.shape[1] - 2)
-        return Pieces(marked[y + 1, x + 1] - np.uint8(1), np.stack([y, x], axis=1), found.pixels[wanted])
+        return Pieces(labels[y + 1, x + 1], np.stack([y, x], axis=1), found.pixels[wanted])
 
     rings, touching = walks(order[~of_crossing])
     whole = pieces(~crossing)
@@ -107,8 +105,16 @@ def _gathered(corners: Indices, starts: Ints, order: Ints, stride: int) -> tuple
     return found, bounds, touching
 
 
+def _marked(labels: npt.NDArray[np.uint8], keep: Bools) -> Marks:
+    """Return 0 for what is not outlined, and another number for each class that is, class 0 as well."""
+    kept = np.flatnonzero(keep)
+    if len(kept) == 1:  # a comparison takes a fifth of the time that the table does
+        return np.equal(labels, np.uint8(kept[0]), order="C").view(np.uint8)
+    return _looked_up(labels, np.where(keep, (np.arange(256) + 1) % 256, 0).astype(np.uint8))
+
+
 @compiled
-def _marked(labels: npt.NDArray[np.uint8], lookup: npt.NDArray[np.uint8]) -> Marks:
+def _looked_up(labels: npt.NDArray[np.uint8], lookup: npt.NDArray[np.uint8]) -> Marks:
     """Return `lookup[labels]`, five times as fast."""
     found = np.empty(labels.shape, np.uint8)
     for y in range(labels.shape[0]):
