@@ -20,8 +20,8 @@ def polygons(walks: Walks, count: int, met: Bools | None = None) -> tuple[Outlin
 
     Args:
         walks: closed, in any order of owners; vertices at which a walk goes straight on are dropped.
-        met: (vertices,) False where a walk is known to come but once, of walks that go straight on nowhere; None where
-            nothing is known of them. With it the walks' vertices are brought into another order in their own array.
+        met: (vertices,) where a walk may come twice, of walks that go straight on nowhere; None where nothing is known
+            of them. With it the rings of a walk are put in order in the walks' own array of vertices.
     """
     vertices, starts = walks.vertices, walks.starts
     if met is None:
@@ -66,40 +66,39 @@ def _cut(vertices: Ints, starts: Ints, met: Bools) -> tuple[Ints, Ints]:
     The rings of a walk have its vertices and take their place. What is not closed yet waits in `path`, so that nothing
     is overwritten before it is read.
     """
-    most, longest = len(starts) - 1, 0
-    for k in range(len(starts) - 1):
-        longest = max(longest, starts[k + 1] - starts[k])
+    most, longest = len(starts) - 1, ZERO
     for index in range(len(met)):
         most += met[index]
+    for k in range(len(starts) - 1):
+        longest = max(longest, starts[k + 1] - starts[k])
     bounds, walk = np.zeros(most + 1, np.int64), np.empty(most, np.int64)
     path, points = np.empty((longest, 2), np.int64), np.empty((longest, 2), np.int64)
-    at_place = np.empty(longest, np.int64)  # of each vertex in `path`, -1 where no doubt is
-    count = 0
+    waiting = np.empty(longest, np.int64)  # the place of each vertex in `path`, -1 for what is met once
+    count = ZERO
     for k in range(len(starts) - 1):
         begin, end = starts[k], starts[k + 1]
-        doubtful = 0
+        doubtful = ZERO
         for index in range(begin, end):
             if met[index]:
                 doubtful = _copied(points, doubtful, vertices, index, index + 1)
         if doubtful:
-            place = _places(points[:doubtful])
-            position = np.full(doubtful, -1)
-            used, length, doubtful = begin, 0, 0
+            place, position = _places(points[:doubtful]), np.full(doubtful, -1)
+            used, length, doubtful = begin, ZERO, ZERO
             for index in range(begin, end):
-                at_place[length] = -1
+                waiting[length] = -1
                 if met[index]:
                     here = place[doubtful]
                     doubtful += 1
                     known = position[here]
-                    if 0 <= known < length and at_place[known] == here:  # the walk is back: a ring is closed
+                    if 0 <= known < length and waiting[known] == here:  # the walk is back: a ring is closed
                         used = _copied(vertices, used, path, known, length)
                         walk[count] = k
                         count += 1
                         bounds[count] = used
                         length = known
-                    position[here], at_place[length] = length, here
+                    position[here], waiting[length] = length, here
                 length = _copied(path, length, vertices, index, index + 1)
-            _copied(vertices, used, path, 0, length)
+            _copied(vertices, used, path, ZERO, length)
         walk[count] = k
         count += 1
         bounds[count] = end

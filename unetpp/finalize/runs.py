@@ -1,7 +1,8 @@
-"""Cut one block of a label map into runs, and join these to its 4-connected pieces; knows nothing of outlines' form.
+"""Cut one block of a label map into runs, and join these to its 4-connected pieces; knows nothing of outlines.
 
-A run is the longest stretch of pixels of one class within a row. There are some thirty times fewer runs than pixels, so
-everything that is asked of each pixel but "does it equal its neighbour?" is asked of runs here.
+A run is the longest stretch of pixels of one class within a row. There are some thirty times fewer of them than pixels,
+so that pixels are asked nothing here but whether they equal their neighbour: compilers make that one instruction for
+dozens of them.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.compiled import compiled
+from unetpp.finalize.compiled import ZERO, compiled
 from unetpp.finalize.outlines import Bools, Ints
 
 Marks = npt.NDArray[np.uint8]
 """(h + 2, w + 2) a block with a margin of one pixel: 0 is not outlined, every other value is a class."""
 Indices = npt.NDArray[np.int32]
 _ONE = np.uint64(1)
-# Times a word of eight bytes that are 0 or 1, has them in its highest byte.
+# Times a word of eight bytes that are 0 or 1, the first one lowest: the highest byte has them as bits in that order.
 _PACK = np.uint64(0x0102040810204080)
 # Every window of six of its bits is another number: times a power of two, its highest six bits tell which.
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
@@ -40,7 +41,10 @@ class Joined:
     runs: int
     """How many there are."""
     tops: Indices
-    """(t,) where pixels begin whose upper neighbours differ, each stretch of them in a run: (y + 1) * (w + 2) + x + 1."""
+    """(t,) where pixels of a run begin whose upper neighbours differ, in raster order: (y + 1) * (w + 2) + x + 1.
+
+    In the first row only those at which their run begins, too.
+    """
     top_piece: Indices
     """(t,) the piece that such pixels are of."""
 
@@ -64,12 +68,12 @@ def _sides(marked: Marks) -> tuple[Marks, ...]:
 @compiled
 def _most_runs(marked: Marks) -> int:
     """Count runs with those of what is not outlined: memory for every pixel would be fetched anew each time."""
-    count = marked.shape[0] - 2
+    count = ZERO + marked.shape[0] - 2
     for y in range(1, marked.shape[0] - 1):
         row = marked[y]
         for x in range(1, marked.shape[1] - 2):
-            count += row[x + 1] != row[x]
-    return count
+            count += int(row[x + 1] != row[x])
+    return int(count)
 
 
 @compiled
@@ -119,7 +123,7 @@ def _connected(marked: Marks, begin: Indices, end: Indices, rows: Indices) -> tu
         row, values, values_above = y * stride + 1, marked[y], marked[y - 1]
         above, last = np.uintp(rows[max(y - 2, 0)]), np.uintp(rows[y - 1])
         for run in range(np.uintp(rows[y - 1]), np.uintp(rows[y])):
-            x, stop, root = begin[run], end[run], run
+            x, stop, root = begin[run], end[run], np.uintp(run)
             value = values[np.uintp(x + 1)]
             while above < last and end[above] <= x:
                 above += _ONE
@@ -128,8 +132,8 @@ def _connected(marked: Marks, begin: Indices, end: Indices, rows: Indices) -> tu
                 if values_above[np.uintp(begin[other] + 1)] == value:
                     there = other
                     while parent[there] != there:
+                        parent[there] = parent[parent[there]]
                         there = np.uintp(parent[there])
-                    parent[other] = there
                     if there < root:
                         root, there = there, root
                     parent[there] = root

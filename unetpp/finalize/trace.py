@@ -10,6 +10,11 @@ Every outline is walked with its own pixels on the right hand (clockwise on scre
 A walk that leaves the block stays open: it ends at a lattice point of the block's border, where exactly one walk of the
 same class goes on in the neighbouring block. That is what makes joining exact: the pieces of a seam carry no edge along
 the seam, so nothing has to be dissolved, and every number is an integer.
+
+While it is walked, a block is one flat array with its margin: a step is a sum. `at` is the number of a pixel, `along`
+and `side` lead from it to the pixels ahead and at the outer side. A corner is twice the number y * (w + 2) + x of its
+lattice point, and one more where it is convex and the pixel across it is of the same class: nowhere else can a walk
+come to a point twice.
 """
 
 from __future__ import annotations
@@ -19,12 +24,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unetpp.finalize.compiled import compiled
+from unetpp.finalize.compiled import ZERO, compiled
 from unetpp.finalize.outlines import Bools, Ints, Outlines, Walks
 from unetpp.finalize.rings import polygons
 from unetpp.finalize.runs import Indices, Marks, joined
 
-_NORTH_SEEN, _MARGIN = 1, 2
+# What is noted of a pixel: that its northern side was walked (to the east), that it lies outside the block.
+_WALKED, _MARGIN = 1, 2
+_EAST = ZERO + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,7 @@ def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
         keep: (256,) whether a class value is outlined; 255 must be False.
     """
     marked = _marked(labels, keep)
+    assert marked.size < 2**30  # corners are counted in 32 bits
     found = joined(marked)
     corners, starts, piece, closed = _walked(marked, found.runs, found.tops, found.top_piece, *found.borders)
     order, crossing = np.argsort(piece, kind="stable"), found.crossing
@@ -89,18 +97,18 @@ def trace_block(labels: npt.NDArray[np.uint8], keep: Bools) -> Traced:
 
 @compiled
 def _gathered(corners: Indices, starts: Ints, order: Ints, stride: int) -> tuple[Ints, Ints, Bools]:
-    """Return these walks, one behind the other: vertices (x, y), where each begins, which vertices touch."""
+    """Return these walks, one behind the other: vertices (x, y), where each begins, where its class touches itself."""
     bounds = np.zeros(len(order) + 1, np.int64)
     for number, k in enumerate(order):
         bounds[number + 1] = bounds[number] + starts[k + 1] - starts[k]
     found, touching = np.empty((bounds[-1], 2), np.int64), np.empty(bounds[-1], np.bool_)
-    width = np.uint32(stride)  # unsigned and of 32 bits: a division takes half as long
+    width = np.uint32(stride)  # without a sign and in 32 bits, a division takes half as long
     for number, k in enumerate(order):
         used = bounds[number]
         for at in range(starts[k], starts[k + 1]):
-            corner = np.uint32(corners[at]) >> np.uint32(1)
-            y = corner // width
-            found[used, 0], found[used, 1], touching[used] = corner - y * width, y, corners[at] & 1
+            point = np.uint32(corners[at]) >> np.uint32(1)
+            y = point // width
+            found[used, 0], found[used, 1], touching[used] = point - y * width, y, corners[at] & 1
             used += 1
     return found, bounds, touching
 
@@ -125,7 +133,7 @@ def _looked_up(labels: npt.NDArray[np.uint8], lookup: npt.NDArray[np.uint8]) -> 
 
 @compiled
 def _entered(marks: Marks, seen: Marks, at: int, along: int, side: int) -> bool:
-    """Say whether a pixel's side is an edge to which the walk comes from outside the block."""
+    """Say whether a pixel's side lies on an outline, and the walk comes to it from outside the block."""
     value = marks[at]
     if marks[at + side] == value or marks[at - along] != value:
         return False
@@ -136,34 +144,31 @@ def _entered(marks: Marks, seen: Marks, at: int, along: int, side: int) -> bool:
 
 @compiled
 def _corner(at: int, along: int, side: int, stride: int) -> int:
-    """Return the lattice point at which the edge of a pixel ends, twice: a corner is odd where its class touches."""
+    """Return the corner at which the edge of a pixel ends: the pixel's middle, half a step ahead and half one aside."""
     return 2 * at + along + side - stride - 1
 
 
 @compiled
-def _follow(
-    marks: Marks, seen: Marks, stride: int, at: int, along: int, side: int, corners: Indices, used: int
-) -> int:
-    """Walk from an edge until the walk is back or leaves; return how many corners there are."""
-    value = marks[at]
-    first, first_along = at, along
+def _follow(marks: Marks, seen: Marks, stride: int, at: int, along: int, side: int, corners: Indices, used: int) -> int:
+    """Walk from an edge until the walk is back or leaves; return how many corners are used then."""
+    # Numbers without a sign are not looked at for being below zero, which would count from an array's end.
+    value, first, first_along = marks[at], at, along
     while True:
-        seen[np.uintp(at)] |= np.uint8(along == 1)
+        seen[np.uintp(at)] |= np.uint8(along == _EAST)
         corner = _corner(at, along, side, stride)
-        ahead = marks[np.uintp(at + along)] == value
         beyond = marks[np.uintp(at + along + side)] == value
-        if not ahead:
+        if marks[np.uintp(at + along)] != value:  # convex
             corners[np.uintp(used)] = corner + beyond
             used += 1
             along, side = -side, along
         else:
-            corners[np.uintp(used)] = corner
-            at += along
+            corners[np.uintp(used)] = corner  # of a straight one the place is used again
             used += beyond
-            if beyond:
+            at += along
+            if beyond:  # concave
                 at += side
                 along, side = side, -along
-            if seen[np.uintp(at)] == _MARGIN:
+            if seen[np.uintp(at)] == _MARGIN:  # an open walk ends at a corner even if it goes straight on
                 return used + (not beyond)
         if at == first and along == first_along:
             return used
@@ -171,13 +176,26 @@ def _follow(
 
 @compiled
 def _walked(
-    marked: Marks, runs: int, tops: Indices, top_piece: Indices, north: Indices, south: Indices, west: Indices, east: Indices
+    marked: Marks,
+    runs: int,
+    tops: Indices,
+    top_piece: Indices,
+    north: Indices,
+    south: Indices,
+    west: Indices,
+    east: Indices,
 ) -> tuple[Indices, Ints, Ints, Bools]:
-    """Walk every outline; return corners, where each walk begins, its piece, if closed."""
+    """Walk every outline; return corners, where each walk begins, its piece, if closed.
+
+    Args:
+        marked: the block.
+        runs: how many it has.
+        tops: where pixels begin whose northern sides are edges, and `top_piece`, their pieces.
+        north: the pieces of the pixels on the borders; so do `south`, `west` and `east`.
+    """
     height, width, stride = len(west), len(north), marked.shape[1]
-    marks = marked.reshape(-1)
-    seen = _unseen(height, width)
-    # Of a corner's two edges one is upright, and a run has two of those. Walks from outside begin and end besides.
+    marks, seen = marked.reshape(-1), _unseen(height, width)
+    # One of a corner's two edges is upright, and a run has two of those. Walks from outside begin and end besides.
     corners = np.empty(4 * runs + 8 * (height + width), np.int32)
     most = len(tops) + 4 * (height + width)
     starts, piece, closed = np.zeros(most + 1, np.int64), np.empty(most, np.int64), np.empty(most, np.bool_)
@@ -187,20 +205,22 @@ def _walked(
             at = (y + 1) * stride + x + 1
             if marks[at] == 0:
                 continue
-            along, side = 1, -stride
+            along, side = _EAST, -stride
             for _ in range(4):
                 if _entered(marks, seen, at, along, side):
                     corners[used] = _corner(at, side, -along, stride)
                     used = _follow(marks, seen, stride, at, along, side, corners, used + 1)
-                    piece[count] = north[x] if y == 0 else south[x] if y == height - 1 else west[y] if x == 0 else east[y]
+                    upright = west[y] if x == 0 else east[y]
+                    piece[count] = north[x] if y == 0 else south[x] if y == height - 1 else upright
                     closed[count] = False
                     count += 1
                     starts[count] = used
                 along, side = -side, along
     # What is left are rings. Each has an edge to the east, and its first one in raster order begins at a turn.
     for top in range(len(tops)):
-        if not seen[tops[top]]:
-            used = _follow(marks, seen, stride, tops[top], 1, -stride, corners, used)
+        at = ZERO + tops[top]
+        if seen[at] != _WALKED:
+            used = _follow(marks, seen, stride, at, _EAST, -stride, corners, used)
             piece[count], closed[count] = top_piece[top], True
             count += 1
             starts[count] = used
@@ -209,9 +229,9 @@ def _walked(
 
 @compiled
 def _unseen(height: int, width: int) -> Marks:
-    seen = np.zeros((height + 2, width + 2), np.uint8)
-    for y in range(height + 2):
-        seen[y, 0] = seen[y, width + 1] = _MARGIN
-    for x in range(width + 2):
-        seen[0, x] = seen[height + 1, x] = _MARGIN
+    """Return what is noted of the pixels of a block and its margin before the first walk."""
+    seen = np.full((height + 2, width + 2), np.uint8(_MARGIN), np.uint8)
+    for y in range(1, height + 1):
+        for x in range(1, width + 1):
+            seen[y, x] = 0
     return seen.reshape(-1)
