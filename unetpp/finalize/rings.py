@@ -64,7 +64,8 @@ def _cut(vertices: Ints, starts: Ints, met: Bools) -> tuple[Ints, Ints]:
     """Cut walks in place into rings that come to no vertex twice; return where rings begin, and the walk of each.
 
     The rings of a walk have its vertices and take their place. What is not closed yet waits in `path`, so that nothing
-    is overwritten before it is read.
+    is overwritten before it is read. A walk comes to a point twice at most and never crosses itself: a point that it
+    comes back to is still in `path`.
     """
     most, longest = len(starts) - 1, ZERO
     for index in range(len(met)):
@@ -73,7 +74,6 @@ def _cut(vertices: Ints, starts: Ints, met: Bools) -> tuple[Ints, Ints]:
         longest = max(longest, starts[k + 1] - starts[k])
     bounds, walk = np.zeros(most + 1, np.int64), np.empty(most, np.int64)
     path, points = np.empty((longest, 2), np.int64), np.empty((longest, 2), np.int64)
-    waiting = np.empty(longest, np.int64)  # the place of each vertex in `path`, -1 for what is met once
     count = ZERO
     for k in range(len(starts) - 1):
         begin, end = starts[k], starts[k + 1]
@@ -85,18 +85,17 @@ def _cut(vertices: Ints, starts: Ints, met: Bools) -> tuple[Ints, Ints]:
             place, position = _places(points[:doubtful]), np.full(doubtful, -1)
             used, length, doubtful = begin, ZERO, ZERO
             for index in range(begin, end):
-                waiting[length] = -1
                 if met[index]:
                     here = place[doubtful]
                     doubtful += 1
                     known = position[here]
-                    if 0 <= known < length and waiting[known] == here:  # the walk is back: a ring is closed
+                    if known >= 0:  # the walk is back: a ring is closed
                         used = _copied(vertices, used, path, known, length)
                         walk[count] = k
                         count += 1
                         bounds[count] = used
                         length = known
-                    position[here], waiting[length] = length, here
+                    position[here] = length
                 length = _copied(path, length, vertices, index, index + 1)
             _copied(vertices, used, path, ZERO, length)
         walk[count] = k

@@ -84,7 +84,7 @@ def _runs(marked: Marks) -> tuple[Indices, Indices, Indices]:
     begin, end = np.empty(most + 1, np.int32), np.empty(most + 1, np.int32)
     rows = np.zeros(height + 1, np.int32)
     # Whether a pixel differs from the one before it: bytes of 0 or 1 that are packed to one bit each, 64 a word.
-    differs = np.zeros(width // 64 * 64 + 64, np.uint8)
+    differs = np.zeros((width + 63) // 64 * 64, np.uint8)
     eights = differs.view(np.uint64)
     used = np.uintp(0)
     for y in range(height):

@@ -88,3 +88,20 @@ def test_pieces_that_begin_the_higher_the_further_right_are_joined_from_left_to_
     marked[42, 2:82] = 1
     check(marked)
     check(np.ascontiguousarray(marked[:, ::-1]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_in_which_pieces_meet_late_and_often(seed: int) -> None:
+    check((np.random.default_rng(seed).random((300, 300)) < 0.6).astype(np.uint8))
+
+
+def test_pieces_that_were_joined_one_by_one_in_a_row_are_joined_in_the_next() -> None:
+    """Of each comb, the piece to the left knows the first one only through all the others."""
+    comb, teeth = np.zeros((26, 86), np.uint8), 20
+    for tooth in range(teeth):
+        comb[21 - tooth : 22, 1 + 4 * tooth : 4 + 4 * tooth] = 1
+        comb[22, 3 + 4 * tooth : 6 + 4 * tooth] = 1
+    for joint in range(3, 80, 4):
+        marked = np.concatenate([comb, comb], axis=1)
+        marked[23, joint : 86 + joint] = 1
+        check(marked)

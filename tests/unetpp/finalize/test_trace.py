@@ -156,7 +156,7 @@ def test_small_blocks_and_checkerboards_with_and_without_neighbours(
 
 @pytest.mark.parametrize("turned", range(4))
 def test_more_edges_on_one_side_than_on_the_others(turned: int) -> None:
-    """The memory for corners is not guessed from the tops, of which a wedge that hangs down has one for all its steps."""
+    """The memory for corners is not guessed from the tops, of which a wedge that hangs down has one for all steps."""
     wedge = np.zeros((4, 7), np.uint8)
     for y in range(3):
         wedge[y, y : 6 - y] = 1
