@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from unetpp.errors import MaskError, UnetppError
 from unetpp.geometry import Box, to_pixels
@@ -53,6 +52,8 @@ def tissue_mask(rgb: NDArray[np.uint8]) -> Mask:
     field) is tissue where it is coloured or dark, so nothing is lost. Finds no tissue on blank glass. The result is
     widened by 2 px and small holes are closed: it says where to compute, not what is stained.
     """
+    from scipy import ndimage  # it takes a moment to import, and many images are segmented whole
+
     smooth = [ndimage.gaussian_filter(rgb[..., c].astype(np.float32), _SMOOTHING_PX) for c in range(3)]
     glass = _glass(smooth, rgb)
     log = [np.log(np.maximum(plane, 1.0)) for plane in smooth]
@@ -156,6 +157,8 @@ def _threshold(density: Floats, glass: Mask, least: float, deviations: float) ->
 
 
 def _components(weak: Mask, strong: Mask) -> Mask:
+    from scipy import ndimage
+
     labels, count = ndimage.label(weak, structure=np.ones((3, 3)))
     area = np.bincount(labels.ravel(), minlength=count + 1)
     chosen = np.zeros(count + 1, bool)
@@ -168,6 +171,8 @@ def _components(weak: Mask, strong: Mask) -> Mask:
 def _widen(mask: Mask) -> Mask:
     if not mask.any():
         return mask
+    from scipy import ndimage
+
     wide = ndimage.binary_dilation(mask, structure=np.ones((3, 3)), iterations=_MARGIN_PX)
     holes, count = ndimage.label(~wide)
     area = np.bincount(holes.ravel(), minlength=count + 1)

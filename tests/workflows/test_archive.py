@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from unetpp.errors import EngineError
 from unetpp.store import LabelStore
 from unetpp_workflows import pipeline
-from unetpp_workflows.archive import image_row
+from unetpp_workflows.archive import _parquet, image_row
 from unetpp_workflows.cli import app
 from unetpp_workflows.config import load_config
 from unetpp_workflows.summary import Summary
@@ -82,6 +83,19 @@ def test_a_night_on_which_nothing_opened_has_the_types_of_every_other(run: Any, 
     assert (types["height"], types["valid_share"], types["objects_ink"]) == ("int64", "double", "int64")
     both = pyarrow.dataset.dataset([str(tmp_path / of / "summary.parquet") for of in ("failed", "out")]).to_table()
     assert both["height"].to_pylist() == [None, 96]
+
+
+def test_values_come_back_as_they_were() -> None:
+    columns = {
+        "name": ["a", 'é "b"\n', ""],
+        "message": ["", None, "null"],
+        "valid_px": [2**62 + 1, None, 0],
+        "valid_share": [1 / 3, None, 5e-324],
+        "area_px_ink": [7, math.inf, -0.0],
+    }
+    table = pyarrow.parquet.read_table(io.BytesIO(_parquet(columns)))
+    assert table.to_pydict() == columns
+    assert [str(kind) for kind in table.schema.types] == ["string", "string", "int64", "double", "double"]
 
 
 def test_the_checksum_is_that_of_the_label_files(run: Any, blots: Draw, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -63,7 +64,10 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.skipif(not version("torch").endswith("+cpu"), reason="a torch for GPUs is asked for one")
 @pytest.mark.parametrize("engine", ["openvino", *NATIVE])
 def test_segmenting_needs_no_torch_in_its_process(tmp_path: Path, tiny_package: Path, engine: str) -> None:
-    """At OpenVINO's first use another process has it; later it would be half of a small run's time."""
+    """At OpenVINO's first use another process has it; later it would be half of a small run's time.
+
+    GDAL would be a third of a second.
+    """
     Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "a.png")
     for output in ("first", "second"):
         words = ["segment", tmp_path / "a.png", "-m", tiny_package, "-o", tmp_path / output, "--instances"]
@@ -72,10 +76,32 @@ def test_segmenting_needs_no_torch_in_its_process(tmp_path: Path, tiny_package: 
             "import sys; from unetpp_workflows.cli import app\n"
             f"try: app({[str(word) for word in words]!r})\n"
             "except SystemExit as end: assert not end.code\n"
-            "print('LOADED', 'torch' in sys.modules)"
+            "print('LOADED', [name for name in ('torch', 'rasterio') if name in sys.modules])"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-        assert done.stdout.rstrip().endswith("LOADED False"), done.stdout
+        assert done.stdout.rstrip().endswith("LOADED []"), done.stdout
+
+
+@pytest.mark.parametrize("engine", NATIVE)
+def test_a_slide_is_made_ready_and_told_of_without_what_other_runs_need(
+    tmp_path: Path, tiny_package: Path, engine: str
+) -> None:
+    """No SciPy, which finds tissue, no GDAL, no OpenVINO, and none of the pandas that Arrow looks for.
+
+    They would take half a second of every run before its first tile, and a third behind its last.
+    """
+    tifffile.imwrite(tmp_path / "a.tif", np.full((64, 64, 3), 90, np.uint8), tile=(32, 32), photometric="rgb")
+    image, out, package = (str(path) for path in (tmp_path / "a.tif", tmp_path / "out", tiny_package))
+    code = (
+        "import sys, unetpp_workflows.pipeline; from pathlib import Path\n"
+        "from unetpp.segment import prepare_job; from unetpp_workflows.archive import write_summary\n"
+        f"job = prepare_job({image!r}, Path({out!r}), Path({package!r}), tissue='none', engine={engine!r})\n"
+        f"assert job.image['kind'] == 'slide'; write_summary(Path({out!r}))\n"
+        "unwanted = ('torch', 'scipy', 'rasterio', 'pandas', 'openvino', 'unetpp.engine.openvino')\n"
+        "print([name for name in unwanted if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]" and (tmp_path / "out/summary.parquet").is_file()
 
 
 COMMANDS = ["demo", "segment", "plan", "status", "verify", "train", "report", "doctor"]

@@ -62,9 +62,7 @@ def choose_engine(
         if name != "auto" or precision == "fp16" or chosen not in ("triton", "native"):
             raise
         log.warning("the %s engine is left out: %s", chosen, error)
-        from unetpp.engine.openvino import openvino_version
-
-        chosen = "openvino" if chosen == "native" and openvino_version() else "torch"
+        chosen = "openvino" if chosen == "native" and _openvino_version() else "torch"
         engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
     if tile_shape is not None:
         engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))
@@ -73,11 +71,9 @@ def choose_engine(
 
 def engine_reasons() -> list[tuple[str, bool, str]]:
     """Return (engine, available, why) in the order in which "auto" tries them."""
-    from unetpp.engine.openvino import openvino_version
-
     gpu = _cuda_device()
     kernels, why = _kernels()
-    openvino = openvino_version()
+    openvino = _openvino_version()
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware"
     native = why_no_cpu("bf16" if cpu_has_bf16() else "fp32")
     return [
@@ -99,10 +95,8 @@ def torch_is_for_gpus() -> bool:
 
 def _available(name: str, spec: ModelSpec, precision: str) -> tuple[str, str]:
     """Return the engine to use and its device."""
-    from unetpp.engine.openvino import openvino_version
-
     if name == "openvino":
-        if openvino_version() is None:
+        if _openvino_version() is None:
             raise EngineError("OpenVINO is not installed; install openvino or use --engine torch")
         return "openvino", "cpu"
     if name == "native":
@@ -118,7 +112,13 @@ def _available(name: str, spec: ModelSpec, precision: str) -> tuple[str, str]:
     wanted = "bf16" if precision == "bf16" or (precision == "auto" and cpu_has_bf16()) else "fp32"
     if name == "auto" and why_not(spec, wanted) is None:
         return "native", "cpu"
-    return ("openvino", "cpu") if name == "auto" and openvino_version() else ("torch", "cpu")
+    return ("openvino", "cpu") if name == "auto" and _openvino_version() else ("torch", "cpu")
+
+
+def _openvino_version() -> str | None:
+    from unetpp.engine.openvino import openvino_version  # not for the native engine, which is asked for first
+
+    return openvino_version()
 
 
 def _kernels() -> tuple[bool, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, UnetppError
 from unetpp.io.bands import BandsRaster, is_band_list, split_item
-from unetpp.io.base import ZARR_DOCUMENTS, Level, Raster, Window, existing
+from unetpp.io.base import JP2, VRT, ZARR_DOCUMENTS, Level, Raster, Window, existing
 from unetpp.io.remote import is_remote, local_name
 from unetpp.io.video import FrameRaster, split_frame
 
@@ -118,7 +118,6 @@ def _open_file(path: Path, magic: bytes) -> Raster:
     import openslide
 
     from unetpp.io.georeference import is_placed_beside
-    from unetpp.io.geotiff import JP2, VRT, SceneRaster
     from unetpp.io.mosaic import MosaicRaster, is_mosaic
     from unetpp.io.openslide import SlideRaster
     from unetpp.io.plain import PhotoRaster, TiffRaster
@@ -128,7 +127,7 @@ def _open_file(path: Path, magic: bytes) -> Raster:
         with _once(path):
             return MosaicRaster(path) if is_mosaic(path) else BandsRaster(path)
     if path.suffix.lower() in (JP2, VRT):
-        return SceneRaster(path)
+        return _open_scene(path)
     vendor = openslide.OpenSlide.detect_format(path)
     if vendor is not None and vendor != "generic-tiff":
         return SlideRaster(path)
@@ -139,7 +138,13 @@ def _open_file(path: Path, magic: bytes) -> Raster:
         return PhotoRaster(path)
     header = read_header(path)
     if header.placed or header.masked or is_placed_beside(path) or existing([path.with_name(path.name + MASK)]):
-        return SceneRaster(path)
+        return _open_scene(path)
     if vendor is not None and header.for_openslide:
         return SlideRaster(path)
     return TiffRaster(path)
+
+
+def _open_scene(path: Path) -> Raster:
+    from unetpp.io.geotiff import SceneRaster  # GDAL takes a third of a second to import, and slides do without
+
+    return SceneRaster(path)

@@ -109,6 +109,8 @@ FINGERPRINT_BYTES = 2**16
 FINGERPRINT_OBJECTS = 4096
 SIDECARS = (".ovr", ".msk", ".msk.ovr", ".ovr.msk", ".aux.xml")
 """What GDAL reads beside a TIFF, appended to its name: overviews, masks, and metadata."""
+VRT, JP2 = ".vrt", ".jp2"
+"""Suffixes of what only GDAL reads."""
 ZARR_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
@@ -258,7 +260,7 @@ def _companions(path: Path) -> list[Path]:
         return files_beside(path)
     if suffix in (".vms", ".vmu"):
         return _named_beside(path)
-    if suffix == ".vrt":
+    if suffix == VRT:
         from unetpp.io.geotiff import vrt_sources
 
         return vrt_sources(path)

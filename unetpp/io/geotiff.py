@@ -15,14 +15,13 @@ from rasterio.windows import Window as GdalWindow
 
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box
-from unetpp.io.base import SIDECARS, Mask, Pixels, existing
+from unetpp.io.base import JP2, SIDECARS, VRT, Mask, Pixels, existing
 from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.georeference import georeference
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
 from unetpp.io.remote import RemoteObject
 from unetpp.io.tiff import count_images
 
-VRT, JP2 = ".vrt", ".jp2"
 _DRIVERS, _FORMATS = {VRT: "VRT", JP2: "JP2OpenJPEG"}, {VRT: "vrt", JP2: "jp2"}
 """By suffix; all else is a GeoTIFF."""
 _NO_CODEC = "missing codec"
