@@ -23,7 +23,7 @@ from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
 from unetpp.io.remote import RemoteFile, RemoteObject
 
-SEGMENT_CACHE_BYTES = 2**24  # per open file, of which each worker has one; a tile needs the border of the one above
+SEGMENT_CACHE_BYTES = 2**24  # per open file, of which each worker has one; a tile needs the border of those before it
 # Codecs raise what their C libraries report; these are the classes seen from tifffile, imagecodecs, zlib and lzma.
 DECODE_ERRORS = (OSError, ValueError, RuntimeError, EOFError, TypeError, IndexError, NotImplementedError, MemoryError)
 
@@ -127,16 +127,19 @@ class TiffPages:
 
     def read(self, box: Box, level: int) -> tuple[Pixels, Mask | None]:
         """Return (H, W, samples) of a box inside the level, and validity (False where a segment was never written)."""
-        pixels = np.zeros((*box.shape, self.samples), self.dtype)
-        valid = np.ones(box.shape, bool)
+        pixels = np.empty((*box.shape, self.samples), self.dtype)  # segments cover all of it
+        valid: Mask | None = None
         segments = self._segments(box, level)
         for segment, block in zip(segments, self._decoded(segments, box), strict=True):
             part = segment.box.intersect(box)
-            if block is None:
-                valid[part.slices(box)] = False
-            elif part.area:
-                pixels[..., segment.samples][part.slices(box)] = block[part.slices(segment.box)]
-        return pixels, None if valid.all() else valid
+            here = pixels[..., segment.samples][part.slices(box)]
+            if block is not None:
+                here[...] = block[part.slices(segment.box)]
+                continue
+            here[...] = 0
+            valid = np.ones(box.shape, bool) if valid is None else valid
+            valid[part.slices(box)] = False
+        return pixels, valid
 
     def is_whole(self, box: Box, level: int) -> bool:
         """Say whether every segment that the box touches was written."""
@@ -182,10 +185,12 @@ class TiffPages:
         return rows, columns, rows * columns
 
     def _segment(self, segment: _Segment, box: Box) -> Pixels | None:
+        """Return a segment's pixels, None where it was never written."""
         key = segment.key
+        done = segment.box.y1 <= box.y1 and segment.box.x1 <= box.x1
         with self._lock:
             if key in self._cache:
-                self._cache.move_to_end(key)
+                self._cache.move_to_end(key, last=not done)
                 return self._cache[key]
         try:
             block = self._decode(segment)
@@ -197,7 +202,7 @@ class TiffPages:
                 "copy the file again"
             ) from None
         if block is not None:
-            self._keep(key, block)
+            self._keep(key, block, done)
         return block
 
     def _decode(self, segment: _Segment) -> Pixels | None:
@@ -226,12 +231,17 @@ class TiffPages:
             data: bytes = self._file.filehandle.read(size)
             return data
 
-    def _keep(self, key: tuple[int, int, int], block: Pixels) -> None:
-        """Remember the last segments: an image saved as one strip would otherwise decode whole for every window."""
+    def _keep(self, key: tuple[int, int, int], block: Pixels, done: bool) -> None:
+        """Remember the last segments: an image saved as one strip would otherwise decode whole for every window.
+
+        Windows follow each other downwards and then to the right. A segment that is done, its last row and column being
+        in this one, goes before those that are not: between two windows side by side lies a whole column of windows.
+        """
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = block
                 self._cached += block.nbytes
+            self._cache.move_to_end(key, last=not done)
             while self._cached > SEGMENT_CACHE_BYTES and len(self._cache) > 1:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
 

@@ -57,7 +57,7 @@ def test_palette_white_is_zero_and_one_bit(make: Any) -> None:
     _reads(make.folder / "bit.tif", np.where(grey > 100, 255, 0).astype(np.uint8)[..., None])
 
 
-def test_alpha_nodata_and_unwritten_tiles_are_invalid(make: Any) -> None:
+def test_alpha_nodata_and_unwritten_tiles_are_invalid(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rgba = make.noise((90, 80, 4))
     rgba[20:40, 10:30, 3] = 0
     tifffile.imwrite(make.folder / "alpha.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
@@ -81,7 +81,11 @@ def test_alpha_nodata_and_unwritten_tiles_are_invalid(make: Any) -> None:
     with open_raster(path) as raster:
         hole = np.ones((90, 80), bool)
         hole[32:64, 32:64] = False
-        assert np.array_equal(raster.read(BOXES[0]).valid, hole)
+        # Memory holds what was there before.
+        monkeypatch.setattr(tiff.np, "empty", lambda shape, dtype: np.full(shape, 7, dtype))
+        window = raster.read(BOXES[0])
+        assert np.array_equal(window.valid, hole)
+        assert not window.pixels[~hole].any()
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("float32", "-3.4028234663852886e+38"), ("uint8", "-9999")])
@@ -220,19 +224,42 @@ def test_only_rgb_is_called_red_green_and_blue(make: Any) -> None:
             assert np.array_equal(raster.read(BOXES[0]).pixels, tifffile.imread(path))
 
 
-def test_one_strip_decodes_once_for_many_windows(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of every segment that decodes."""
+    found: list[int] = []
+    decode = tiff.TiffPages._decode
+    monkeypatch.setattr(
+        tiff.TiffPages, "_decode", lambda self, segment: (found.append(segment.key[2]), decode(self, segment))[1]
+    )
+    return found
+
+
+def test_one_strip_decodes_once_for_many_windows(make: Any, decoded: list[int]) -> None:
     path = make.folder / "strip.tif"
     grey = make.noise((90, 80))
     tifffile.imwrite(path, grey, rowsperstrip=90, compression="zlib")
-    decoded: list[int] = []
-    decode = tiff.TiffPages._decode
-    monkeypatch.setattr(
-        tiff.TiffPages, "_decode", lambda self, segment: (decoded.append(segment.key[2]), decode(self, segment))[1]
-    )
     with TiffRaster(path) as raster:
         for row in range(0, 90, 10):
             assert np.array_equal(raster.read(Box(row, 0, row + 10, 80)).pixels[..., 0], grey[row : row + 10])
     assert decoded == [0]
+
+
+def test_tiles_between_columns_of_windows_decode_once(
+    make: Any, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
+) -> None:
+    """As a worker reads: downwards, then to the right, with room for the tiles that two windows share."""
+    monkeypatch.setattr(tiff, "SEGMENT_CACHE_BYTES", 12 * 16 * 16)
+    path = make.folder / "tiles.tif"
+    grey = make.noise((128, 128))
+    tifffile.imwrite(path, grey, tile=(16, 16))
+    with TiffRaster(path) as raster:
+        for x in (0, 40, 80):
+            for y in (0, 40, 80):
+                box = Box(y, x, y + 40, x + 40)
+                assert np.array_equal(raster.read(box).pixels[..., 0], grey[box.slices()])
+                assert raster._pages._cached == sum(block.nbytes for block in raster._pages._cache.values())
+    assert sorted(decoded) == [row * 8 + column for row in range(8) for column in range(8)]
 
 
 def test_segment_cache_is_bounded(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
