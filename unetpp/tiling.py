@@ -152,15 +152,17 @@ class TilePlan:
                 than one, because there the image ends, and 2 at most, which a tile has on the other side; and 0 on all
                 sides where too few tiles of the plan have the same, see `LEAST_SPARED`.
         """
-        y, x = tile.write_box.y0 // self.core, tile.write_box.x0 // self.core
-        rows, columns = self._halves(self.height, 0, exact), self._halves(self.width, 1, exact)
-        if not exact and rows.count(rows[y]) * columns.count(columns[x]) * self.halo < LEAST_SPARED:
-            return 0, 0, 0, 0
-        return rows[y][0], columns[x][0], rows[y][1], columns[x][1]
+        (height, width), write = self.tile_shape, tile.write_box
+        down, across = self._half(write.y0, 0, height, exact), self._half(write.x0, 1, width, exact)
+        if not exact:
+            alike = self._halves(0, exact).count(down) * self._halves(1, exact).count(across)
+            if alike * self.halo < LEAST_SPARED:
+                return 0, 0, 0, 0
+        return down[0], across[0], down[1], across[1]
 
     def margin_kinds(self, *, exact: bool = False) -> dict[Margins, int]:
         """Return how many tiles have which margins."""
-        rows, columns = Counter(self._halves(self.height, 0, exact)), Counter(self._halves(self.width, 1, exact))
+        rows, columns = Counter(self._halves(0, exact)), Counter(self._halves(1, exact))
         kinds: Counter[Margins] = Counter()
         for (top, bottom), down in rows.items():
             for (left, right), across in columns.items():
@@ -171,15 +173,17 @@ class TilePlan:
     def _side(self, size: int, padded: int) -> int:
         return min(self.core + self.halo * (1 if size <= 2 * self.core else 2), padded)
 
-    def _halves(self, size: int, axis: int, exact: bool) -> list[tuple[int, int]]:
+    def _halves(self, axis: int, exact: bool) -> list[tuple[int, int]]:
         """Return the margins (before, after) of every tile along one axis."""
-        side = self.tile_shape[axis]
-        found = []
-        for write in range(0, size, self.core):
-            read = self._first_read(write, axis)
-            before, after = write - read, read + side - min(write + self.core, size)
-            found.append((before, after) if exact else (self._margin(before), self._margin(after)))
-        return found
+        side, size = self.tile_shape[axis], (self.height, self.width)[axis]
+        return [self._half(write, axis, side, exact) for write in range(0, size, self.core)]
+
+    def _half(self, write: int, axis: int, side: int, exact: bool) -> tuple[int, int]:
+        """Return the margins (before, after) along one axis of a tile whose write box begins at `write`."""
+        read = self._first_read(write, axis)
+        end = min(write + self.core, (self.height, self.width)[axis])
+        before, after = write - read, read + side - end
+        return (before, after) if exact else (self._margin(before), self._margin(after))
 
     def _margin(self, context: int) -> int:
         """Return 0, 1 or 2 halos: of more kinds every image of an archive would have its own."""
