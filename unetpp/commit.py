@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from unetpp.durable import file_sha256, output_errors, sync, write_file
-from unetpp.store import LabelStore, Levels
+from unetpp.levels import Levels
+from unetpp.store import LabelStore
 from unetpp.tiling import Shard
 
 COMMITS, JOURNAL = "commits", "journal"

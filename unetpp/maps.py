@@ -18,17 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unetpp.levels import NO_DATA, Levels, create_array
 from unetpp.package import ClassInfo
-from unetpp.store import (
-    NO_DATA,
-    OUTPUT_FORMAT,
-    Levels,
-    create_array,
-    create_group,
-    multiscale,
-    place_array,
-    place_metadata,
-)
+from unetpp.store import OUTPUT_FORMAT, create_group, multiscale, place_array, place_metadata
 from unetpp.tiling import TilePlan
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from numcodecs import zstd
 from numpy.typing import NDArray
 
 from unetpp import commit
@@ -31,16 +30,17 @@ from unetpp.geometry import Box
 from unetpp.io import open_raster
 from unetpp.io.resample import GridReader
 from unetpp.job import EngineChoice, SegmentJob
+from unetpp.levels import NO_DATA, Levels, chunk_side
 from unetpp.lock import FolderLock
 from unetpp.model.margins import NO_MARGINS, Margins
 from unetpp.model.orientations import Tta
 from unetpp.package import ModelSpec, Package, load_package
-from unetpp.store import NO_DATA, LabelStore, Levels
+from unetpp.shard_object import Chunks, Place
+from unetpp.store import LabelStore
 from unetpp.tiling import Shard, Tile, cut
 from unetpp.turns import OpenShard, Turns
 
 _ENGINES_KEPT = 4
-_PART_LEVEL = 1
 
 
 class ShardWorker:
@@ -98,7 +98,7 @@ class ShardWorker:
         commit.revoke(self.job.store, shard)
         made = self._compute(shard)
         with self._turns.write, _timed(made.seconds, "write"):
-            (_, digest, size), *maps = self._write(shard, made.parts)
+            (_, digest, size), *maps = self._write(shard, made.chunks)
         record = CommitRecord(
             shard=shard.id,
             key=self.job.key,
@@ -114,20 +114,16 @@ class ShardWorker:
         commit.write(self.job.store, record)
         return record
 
-    def _write(self, shard: Shard, parts: list[_Part]) -> list[tuple[str, str | None, int]]:
+    def _write(self, shard: Shard, chunks: Sequence[Chunks]) -> list[tuple[str, str | None, int]]:
         """Write labels and maps; returns each array's name and its object's SHA-256 and size."""
         for store in self._stores:
             store.delete_shard(shard)
-        if not parts:
+        if not chunks[0]:
             return [(store.name, None, 0) for store in self._stores]
         written: list[tuple[str, str | None, int]] = []
-        begin = 0
-        for store in self._stores:
-            end = begin + (store.planes or 1)
-            values = _assembled(shard, parts, slice(begin, end))
-            path = store.write_shard(shard, values[0] if store.planes is None else values)
+        for store, own in zip(self._stores, chunks, strict=True):
+            path = store.write_chunks(0, shard.row, shard.col, own)
             written.append((store.name, file_sha256(path), path.stat().st_size))
-            begin = end
         return written
 
     def help(self, shard: OpenShard[_Made]) -> None:
@@ -136,14 +132,14 @@ class ShardWorker:
         Raises:
             CorruptImageError, EngineError: see `run`; the other worker's shard fails by it.
         """
-        made = _Made.of(self.job)
+        made = _Made.of(self.job, len(self._stores))
         while (tile := shard.last()) is not None:
             self._add(tile, None, made)
         shard.made.append(made)
 
     def _compute(self, shard: Shard) -> _Made:
         """Return labels and maps of the shard's tiles, those computed by helpers included."""
-        made = _Made.of(self.job)
+        made = _Made.of(self.job, len(self._stores))
         tiles = [tile for tile in self.job.plan.tiles(shard) if self._coverage.any(tile.write_box)]
         tiles.sort(key=self._order)
         window: _Window | None = None
@@ -179,10 +175,20 @@ class ShardWorker:
                 raise CancelledError
             part = self._tile(tile, window)
         if part is not None:
-            made.parts.append(_Part(tile.write_box, part.shape, zstd.compress(part, _PART_LEVEL)))
+            self._encode(tile, part, made.chunks)
             for value in made.counts:
                 made.counts[value] += int(np.count_nonzero(part[0] == value))
         return window
+
+    def _encode(self, tile: Tile, part: NDArray[np.uint8], chunks: Sequence[dict[Place, bytes]]) -> None:
+        """Add labels and maps (planes, h, w) of a tile's write box to the chunks of its shard."""
+        shard, side = self.job.plan.shard, chunk_side(self.job.plan)
+        row, col = tile.write_box.y0 % shard // side, tile.write_box.x0 % shard // side
+        begin = 0
+        for store, own in zip(self._stores, chunks, strict=True):
+            values = part[begin] if store.planes is None else part[begin : begin + store.planes]
+            begin += store.planes or 1
+            own.update({(*plane, row + y, col + x): content for (*plane, y, x), content in store.encode(values)})
 
     def _inside(self, box: Box) -> Box:
         return box.clip(self.job.plan.height, self.job.plan.width)
@@ -242,46 +248,28 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Labels and maps (planes, h, w) of one tile's write box, compressed.
+class _Made:
+    """What one thread has made of a shard: chunks of labels and of each map, pixels per class, seconds per stage.
 
     A shard is open for many seconds, most of them waiting for its tiles; plain, its labels would take 17 MB all along.
     """
 
-    box: Box
-    shape: tuple[int, ...]
-    content: bytes
-
-    def values(self) -> NDArray[np.uint8]:
-        return np.frombuffer(zstd.decompress(self.content), np.uint8).reshape(self.shape)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What one thread has made of a shard: parts, pixels per class, seconds per stage."""
-
-    parts: list[_Part]
+    chunks: list[dict[Place, bytes]]
     counts: dict[int, int]
     seconds: defaultdict[str, float]
 
     @classmethod
-    def of(cls, job: SegmentJob) -> _Made:
-        return cls([], dict.fromkeys((info.value for info in job.classes), 0), defaultdict(float))
+    def of(cls, job: SegmentJob, stores: int) -> _Made:
+        counts = dict.fromkeys((info.value for info in job.classes), 0)
+        return cls([{} for _ in range(stores)], counts, defaultdict(float))
 
     def merge(self, other: _Made) -> None:
-        self.parts.extend(other.parts)
+        for own, found in zip(self.chunks, other.chunks, strict=True):
+            own.update(found)
         for value, count in other.counts.items():
             self.counts[value] += count
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
-
-
-def _assembled(shard: Shard, parts: list[_Part], planes: slice) -> NDArray[np.uint8]:
-    """Return some planes (planes, h, w) of the shard's labels and maps."""
-    layers = np.full((planes.stop - planes.start, *shard.box.shape), NO_DATA, np.uint8)
-    for part in parts:
-        layers[(..., *part.box.slices(shard.box))] = part.values()[planes]
-    return layers
 
 
 def _fill_values(spec: ModelSpec) -> NDArray[Any]:

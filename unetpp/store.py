@@ -10,9 +10,6 @@ the levels, named by level 0, with the CRS as WKT and GDAL's GeoTransform. Open 
 `drop_variables` of the coarser levels: xarray knows one size per dimension.
 
 Beside it, where asked for, lie the maps of `unetpp.maps`: probabilities.ome.zarr and uncertainty.ome.zarr.
-
-One shard object has one writer, and it is deleted before it is written again: Zarr reads a partly written shard before
-it overwrites it, so a torn one could never be repaired, and two writers of one shard lose pixels silently.
 """
 
 from __future__ import annotations
@@ -20,18 +17,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from unetpp.durable import discard_folder, output_errors, sync, sync_tree
 from unetpp.errors import StoreError
-from unetpp.geometry import Box
+from unetpp.levels import NO_DATA, SPATIAL_REF, Levels, create_array, level_shapes
 from unetpp.package import ClassInfo
-from unetpp.tiling import Shard, TilePlan
+from unetpp.tiling import TilePlan
 
 if TYPE_CHECKING:
     import zarr
@@ -39,121 +32,10 @@ if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
 
 LABELS, CLASSES = "labels.ome.zarr", "classes"
-NO_DATA = 255
 OUTPUT_FORMAT = 1
 """Version of the layout and of the rules that decide its bytes; part of every job key."""
-_TOP_SIDE = 512
-_CHUNK_SIDE = 512
 _UNITS = {"um": "micrometer", "m": "meter", "deg": "degree"}
 _METADATA = ("zarr.json", f"{CLASSES}/zarr.json", f"{CLASSES}/0/zarr.json")
-SPATIAL_REF = "spatial_ref"
-
-
-class Levels:
-    """One array of an image at all its resolutions, laid out by a tile plan; opening it reads nothing yet.
-
-    Args:
-        folder: the image's.
-        name: path of the levels below it.
-        planes: of an array (planes, height, width) whose shards hold all of them; None for (height, width).
-    """
-
-    def __init__(self, folder: Path, plan: TilePlan, name: str, planes: int | None = None) -> None:
-        self.folder = Path(folder)
-        self.plan = plan
-        self.name = name
-        self.planes = planes
-
-    @property
-    def level_count(self) -> int:
-        return len(level_shapes(self.plan))
-
-    @cached_property
-    def array(self) -> zarr.Array[Any]:
-        """Level 0 as a Zarr array; raises `StoreError` when its metadata is missing or damaged."""
-        return self.level(0)
-
-    def level(self, index: int) -> zarr.Array[Any]:
-        """Open one level that exists; raises `StoreError` when its metadata is missing or damaged."""
-        import zarr
-
-        path = self.folder / self.name / str(index)
-        try:
-            found = zarr.open_array(path, mode="r+")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} is not a readable array ({_first_line(error)}); run segment again") from error
-        if found.shape != self.shape(index):
-            raise StoreError(f"{path} has shape {found.shape}, the job's is {self.shape(index)}")
-        return _keep_empty_chunks(found)
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        sides = level_shapes(self.plan)[index]
-        return sides if self.planes is None else (self.planes, *sides)
-
-    def create_level(self, index: int) -> zarr.Array[Any]:
-        """Make one pyramid level ready for writing, replacing what is there; raises `OutputError`."""
-        path = self.folder / self.name / str(index)
-        with output_errors(path):
-            shutil.rmtree(path, ignore_errors=True)
-            created = create_array(path, self.plan, index, self.planes)
-            sync_tree(path)
-        return created
-
-    def object_name(self, level: int, row: int, col: int) -> str:
-        """Return the path, below the image's folder, of the object that holds a level's shard."""
-        corner = f"{row}/{col}" if self.planes is None else f"0/{row}/{col}"
-        return f"{self.name}/{level}/c/{corner}"
-
-    def documents(self) -> list[str]:
-        """Return the paths, below the image's folder, of the metadata without which nobody reads the levels."""
-        groups = [path.as_posix() for path in (Path(self.name), *Path(self.name).parents)][:-1]
-        arrays = [f"{self.name}/{below}" for below in (*range(self.level_count), SPATIAL_REF)]
-        names = (f"{folder}/zarr.json" for folder in (*groups, *arrays))
-        return [name for name in names if (self.folder / name).is_file()]
-
-    def shard_object(self, shard: Shard) -> Path:
-        """Return the file that holds (or will hold) a shard of level 0."""
-        return self.folder / self.object_name(0, shard.row, shard.col)
-
-    def delete_shard(self, shard: Shard) -> None:
-        """Delete a shard's object and what an interrupted write of it left behind; raises `OutputError`."""
-        delete_object(self.shard_object(shard))
-
-    def write_shard(self, shard: Shard, values: NDArray[np.uint8]) -> Path:
-        """Write a whole shard, on the disk when this returns; returns its object.
-
-        Args:
-            values: ([planes,] h, w) uint8 of the shard's box, 255 where there is no data.
-
-        Raises:
-            OutputError: the disk is full or cannot be written. The shard's object is then absent.
-        """
-        assert values.shape[-2:] == shard.box.shape and values.dtype == np.uint8
-        path = self.shard_object(shard)
-        self.delete_shard(shard)
-        first_of_row = not path.parent.is_dir()
-        with output_errors(path):
-            self.array[(..., *shard.box.slices())] = values
-            sync(path)
-            sync(path.parent)
-            if first_of_row:
-                for parent in path.parents[1 : len(Path(self.object_name(0, 0, 0)).parts) - len(Path(self.name).parts)]:
-                    sync(parent)
-        return path
-
-    def read(self, box: Box, level: int = 0, plane: int | None = None) -> NDArray[np.uint8]:
-        """Return the values ([planes,] h, w) uint8 of a box inside the level, or one plane's (h, w).
-
-        Raises:
-            StoreError: the stored bytes are damaged.
-        """
-        array = self.array if level == 0 else self.level(level)
-        part = (..., *box.slices()) if plane is None else (plane, *box.slices())
-        try:
-            return np.asarray(array[part], dtype=np.uint8)
-        except (ValueError, RuntimeError) as error:
-            where = self.folder / self.name
-            raise StoreError(f"{where} is damaged near {box}: {_first_line(error)}; run verify") from error
 
 
 class LabelStore(Levels):
@@ -235,37 +117,6 @@ def refuse_foreign(root: Path, *, known: bool = False) -> None:
         )
 
 
-def delete_object(path: Path) -> None:
-    """Delete a shard's object and what an interrupted write of it left behind; raises `OutputError`."""
-    with output_errors(path):
-        path.unlink(missing_ok=True)
-        for litter in path.parent.glob(f"{path.name}.*.partial"):
-            litter.unlink(missing_ok=True)
-
-
-def level_shapes(plan: TilePlan) -> tuple[tuple[int, int], ...]:
-    """Return (height, width) of every pyramid level: halved, rounding up, until both sides are at most 512."""
-    shapes = [(plan.height, plan.width)]
-    while max(shapes[-1]) > _TOP_SIDE:
-        height, width = shapes[-1]
-        shapes.append((-(-height // 2), -(-width // 2)))
-    return tuple(shapes)
-
-
-def level_shard(plan: TilePlan, index: int) -> int:
-    """Return the side of a level's shards: the plan's, or less where the whole level is smaller."""
-    if index == 0:
-        return plan.shard
-    chunk = chunk_side(plan)
-    return min(plan.shard, -(-max(level_shapes(plan)[index]) // chunk) * chunk)
-
-
-def chunk_side(plan: TilePlan) -> int:
-    """Return the side of the inner chunks: the divisor of the tile core that is nearest to 512 in ratio."""
-    divisors = (d for d in range(1, plan.core + 1) if plan.core % d == 0)
-    return min(divisors, key=lambda d: max(d / _CHUNK_SIDE, _CHUNK_SIDE / d))
-
-
 def _write_metadata(root: Path, plan: TilePlan, grid: OutputGrid, classes: Sequence[ClassInfo]) -> None:
     import zarr
 
@@ -297,31 +148,6 @@ def place_array(group: Path, array: zarr.Array[Any], grid: OutputGrid) -> None:
     corner = " ".join(repr(float(value)) for value in (c, a, b, f, d, e))
     reference.attrs.put({"crs_wkt": grid.crs, "spatial_ref": grid.crs, "GeoTransform": corner})
     array.attrs.put({"grid_mapping": SPATIAL_REF})
-
-
-def create_array(path: Path, plan: TilePlan, index: int, planes: int | None = None) -> zarr.Array[Any]:
-    """Make an empty level at `path`; see `Levels`."""
-    import zarr
-    from zarr.codecs import ZstdCodec
-
-    chunk, shard = chunk_side(plan), level_shard(plan, index)
-    front = () if planes is None else (planes,)
-    created = zarr.create_array(
-        path,
-        shape=(*front, *level_shapes(plan)[index]),
-        dtype="uint8",
-        chunks=(*(1 for _ in front), chunk, chunk),
-        shards=(*front, shard, shard),
-        fill_value=NO_DATA,
-        compressors=ZstdCodec(level=3, checksum=True),
-        dimension_names=(*("c" for _ in front), "y", "x"),
-    )
-    return _keep_empty_chunks(created)
-
-
-def _keep_empty_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    # Zarr otherwise deletes the object of a shard that holds only fill values, and the setting is not stored.
-    return array.with_config({"write_empty_chunks": True})
 
 
 def multiscale(
@@ -358,7 +184,3 @@ def image_label(classes: Sequence[ClassInfo]) -> dict[str, Any]:
         "colors": [*colors, {"label-value": NO_DATA, "rgba": [0, 0, 0, 0]}],
         "properties": [*names, {"label-value": NO_DATA, "class": "no data"}],
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

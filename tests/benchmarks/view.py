@@ -30,8 +30,9 @@ from unetpp.io import open_raster
 from unetpp.io.base import fingerprint
 from unetpp.io.resample import plan_grid
 from unetpp.job import EngineChoice, SegmentJob
+from unetpp.levels import level_shapes, level_shard
 from unetpp.package import ClassInfo
-from unetpp.store import LabelStore, level_shapes
+from unetpp.store import LabelStore
 from unetpp.tiling import make_plan
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.viewer.app import create_app
@@ -80,11 +81,13 @@ def draw(folder: Path) -> Path:
     yy, xx = np.mgrid[: plan.shard, : plan.shard]
     blobs = (((yy % 37 - 18) ** 2 + (xx % 41 - 20) ** 2) < 90).astype(np.uint8)
     for level, shape in enumerate(level_shapes(plan)):
-        array = store.array if level == 0 else store.create_level(level)
-        step = array.shards[0]
-        for y in range(0, shape[0], step):
-            for x in range(0, shape[1], step):
-                array[y : y + step, x : x + step] = blobs[: min(step, shape[0] - y), : min(step, shape[1] - x)]
+        if level:
+            store.create_level(level)
+        step = level_shard(plan, level)
+        for row in range(-(-shape[0] // step)):
+            for col in range(-(-shape[1] // step)):
+                part = blobs[: min(step, shape[0] - row * step), : min(step, shape[1] - col * step)]
+                store.write_chunks(level, row, col, dict(store.encode(part)))
     ImageRecord(name="slide", status="done", key="drawn").write(out)
     return out.parent
 

@@ -260,7 +260,7 @@ def _cog(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -
 
 def _ome_tiff(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
     from unetpp.finalize.ometiff import write_ome_tiff
-    from unetpp.store import level_shapes
+    from unetpp.levels import level_shapes
 
     name = write_ome_tiff(
         job.store.read,
@@ -276,7 +276,7 @@ def _ome_tiff(job: SegmentJob, markers: Markers, progress: Callable[[float], Non
 
 def _ome_zarr_4(job: SegmentJob, markers: Markers, progress: Callable[[float], None]) -> None:
     from unetpp.finalize.omezarr4 import write_ome_zarr_4
-    from unetpp.store import level_shapes
+    from unetpp.levels import level_shapes
 
     name = write_ome_zarr_4(
         job.store.read,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetpp.geometry import Box
+from unetpp.levels import NO_DATA
 from unetpp.maps import STEPS, MapStore
-from unetpp.store import NO_DATA
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid

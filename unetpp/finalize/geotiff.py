@@ -21,7 +21,7 @@ import numpy.typing as npt
 from unetpp.durable import output_errors, sync
 from unetpp.errors import OutputError
 from unetpp.geometry import Box
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from unetpp.durable import output_errors, sync_tree
 from unetpp.finalize.ometiff import boxes
 from unetpp.geometry import Box
-from unetpp.store import CLASSES, NO_DATA, image_label, multiscale
+from unetpp.levels import NO_DATA
+from unetpp.store import CLASSES, image_label, multiscale
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid

@@ -24,7 +24,7 @@ from unetpp.finalize.outlines import Bools, bounds_of
 from unetpp.finalize.threads import in_order
 from unetpp.finalize.trace import Traced, trace_block
 from unetpp.geometry import Box
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 
 BLOCK_SIDE = 1024
 """Largest side of a traced block: bounds memory whatever the shard's side."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from unetpp.finalize.instances import filled
 from unetpp.finalize.outlines import PixelObject
 from unetpp.geometry import Box
+from unetpp.levels import chunk_side
 from unetpp.maps import STEPS, MapStore
-from unetpp.store import chunk_side
 
 _BLOCKS = 256
 """Decoded chunks that are kept: neighbours in the order of objects share them."""

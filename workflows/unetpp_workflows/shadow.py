@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetpp.errors import ConfigError, UnetppError
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 from unetpp_workflows.config import MetricsConfig, OutputConfig, RunConfig, ShadowConfig
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.selection import Selection

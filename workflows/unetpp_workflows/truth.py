@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from unetpp.errors import ConfigError, DataError
 from unetpp.geometry import Box, to_pixels
+from unetpp.levels import NO_DATA
 from unetpp.package import ClassInfo
-from unetpp.store import NO_DATA, LabelStore
+from unetpp.store import LabelStore
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid

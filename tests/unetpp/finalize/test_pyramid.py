@@ -15,7 +15,7 @@ from unetpp.finalize import pyramid
 from unetpp.finalize.pyramid import halve, write_pyramid
 from unetpp.geometry import Box, Spacing
 from unetpp.job import SegmentJob
-from unetpp.store import level_shapes
+from unetpp.levels import level_shapes
 
 
 def count_votes(labels: np.ndarray) -> np.ndarray:
@@ -54,7 +54,6 @@ def random_labels(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_levels_equal_halving_the_whole_image(
     shape: tuple[int, int], make_job: Callable[..., SegmentJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyramid, "_READ_SIDE", 96)
     labels = random_labels(*shape)
     job = make_job(labels, shard=256)
     write_pyramid(job.store, tmp_path / "journal")

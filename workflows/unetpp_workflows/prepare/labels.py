@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.geometry import Box
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 from unetpp.tissue import ValidityMask, load_mask
 from unetpp_workflows.prepare.faults import Fault
 from unetpp_workflows.prepare.legend import Indices, Legend

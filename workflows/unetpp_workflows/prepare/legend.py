@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.errors import DataError
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 from unetpp_workflows.prepare.dataset import Color, Dataset, Mark
 
 Indices = NDArray[np.uint8]

@@ -17,7 +17,7 @@ from unetpp.antimeridian import ends, turn
 from unetpp.errors import CorruptImageError, DataError, UnetppError
 from unetpp.geometry import Box, Transform, to_pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line, level_scale
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 from unetpp_workflows.prepare.faults import Fault, warning
 from unetpp_workflows.prepare.legend import Indices, Legend, Unlisted, index_colors, index_instances, index_values
 

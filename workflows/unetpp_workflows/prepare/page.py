@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.durable import write_file
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 from unetpp.train.store import PatchStore
 from unetpp_workflows.prepare.build import Prepared
 from unetpp_workflows.prepare.faults import lines

@@ -22,8 +22,8 @@ from unetpp.antimeridian import continued, dense, ends, nearest, torn, turn, tur
 from unetpp.errors import DataError
 from unetpp.geometry import Box, to_pixels
 from unetpp.io.reader import first_line
+from unetpp.levels import NO_DATA
 from unetpp.region import GEOPARQUET, read_geoparquet, shape_layers
-from unetpp.store import NO_DATA
 from unetpp_workflows.prepare.faults import Fault, warning
 from unetpp_workflows.prepare.legend import Indices, Legend
 from unetpp_workflows.prepare.masks import Objects, crs_label

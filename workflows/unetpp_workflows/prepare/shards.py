@@ -22,7 +22,7 @@ from unetpp.durable import write_file
 from unetpp.errors import CorruptImageError
 from unetpp.geometry import Box
 from unetpp.io.resample import GridReader
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 from unetpp_workflows.prepare.dataset import Dataset
 from unetpp_workflows.prepare.labels import ImageLabels
 from unetpp_workflows.prepare.layout import Layout, patch_arrays, shard_file, write_shard

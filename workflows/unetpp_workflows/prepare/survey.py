@@ -24,7 +24,7 @@ from unetpp.io.georeference import says_place
 from unetpp.io.remote import is_remote
 from unetpp.io.resample import OutputGrid, ground_spacing, plan_grid
 from unetpp.io.tiff import AUXILIARY
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 from unetpp.tissue import ValidityMask, tissue_mask
 from unetpp_workflows.prepare.faults import Fault, error, warning
 from unetpp_workflows.prepare.labels import ImageLabels

@@ -21,7 +21,7 @@ from unetpp.durable import output_errors, write_file
 from unetpp.errors import ConfigError
 from unetpp.geometry import Box, Spacing
 from unetpp.io.resample import SPACING_TOLERANCE
-from unetpp.store import NO_DATA
+from unetpp.levels import NO_DATA
 from unetpp_workflows.inputs import identity
 from unetpp_workflows.viewer import review
 from unetpp_workflows.viewer.catalogue import Result

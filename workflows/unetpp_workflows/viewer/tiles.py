@@ -24,9 +24,9 @@ from unetpp.io import Raster, open_raster
 from unetpp.io.base import thumbnail
 from unetpp.io.reader import level_scale
 from unetpp.job import SegmentJob
+from unetpp.levels import NO_DATA, Levels
 from unetpp.maps import MapName
 from unetpp.package import ClassInfo
-from unetpp.store import NO_DATA, Levels
 
 SIDE = 512
 MAX_REDUCTION = 8
