@@ -1,6 +1,6 @@
 """Computes the shards of one job, or tiles of one that another worker has begun; knows no queue.
 
-read     window + halo, one strip of tiles at a time, each source pixel once but at an image's edges
+read     window + halo, see `unetpp.windows`
 compute  tile by tile; invalid pixels become 255 and tiles without valid pixels are skipped
 write    one Zarr shard, then its commit record
 """
@@ -39,6 +39,7 @@ from unetpp.shard_object import Chunks, Place
 from unetpp.store import LabelStore
 from unetpp.tiling import Shard, Tile, cut
 from unetpp.turns import OpenShard, Turns
+from unetpp.windows import Window, Windows
 
 _ENGINES_KEPT = 4
 
@@ -134,7 +135,7 @@ class ShardWorker:
         """
         made = _Made.of(self.job, len(self._stores))
         while (tile := shard.last()) is not None:
-            self._add(tile, None, made)
+            self._add(tile, self._windows([tile]), made)
         shard.made.append(made)
 
     def _compute(self, shard: Shard) -> _Made:
@@ -142,12 +143,10 @@ class ShardWorker:
         made = _Made.of(self.job, len(self._stores))
         tiles = [tile for tile in self.job.plan.tiles(shard) if self._coverage.any(tile.write_box)]
         tiles.sort(key=self._order)
-        window: _Window | None = None
+        windows = self._windows(tiles)
         with self._turns.opened(self.job, tiles) as opened:
             while (tile := opened.first()) is not None:
-                window = self._add(tile, window, made)
-                below = opened.next
-                window = None if below is None else window.top_of(self._inside(below.read_box))
+                self._add(tile, windows, made)
         for helped in opened.made:
             made.merge(helped)
         return made
@@ -164,12 +163,15 @@ class ShardWorker:
         margins = self._margins_of(tile)
         return margins != self._margins, margins, tile.write_box.x0
 
-    def _add(self, tile: Tile, top: _Window | None, made: _Made) -> _Window:
-        """Add one tile to what is made; returns its window."""
+    def _windows(self, tiles: Sequence[Tile]) -> Windows:
+        return Windows(self._read_box, tiles, self.job.plan.height, self.job.plan.width)
+
+    def _add(self, tile: Tile, windows: Windows, made: _Made) -> None:
+        """Add one tile to what is made."""
         if self._stop.is_set():
             raise CancelledError
         with _timed(made.seconds, "read"):
-            window = self._read(tile.read_box, top)
+            window = windows.read(tile)
         with self._turns.compute, _timed(made.seconds, "compute"):
             if self._stop.is_set():
                 raise CancelledError
@@ -178,7 +180,6 @@ class ShardWorker:
             self._encode(tile, part, made.chunks)
             for value in made.counts:
                 made.counts[value] += int(np.count_nonzero(part[0] == value))
-        return window
 
     def _encode(self, tile: Tile, part: NDArray[np.uint8], chunks: Sequence[dict[Place, bytes]]) -> None:
         """Add labels and maps (planes, h, w) of a tile's write box to the chunks of its shard."""
@@ -190,25 +191,14 @@ class ShardWorker:
             begin += store.planes or 1
             own.update({(*plane, row + y, col + x): content for (*plane, y, x), content in store.encode(values)})
 
-    def _inside(self, box: Box) -> Box:
-        return box.clip(self.job.plan.height, self.job.plan.width)
-
-    def _read(self, box: Box, top: _Window | None) -> _Window:
-        """Return the pixels of `box`, whose first rows the tile above may have read already."""
-        box = self._inside(box)
-        if top is None:
-            return self._read_box(box)
-        y = top.box.y1
-        return top if y == box.y1 else top.above(self._read_box(Box(y, box.x0, box.y1, box.x1)))
-
-    def _read_box(self, box: Box) -> _Window:
+    def _read_box(self, box: Box) -> Window:
         found = self._reader.read(box)
         pixels, valid = found.pixels, found.valid
         if not valid.all():
             pixels = np.where(valid[..., None], pixels, self._fill)
-        return _Window(box, pixels, valid)
+        return Window(box, pixels, valid)
 
-    def _tile(self, tile: Tile, window: _Window) -> NDArray[np.uint8] | None:
+    def _tile(self, tile: Tile, window: Window) -> NDArray[np.uint8] | None:
         """Return labels and maps (planes, h, w) of a tile's write box, None where none of its pixels is valid."""
         valid = window.valid[tile.write_box.slices(window.box)]
         valid = valid & self._coverage.crop(tile.write_box)
@@ -224,27 +214,6 @@ class ShardWorker:
         else:
             computed = self._engine.labels(pixels, margins)[None]
         return np.where(valid, computed[(..., *tile.write_box.slices(inner))], np.uint8(NO_DATA))
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Pixels (h, w, C), filled where invalid, and validity (h, w) of one box of the output grid."""
-
-    box: Box
-    pixels: NDArray[Any]
-    valid: NDArray[np.bool_]
-
-    def top_of(self, box: Box) -> _Window | None:
-        """Return a copy of the first rows of `box` as far as they are here, None where they are not."""
-        if not (self.box.y0 <= box.y0 < self.box.y1 and self.box.x0 <= box.x0 and box.x1 <= self.box.x1):
-            return None
-        top = Box(box.y0, box.x0, min(self.box.y1, box.y1), box.x1)
-        part = top.slices(self.box)
-        return _Window(top, self.pixels[part].copy(), self.valid[part].copy())
-
-    def above(self, below: _Window) -> _Window:
-        box = Box(self.box.y0, self.box.x0, below.box.y1, below.box.x1)
-        return _Window(box, np.concatenate([self.pixels, below.pixels]), np.concatenate([self.valid, below.valid]))
 
 
 @dataclass(frozen=True)
