@@ -7,8 +7,6 @@ screen, then the holes, counter-clockwise, in the order of their first vertices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from unetpp.finalize.compiled import ZERO, compiled
@@ -33,15 +31,6 @@ def polygons(walks: Walks, count: int, met: Bools | None = None) -> tuple[Outlin
     order = np.lexsort((lowest, areas < 0, owner))
     outlines = Outlines(*_closed(vertices, starts, turn, order), owner[order], count)
     return outlines, np.bincount(owner, weights=areas, minlength=count).astype(np.int64)
-
-
-def merged(groups: Sequence[tuple[Outlines, Ints]], count: int) -> Outlines:
-    """Return the objects of several outlines as `count` objects, each given the place that its group has for it."""
-    owner = np.concatenate([places[outlines.owner] for outlines, places in groups])
-    vertices = np.concatenate([outlines.vertices for outlines, _ in groups])
-    lengths = np.concatenate([np.diff(outlines.starts) for outlines, _ in groups])
-    order = np.argsort(owner, kind="stable")
-    return Outlines(*gathered(vertices, np.concatenate(([0], np.cumsum(lengths))), order), owner[order], count)
 
 
 @compiled

@@ -13,13 +13,13 @@ from unetpp.model.order import Name, order_of
 from unetpp.native import head as heads
 from unetpp.native.build import machine_code
 from unetpp.native.emit import Code
+from unetpp.native.memory import aligned
 from unetpp.native.node import PAD, Scratch, node, shape_of
 from unetpp.native.program import RUN, run
 from unetpp.native.rows import Sources
 from unetpp.native.target import Target
 from unetpp.native.weights import (
     Weights,
-    aligned,
     folded_weights,
     pack_depthwise,
     pack_pointwise,

@@ -11,6 +11,7 @@ from typing import Final
 
 from unetpp.model.order import Name, Step, order_of
 from unetpp.native import head
+from unetpp.native.memory import rounded
 from unetpp.native.need import REACH, Region, regions
 from unetpp.native.node import Scratch, Shape, shape_of
 from unetpp.native.rows import SLACK
@@ -56,12 +57,12 @@ class Schedule:
     @property
     def bytes(self) -> int:
         """Return what a run holds beside the image, its result and the weights."""
-        maps = sum(self.map_bytes(name) for name in self.regions)
+        maps = sum(rounded(self.map_bytes(name)) for name in self.regions)
         blocks = sum(
-            len(self.columns(step.node)) * Scratch(self.shape_of(step.node), self._target.size).size
+            len(self.columns(step.node)) * rounded(Scratch(self.shape_of(step.node), self._target.size).size)
             for step in self.steps
         )
-        return maps + blocks + len(self.heads) * self.head_bytes()
+        return maps + blocks + len(self.heads) * rounded(self.head_bytes())
 
     def shape_of(self, name: Name) -> Shape:
         return shape_of(self._spec, self._target, name)

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from unetpp.model.order import Name, Step
 from unetpp.native import head, node
+from unetpp.native.memory import Arena
 from unetpp.native.need import Region
 from unetpp.native.network import Network
 from unetpp.native.program import program
 from unetpp.native.schedule import Schedule
-from unetpp.native.weights import empty
 
 _EVERY: Final = 1 << 62
 """Rows of a map that are kept where all are: of the image."""
@@ -28,7 +28,7 @@ class Stream:
     def __init__(self, network: Network, shape: tuple[int, int], result: Region, heads: tuple[Name, ...]) -> None:
         self._network = network
         self._schedule = schedule = Schedule(network.spec, network.target, shape, result, heads)
-        self._memory: list[NDArray[np.uint8]] = []
+        self._memory = Arena(schedule.bytes)
         self._maps = {name: self._map(name) for name in schedule.regions}
         self._blocks = {step.node: self._arguments(step) for step in schedule.steps}
         self._heads = [self._head_arguments(name) for name in heads]
@@ -90,15 +90,10 @@ class Stream:
             above, top = below, bottom
         return program(calls)
 
-    def _take(self, size: int) -> int:
-        memory = empty(size)
-        self._memory.append(memory)
-        return memory.ctypes.data
-
     def _map(self, name: Name) -> dict[str, int]:
         """Make a map's memory; its address is where pixel (0, 0) would be."""
         schedule = self._schedule
-        start = self._take(schedule.map_bytes(name)) - schedule.regions[name].x0 * schedule.pixel(name)
+        start = self._memory.take(schedule.map_bytes(name)) - schedule.regions[name].x0 * schedule.pixel(name)
         return {"map": start, "pitch": schedule.pitch(name), "rows": schedule.rows[name]}
 
     def _arguments(self, step: Step) -> list[NDArray[np.int64]]:
@@ -116,7 +111,7 @@ class Stream:
             known |= {"low": low["map"], "low_pitch": low["pitch"], "low_rows": low["rows"]}
         found = []
         for left, right in self._schedule.columns(step.node):
-            scratch = self._take(self._network.scratches[step.node].size)
+            scratch = self._memory.take(self._network.scratches[step.node].size)
             facts = _array(known | {"left": left, "right": right, "scratch": scratch}, node.SLOTS, node.ARGUMENTS)
             for number, name in enumerate(step.sources):
                 place = node.SLOTS["source"] + 3 * number
@@ -126,7 +121,7 @@ class Stream:
 
     def _head_arguments(self, name: Name) -> NDArray[np.int64]:
         left, right = self._schedule.result.x0, self._schedule.result.x1
-        known = {"left": left, "right": right, "scratch": self._take(self._schedule.head_bytes())}
+        known = {"left": left, "right": right, "scratch": self._memory.take(self._schedule.head_bytes())}
         return _array(self._network.heads[name] | self._maps[name] | known, head.SLOTS, len(head.SLOTS))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from unetpp.errors import ModelPackageError
 from unetpp.model.order import order_of
+from unetpp.native.memory import aligned
 from unetpp.native.rows import Sources, on_tiles, vectors_at_once
 from unetpp.native.target import Target
 from unetpp.package import ModelSpec, Package, package_digest
@@ -164,19 +165,3 @@ def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Return the bits of float32 numbers rounded to bf16, to the even one of two that are equally near."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def aligned(values: NDArray[Any]) -> NDArray[Any]:
-    """Return a copy that begins at a multiple of 64 bytes."""
-    values = np.ascontiguousarray(values)
-    found = empty(values.nbytes).view(values.dtype)[: values.size].reshape(values.shape)
-    found[...] = values
-    return found
-
-
-def empty(size: int) -> NDArray[np.uint8]:
-    """Return zeroed bytes that begin at a multiple of 64, rounded up to one."""
-    size = -(-size // 64) * 64
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.unetpp.native.guard import POISON
 from tests.unetpp.native.machine import TARGETS, definition, lively, picture
 from unetpp.model.order import Name
-from unetpp.native import node, schedule, stream
+from unetpp.native import memory, node, schedule
 from unetpp.native.need import Region
 from unetpp.native.network import Network
 from unetpp.native.stream import Stream
@@ -57,14 +57,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory that a run reads before it has written it makes its result NaN, or the run fall."""
-    allocate = stream.empty
+    allocate = memory.empty
 
     def poison(size: int) -> NDArray[np.uint8]:
         found = allocate(size)
         found[...] = POISON
         return found
 
-    monkeypatch.setattr(stream, "empty", poison)
+    monkeypatch.setattr(memory, "empty", poison)
     yield
 
 
@@ -127,7 +127,7 @@ def test_every_node_is_the_definitions(make_package: MakePackage, small: Callabl
 
     small(3, 8)
     package = lively(make_package(filters=(4, 8, 12, 8)))
-    network, target = Network(package, TARGETS[name]), TARGETS[name]
+    network = Network(package, TARGETS[name])
     image = picture((24, 40, 3))
     model: Any = package.load_model().double()
     pixels = torch.from_numpy((image - np.array(package.spec.mean)) / package.spec.std).permute(2, 0, 1)[None]
@@ -135,13 +135,13 @@ def test_every_node_is_the_definitions(make_package: MakePackage, small: Callabl
         nodes = evaluate(model.nodes, model.order, pixels)
     run = Stream(network, (24, 40), whole((24, 40)), ((0, 3),))
     run.logits(image)
-    plan, memories = run._schedule, dict(zip(run._schedule.regions, run._memory, strict=False))
+    plan, held = run._schedule, run._memory._memory
     assert len(plan.regions) == len(nodes) == 10
-    for (i, j), memory in memories.items():
+    for i, j in plan.regions:
         height, width, kept = 24 >> i, 40 >> i, plan.rows[i, j]
-        ring = memory.view(np.float32)[: kept * width * target.padded(4)]
         channels = plan.shape_of((i, j)).channels
-        ring = memory.view(np.float32)[: kept * width * channels].reshape(kept, width, channels)
+        start = run._maps[i, j]["map"] - held.ctypes.data
+        ring = held[start:].view(np.float32)[: kept * width * channels].reshape(kept, width, channels)
         value: Any = nodes[i, j]
         expected = value[0].permute(1, 2, 0).numpy()
         # A ring holds the last rows when the run is over.

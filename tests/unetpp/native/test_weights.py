@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from tests.unetpp.native.machine import lively
@@ -20,8 +19,6 @@ from unetpp.model.fold import fold
 from unetpp.native.rows import Sources, on_tiles, vectors_at_once
 from unetpp.native.target import Target
 from unetpp.native.weights import (
-    aligned,
-    empty,
     expected_shapes,
     folded_weights,
     pack_depthwise,
@@ -196,13 +193,3 @@ def test_order_of_depthwise_weights() -> None:
     packed = pack_depthwise(weights, 16)
     assert packed.shape == (9, 16) and packed.ctypes.data % 64 == 0 and not packed[:, 5:].any()
     assert packed[4, 2] == weights[2, 0, 1, 1] and packed[5, 2] == weights[2, 0, 1, 2]
-
-
-@pytest.mark.parametrize("size", [1, 63, 64, 65, 1000])
-def test_memory_is_aligned_and_empty(size: int) -> None:
-    found: NDArray[np.uint8] = empty(size)
-    assert found.ctypes.data % 64 == 0 and size <= len(found) < size + 64 and not found.any()
-    values = np.arange(size, dtype=np.float32)[::-1]
-    copy = aligned(values)
-    assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous
-    np.testing.assert_array_equal(copy, values)

@@ -17,7 +17,7 @@ import torch
 from tests.unetpp.native.guard import Edge, Guard
 from tests.unetpp.native.machine import TARGETS, picture
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp.native import head, network, node, schedule, stream, weights
+from unetpp.native import head, memory, network, node, schedule, stream
 from unetpp.native.need import Region
 from unetpp.native.network import Network
 from unetpp.native.stream import Stream
@@ -46,6 +46,18 @@ def package(config: dict[str, Any], kind: Any) -> Package:
     )
     torch.manual_seed(0)
     return save_package(Path(tempfile.mkdtemp()), UNetPlusPlus(architecture).eval(), spec, "")
+
+
+class GuardedArena:
+    """An arena whose every piece is guarded."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._pieces: list[Any] = []
+
+    def take(self, size: int) -> int:
+        self._pieces.append(self._guard.bytes(size))
+        return int(self._pieces[-1].ctypes.data)
 
 
 class GuardedNumpy:
@@ -83,7 +95,8 @@ def walk(target: Target, edge: Edge, less: str) -> int:
     """Return how many runs there were with pages behind, or before, every buffer."""
     guard = Guard(edge)
     shrink(less, guard)
-    stream.empty = weights.empty = guard.bytes
+    memory.empty = guard.bytes
+    stream.Arena = lambda size: GuardedArena(guard)  # type: ignore[assignment, misc]
     stream.np = GuardedNumpy(guard)
     runs = 0
     for config, kind, block, band in NETWORKS:
