@@ -38,7 +38,7 @@ _FILE = ArraysFile(
     | {f"{prefix}_{name}": kind for prefix in ("whole", "part") for name, kind in _GROUP.items()}
     | {"part_closed": ("?", 1)}
 )
-_CACHED_BLOCKS, _ROWS_READ = 16, 4
+_CACHED_BLOCKS, _ROWS_READ = 16, 2
 
 
 def block_boxes(shards: Iterable[Box]) -> list[Box]:

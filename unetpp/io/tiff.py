@@ -23,7 +23,8 @@ from unetpp.io.base import Mask, Pixels
 from unetpp.io.reader import MAX_DECODED_PIXELS, first_line
 from unetpp.io.remote import RemoteFile, RemoteObject
 
-SEGMENT_CACHE_BYTES = 2**24  # per open file, of which each worker has one; a tile needs the border of those before it
+SEGMENT_CACHE_BYTES = 2**22
+"""Of decoded segments, per open file, of which each worker has one; more where those below a window take more."""
 # Codecs raise what their C libraries report; these are the classes seen from tifffile, imagecodecs, zlib and lzma.
 DECODE_ERRORS = (OSError, ValueError, RuntimeError, EOFError, TypeError, IndexError, NotImplementedError, MemoryError)
 
@@ -54,6 +55,12 @@ class _Segment:
     box: Box
     samples: slice
 
+    @property
+    def size(self) -> int:
+        """Return how many numbers it holds."""
+        planes: int = self.samples.stop - self.samples.start
+        return self.box.area * planes
+
 
 class TiffPages:
     """One image series of a TIFF file as pyramid levels of (H, W, samples) windows.
@@ -69,6 +76,7 @@ class TiffPages:
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
         self._cached = 0
+        self._room = SEGMENT_CACHE_BYTES
         try:
             self._file = _tiff_file(source)
         except UnetppError:
@@ -173,6 +181,9 @@ class TiffPages:
         return found
 
     def _decoded(self, segments: list[_Segment], box: Box) -> list[Pixels | None]:
+        # The next window begins with the segments in which this one ends.
+        below = sum(segment.size for segment in segments if segment.box.y1 > box.y1)
+        self._room = max(SEGMENT_CACHE_BYTES, below * self.dtype.itemsize)
         if len(segments) < 2:
             return [self._segment(segment, box) for segment in segments]
         # Codecs let go of the interpreter, so that threads decode at once.
@@ -242,7 +253,7 @@ class TiffPages:
                 self._cache[key] = block
                 self._cached += block.nbytes
             self._cache.move_to_end(key, last=not done)
-            while self._cached > SEGMENT_CACHE_BYTES and len(self._cache) > 1:
+            while self._cached > self._room and len(self._cache) > 1:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
 
     def close(self) -> None:

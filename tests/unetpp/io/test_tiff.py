@@ -262,6 +262,19 @@ def test_tiles_between_columns_of_windows_decode_once(
     assert sorted(decoded) == [row * 8 + column for row in range(8) for column in range(8)]
 
 
+def test_tiles_below_a_window_are_kept_however_large_they_are(
+    make: Any, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
+) -> None:
+    monkeypatch.setattr(tiff, "SEGMENT_CACHE_BYTES", 1)
+    path = make.folder / "tiles.tif"
+    grey = make.noise((96, 48)).astype(np.uint16)
+    tifffile.imwrite(path, grey, tile=(16, 16))
+    with TiffRaster(path) as raster:
+        for y in range(0, 96, 24):
+            assert np.array_equal(raster.read(Box(y, 0, y + 24, 48)).pixels[..., 0], grey[y : y + 24])
+    assert sorted(decoded) == list(range(18))
+
+
 def test_segment_cache_is_bounded(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiff, "SEGMENT_CACHE_BYTES", 5000)
     path = make.folder / "tiles.tif"
