@@ -19,6 +19,7 @@ from unetpp import commit
 from unetpp.commit import CommitRecord, verify
 from unetpp.errors import CorruptImageError
 from unetpp.segment import SegmentJob, ShardWorker, pending, progress
+from unetpp.windows import Windows
 from unetpp_workflows.executors.base import Crew, Outcome, Worker
 from unetpp_workflows.executors.local import run_local
 
@@ -158,7 +159,7 @@ def test_one_shard_is_read_while_another_computes(
 
         return run
 
-    monkeypatch.setattr(ShardWorker, "_read", watched("read", ShardWorker._read))
+    monkeypatch.setattr(Windows, "read", watched("read", Windows.read))
     monkeypatch.setattr(ShardWorker, "_tile", watched("compute", ShardWorker._tile))
     assert run_local([job], workers=1) == (Outcome(12),)
     assert together["compute"] == 1 and 1 <= together["read"] <= 2 and together["both"] > 5
