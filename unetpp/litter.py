@@ -33,7 +33,7 @@ def _top(folder: Path) -> Iterator[Path]:
 
 
 def _partial(folder: Path) -> Iterator[Path]:
-    # zarr-python writes <object>.<uuid>.partial and renames it.
+    # Shards are written as <object>.new.partial and renamed, documents of Zarr as <document>.<uuid>.partial.
     for pattern in ("*.partial", "*/*.partial", "*/*/*.partial", "*/*/c/*/*.partial", "*/c/*/*/*.partial"):
         for name in (LABELS, *map(map_folder, MAPS)):
             yield from (folder / name).glob(pattern)
