@@ -75,7 +75,6 @@ class Levels:
     def create_level(self, index: int) -> None:
         """Make one pyramid level ready for writing, replacing what is there; raises `OutputError`."""
         path = self.folder / self.name / str(index)
-        self._known.discard(index)
         with output_errors(path):
             shutil.rmtree(path, ignore_errors=True)
             create_array(path, self.plan, index, self.planes)

@@ -152,6 +152,8 @@ def test_deleting_a_shard_takes_the_litter_of_a_killed_writer_with_it(tmp_path: 
     store.delete_shard(ours)
     left = sorted(p.name for p in store.shard_object(ours).parent.iterdir())
     assert left == ["10", "10.0123.partial"]
+    store.write_shard(neighbour, np.zeros(neighbour.box.shape, np.uint8))
+    assert [p.name for p in store.shard_object(ours).parent.iterdir()] == ["10"]
 
 
 def test_missing_metadata_is_an_error_not_an_empty_result(tmp_path: Path) -> None:
@@ -185,4 +187,5 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_done(small_disk: Callable[[in
     assert len(written) == 1 and "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
     assert not store.shard_object(plan.shards()[1]).exists()
+    assert not list(store.folder.rglob("*.partial")), "it would take the room of what says so"
     assert np.array_equal(store.read(written[0].box), noise[written[0].box.slices()])

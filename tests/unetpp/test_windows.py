@@ -57,6 +57,7 @@ def test_any_order_and_gaps_give_the_same_pixels() -> None:
         windows = Windows(source.read, tiles, plan.height, plan.width)
         for at in RNG.permutation(len(tiles))[: len(tiles) - 3]:
             source.check(windows.read(tiles[at]), tiles[at])
+            assert len(windows._above) <= 1, "only the next tile can use it"
 
 
 def test_what_is_kept_holds_no_window_alive() -> None:

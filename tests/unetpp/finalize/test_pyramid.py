@@ -66,6 +66,17 @@ def test_levels_equal_halving_the_whole_image(
     assert max(expected.shape) <= 512
 
 
+def test_shards_without_data_have_no_object(make_job: Callable[..., SegmentJob], tmp_path: Path) -> None:
+    labels = random_labels(1100, 330)
+    labels[:] = 1
+    labels[:600] = 255
+    job = make_job(labels, shard=256)
+    names = {name for name, _, _ in write_pyramid(job.store, tmp_path / "journal")}
+    written = {row for row in range(3) if job.store.object_name(1, row, 0) in names}
+    assert written == {1, 2} == {row for row in range(3) if (job.out / job.store.object_name(1, row, 0)).exists()}
+    assert (job.store.read(Box(0, 0, 550, 165), 1)[:300] == 255).all()
+
+
 def test_ome_zarr_reads_every_level(make_job: Callable[..., SegmentJob], tmp_path: Path) -> None:
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
