@@ -171,9 +171,11 @@ def report(trial: Trial) -> int:
     print(f"{WORKERS} workers and {DRIVERS} drivers killed; {len(expected)} files of {trial.shards} shards {verdict}")
     if trial.slide.stem == "x".join(map(str, SIZES["1.02 GP"])):
         kills = json.loads((trial.folder / PLAN).read_text())["kills"]
+        engine = json.loads((trial.result("expected") / "record.json").read_text())["engine"]
         facts = {
             **provenance(packages=("torch", "openvino", "ray")),
             "command": "make kills",
+            "engine": f"{engine['name']} {engine['precision']}",
             "shards": trial.shards,
             "files": len(expected),
             "unlike": unlike,

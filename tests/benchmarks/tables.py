@@ -288,7 +288,7 @@ def kills(facts: dict[str, Any]) -> str:
         f"A segmentation of 1.02 gigapixels in {facts['shards']} shards, on two Ray actors, whose workers were killed "
         f"{count['worker']} times and whose driver {count['driver']} times (`kill -9` at random moments), beside an "
         f"undisturbed one on threads: {facts['files']} files, {unlike}, {audit} (`make kills`; {facts['cpu']}, "
-        f"{facts['cores']} cores; ray {facts['versions']['ray']}, OpenVINO {facts['versions']['openvino']}; commit "
+        f"{facts['cores']} cores; engine {facts['engine']}; ray {facts['versions']['ray']}; commit "
         f"{facts['commit']}, {facts['date']}; [kills.json](tests/benchmarks/kills.json))."
     )
 
