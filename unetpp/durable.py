@@ -34,9 +34,13 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step; on the disk when this returns. Raises `OutputError`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def write_file(path: Path, content: bytes, temporary: Path | None = None) -> None:
+    """Replace `path` by `content` in one step; on the disk when this returns. Raises `OutputError`.
+
+    Args:
+        temporary: file beside it that a kill leaves behind, `.<name>.tmp` by default.
+    """
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     with output_errors(path):
         try:
             with temporary.open("wb") as file:

@@ -6,17 +6,15 @@ deleted before it is written again.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetpp.durable import output_errors, sync, sync_tree
+from unetpp.durable import output_errors, sync, sync_tree, write_file
 from unetpp.errors import StoreError
 from unetpp.geometry import Box
 from unetpp.shard_object import LEVEL, Chunks, Place, encode, join, read_chunk, read_index
@@ -124,7 +122,7 @@ class Levels:
             first_of_row = not path.parent.is_dir()
             path.parent.mkdir(parents=True, exist_ok=True)
             content = join(self._with_empty(level, row, col, chunks), self._counts(level))
-            _write_object(path, content)
+            write_file(path, content, path.with_name(f"{path.name}.new.partial"))
             if first_of_row:
                 for parent in path.parents[1 : len(Path(self.object_name(0, 0, 0)).parts) - len(Path(self.name).parts)]:
                     sync(parent)
@@ -194,22 +192,6 @@ def delete_object(path: Path) -> None:
         path.unlink(missing_ok=True)
         for litter in path.parent.glob(f"{path.name}.*.partial"):
             litter.unlink(missing_ok=True)
-
-
-def _write_object(path: Path, content: Iterable[bytes]) -> None:
-    """Write a file that is whole from the moment it has its name, on the disk when this returns. Raises `OSError`."""
-    temporary = path.with_name(f"{path.name}.new.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()  # on a full disk it would take the room of what says so
-        raise
-    sync(path.parent)
 
 
 def level_shapes(plan: TilePlan) -> tuple[tuple[int, int], ...]:

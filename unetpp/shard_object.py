@@ -48,8 +48,8 @@ def encode(values: NDArray[np.uint8], side: int, fill: int) -> Iterator[tuple[Pl
                 yield (*plane, y // side, x // side), content
 
 
-def join(chunks: Chunks, counts: Sequence[int]) -> list[bytes]:
-    """Return what the object consists of, one behind the other; chunks that are not given read as the fill value.
+def join(chunks: Chunks, counts: Sequence[int]) -> bytes:
+    """Return the object; chunks that are not given read as the fill value.
 
     Args:
         counts: chunks of a whole shard along each axis.
@@ -61,7 +61,7 @@ def join(chunks: Chunks, counts: Sequence[int]) -> list[bytes]:
         index[place] = used, len(content[-1])
         used += len(content[-1])
     table = index.tobytes()
-    return [*content, table, google_crc32c.value(table).to_bytes(_CHECKSUM_BYTES, "little")]
+    return b"".join([*content, table, google_crc32c.value(table).to_bytes(_CHECKSUM_BYTES, "little")])
 
 
 def read_index(file: BinaryIO, counts: Sequence[int]) -> NDArray[np.uint64]:

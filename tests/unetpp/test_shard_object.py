@@ -37,7 +37,7 @@ def test_the_bytes_are_those_of_zarr(tmp_path: Path, counts: tuple[int, ...], cu
     values = np.random.default_rng(len(counts)).integers(0, 4, shape, dtype=np.uint8)
     chunks = dict(encode(values, SIDE, 9))
     assert len(chunks) == np.prod(counts)
-    content = b"".join(join(chunks, counts))
+    content = join(chunks, counts)
     assert content == object_of_zarr(tmp_path / "zarr", values, counts)
     file = BytesIO(content)
     index = read_index(file, counts)
@@ -55,7 +55,7 @@ def test_a_chunk_that_is_not_there_is_none_for_zarr_too(tmp_path: Path) -> None:
     chunks = dict(encode(values, SIDE, 9))
     del chunks[1, 2]
     path = tmp_path / "zarr" / "c" / "0" / "0"
-    path.write_bytes(b"".join(join(chunks, (3, 3))))
+    path.write_bytes(join(chunks, (3, 3)))
     values[16:32, 32:] = 9
     assert np.array_equal(zarr.open_array(tmp_path / "zarr", mode="r")[...], values)
     with path.open("rb") as file:
@@ -64,12 +64,12 @@ def test_a_chunk_that_is_not_there_is_none_for_zarr_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 3, 19, 40])
 def test_an_object_that_is_too_short_is_damaged(size: int) -> None:
-    content = b"".join(join(dict(encode(np.zeros((SIDE, SIDE), np.uint8), SIDE, 9)), (1, 1)))
+    content = join(dict(encode(np.zeros((SIDE, SIDE), np.uint8), SIDE, 9)), (1, 1))
     with pytest.raises(ValueError, match=r"no index|checksum"):
         read_index(BytesIO(content[:size]), (1, 1))
 
 
 def test_a_chunk_of_another_size_is_damaged() -> None:
-    content = BytesIO(b"".join(join(dict(encode(np.zeros((SIDE, SIDE), np.uint8), SIDE, 9)), (1, 1))))
+    content = BytesIO(join(dict(encode(np.zeros((SIDE, SIDE), np.uint8), SIDE, 9)), (1, 1)))
     with pytest.raises(ValueError, match="reshape"):
         read_chunk(content, read_index(content, (1, 1)), (0, 0), 2 * SIDE)
