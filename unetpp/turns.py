@@ -105,14 +105,6 @@ class OpenShard(Generic[R]):
         """Return how many tiles are left beyond one for each helper, all of which may still be opening the image."""
         return len(self._tiles) - self.helpers
 
-    @property
-    def next(self) -> Tile | None:
-        """Return what `first` will return, if anything: others may take it before."""
-        try:
-            return self._tiles[0]
-        except IndexError:
-            return None
-
     def first(self) -> Tile | None:
         """Take the next tile of the shard's own thread; None when none is left or a helper has failed."""
         try:

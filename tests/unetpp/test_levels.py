@@ -87,15 +87,6 @@ def test_coarser_levels_have_smaller_shards_where_they_are_smaller(tmp_path: Pat
         Levels(tmp_path, plan, "others").read(Box(0, 0, 1, 1), 1)
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    store = make_levels(tmp_path)
-    labels = draw(store.plan)
-    fill(store, labels)
-    again = Levels(tmp_path, store.plan, "values")
-    assert np.array_equal(again.read(Box(0, 0, 150, 210)), labels)
-    assert np.array_equal(again.read(Box(100, 120, 149, 200)), labels[100:149, 120:200])
-
-
 def test_each_shard_is_one_object_even_where_it_holds_only_no_data(tmp_path: Path) -> None:
     store = make_levels(tmp_path)
     fill(store, np.full((150, 210), 255, np.uint8))

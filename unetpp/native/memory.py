@@ -12,6 +12,7 @@ _LINE: Final = 64
 
 
 def rounded(size: int) -> int:
+    """Return the bytes that a piece of this size takes."""
     return -(-size // _LINE) * _LINE
 
 
