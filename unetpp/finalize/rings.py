@@ -154,18 +154,6 @@ def _closed(vertices: Ints, starts: Ints, turn: Ints, order: Ints) -> tuple[Ints
 
 
 @compiled
-def gathered(vertices: Ints, starts: Ints, order: Ints) -> tuple[Ints, Ints]:
-    """Return these rings or walks, one behind the other: vertices, and where each begins."""
-    bounds = np.zeros(len(order) + 1, np.int64)
-    for number, k in enumerate(order):
-        bounds[number + 1] = bounds[number] + starts[k + 1] - starts[k]
-    found = np.empty((bounds[-1], 2), np.int64)
-    for number, k in enumerate(order):
-        _copied(found, bounds[number], vertices, starts[k], starts[k + 1])
-    return found, bounds
-
-
-@compiled
 def _copied(found: Ints, used: int, vertices: Ints, begin: int, end: int) -> int:
     """Write vertices behind those that are used; returns how many are used then. Slices take seconds to compile."""
     for at in range(begin, end):
