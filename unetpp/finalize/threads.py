@@ -1,4 +1,4 @@
-"""Runs parts of a finishing step on a few threads, beside or ahead of each other; knows nothing of what they do."""
+"""Runs parts of a finishing step on a few threads, beside, ahead of or behind each other; knows not what."""
 
 from __future__ import annotations
 
