@@ -10,6 +10,7 @@ from unetpp.processor import cpu_has_bf16
 
 NATIVE = ("native",) if why_no_cpu("fp32") is None else ()
 NATIVE_BF16 = ("native",) if why_no_cpu("bf16") is None else ()
+NATIVE_INT8 = ("native",) if why_no_cpu("int8") is None else ()
 ENGINES = ("torch", "openvino", *NATIVE)
 BF16_ENGINES = ("torch", *(("openvino",) if cpu_has_bf16() else ()), *NATIVE_BF16)
 AUTO = "native" if (NATIVE_BF16 if cpu_has_bf16() else NATIVE) else "openvino"
@@ -20,14 +21,16 @@ LEFT_OUT: Final[dict[str, tuple[str, str]]] = {
     "16 lanes": ("fp32", ""),
     "pairs": ("bf16", "amx_tile"),
     "tiles": ("bf16", ""),
+    "bytes": ("int8", ""),
 }
 """Precision of each kind of machine code, and the flag of better CPUs without which a CPU gets it."""
 
 
 def kinds() -> list[str]:
     """Return the kinds of machine code that run here."""
-    fp32, bf16 = target_of("fp32"), target_of("bf16")
+    fp32, bf16, int8 = (target_of(precision) for precision in ("fp32", "bf16", "int8"))
     found = ["8 lanes"] if isinstance(fp32, Target) else []
     found += ["16 lanes"] if fp32 == Target(16) else []
     found += ["pairs"] if isinstance(bf16, Target) else []
-    return found + (["tiles"] if isinstance(bf16, Target) and bf16.tiles else [])
+    found += ["tiles"] if isinstance(bf16, Target) and bf16.tiles else []
+    return found + (["bytes"] if isinstance(int8, Target) else [])

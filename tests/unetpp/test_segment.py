@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.engines import NATIVE
+from tests.engines import NATIVE, NATIVE_INT8
 from unetpp import commit, shard_worker, tiling
 from unetpp import lock as lock_module
 from unetpp.durable import file_sha256
+from unetpp.engine import choose_engine
 from unetpp.errors import BandsError, CorruptImageError, MaskError, ModelPackageError, StoreError
 from unetpp.finalize import finalize
 from unetpp.geometry import Box, Spacing
@@ -112,6 +113,20 @@ def test_labels_do_not_depend_on_tiles_and_shards(
     labels = run_all(prepare_job(save_png(tmp_path / "part.png", part), tmp_path / "out", tiny_package, **options))
     expected, sure = whole_image(tiny_package, part)
     assert np.array_equal(labels[sure], expected[sure])
+
+
+@pytest.mark.parametrize("engine", NATIVE_INT8)
+def test_int8_does_not_depend_on_tiles_and_shards(
+    tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path, engine: str
+) -> None:
+    """Every label is that of one call over the whole image, and no more than bytes can tell from the definition's."""
+    expected = choose_engine(load_package(tiny_package), name=engine, precision="int8").labels(tissue)
+    for core, shard in ((32, 64), (128, 256)):
+        options = {**OPTIONS, "core": core, "shard": shard, "engine": engine, "precision": "int8"}
+        labels = run_all(prepare_job(image, tmp_path / f"out{core}", tiny_package, **options))
+        np.testing.assert_array_equal(labels, expected)
+    plain, _ = whole_image(tiny_package, tissue)
+    assert 0 < (labels != plain).mean() < 0.05
 
 
 @pytest.mark.parametrize("engine", ["torch", *NATIVE])

@@ -156,7 +156,7 @@ def known_speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
     speed = {"mpx_per_second": 2.0, "peak_mb": 100.0, "engine": "openvino", "precision": "fp32", "device": "cpu",
              "tile": 512}  # fmt: skip
-    monkeypatch.setattr(module, "measure_speed", lambda folder, tta="none": dict(speed))
+    monkeypatch.setattr(module, "measure_speed", lambda folder, tta="none", precision="auto": dict(speed))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield speed

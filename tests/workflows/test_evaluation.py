@@ -15,14 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.engines import AUTO
+from tests.engines import AUTO, NATIVE_INT8
+from unetpp.engine import choose_engine
 from unetpp.errors import DataError, EngineError, StoreError
-from unetpp.geometry import Spacing
-from unetpp.package import ClassInfo, load_package
+from unetpp.geometry import Box, Spacing
+from unetpp.metrics import Confusion
+from unetpp.model import GridConfig, UNetPlusPlus
+from unetpp.package import ClassInfo, load_package, save_package
 from unetpp.train.store import PatchStore
 from unetpp_workflows import evaluation_tracking
 from unetpp_workflows.cases import draw_cases
@@ -84,6 +89,28 @@ def test_orientations_make_another_evaluation(
     text = io.StringIO()
     print_evaluation(turned.evaluation, Console(file=text, width=200))
     assert "3 images in 3 groups, mean over 8 orientations (d4)" in text.getvalue()
+
+
+@pytest.mark.skipif(not NATIVE_INT8, reason="this CPU does not multiply bytes")
+def test_int8_is_judged_by_the_engine_that_segments(
+    data: EvaluationData, ink_package: Path, tmp_path: Path, known_speed: dict[str, Any]
+) -> None:
+    spec = dataclasses.replace(load_package(ink_package).spec, architecture=GridConfig(classes=1, filters=(4, 8)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        package = save_package(tmp_path / "model", UNetPlusPlus(spec.architecture).eval(), spec, "")
+    model = resolve(package.folder)
+    exact, rounded = (evaluated(model, data, precision=precision) for precision in ("fp32", "int8"))
+    assert rounded.evaluation.key != exact.evaluation.key and not rounded.found
+    assert "by the native engine in int8" in rounded.page and "in plain torch, fp32" in exact.page
+    engine = choose_engine(package, precision="int8")
+    for index, row in enumerate(rounded.evaluation.images):
+        image = data.source.images[index]
+        crop = data.source.read(index, Box(0, 0, image.height, image.width))
+        judged = Confusion(2)
+        judged.update(crop.labels, (engine.labels(crop.pixels) == spec.classes[1].value).astype(np.uint8))
+        assert row["confusion"] == judged.matrix.tolist()
+    assert exact.evaluation.images != rounded.evaluation.images, "the network is too sure to be told by"
 
 
 def test_pictures_show_the_mean_over_orientations(
@@ -238,4 +265,4 @@ def test_the_command_prints_figures_and_warns_without_a_store(
     assert fine.exit_code == 0, fine.output
     assert "measured before" in fine.output and "MLflow run" in fine.output  # made up for what was not recorded
     assert "3 images in 3 groups" in fine.output and "1.000" in fine.output
-    assert CliRunner().invoke(app, [*command, "--precision", "int8"]).exit_code == 2
+    assert CliRunner().invoke(app, [*command, "--precision", "int4"]).exit_code == 2

@@ -165,8 +165,8 @@ from unetpp_workflows import speed
 from unetpp_workflows.gates import Gates
 from unetpp_workflows.promotion import promote
 from mlflow import MlflowClient
-speed.measure_speed = lambda folder, tta="none": {"mpx_per_second": 2.0, "peak_mb": 100.0, "engine": "e",
-                                                  "precision": "p", "device": "cpu", "tile": 512}
+speed.measure_speed = lambda folder, tta="none", precision="auto": {
+    "mpx_per_second": 2.0, "peak_mb": 100.0, "engine": "e", "precision": "p", "device": "cpu", "tile": 512}
 left = int(sys.argv[2])
 move = MlflowClient.set_registered_model_alias
 def dying(self, *args):

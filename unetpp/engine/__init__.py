@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import PackageNotFoundError, version
+from typing import cast
 
 import numpy as np
 
@@ -19,7 +20,7 @@ __all__ = ["Engine", "Precision", "choose_engine", "engine_reasons", "torch_is_f
 log = logging.getLogger(__name__)
 
 ENGINES = ("triton", "native", "openvino", "torch")
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def choose_engine(
@@ -36,7 +37,7 @@ def choose_engine(
     "auto" is the fused kernels on CUDA where there is a device that runs them (torch on an older one, and where they
     fail or disagree with torch), else machine code made for this CPU where there is any for the network, else OpenVINO
     where it is installed, else torch on the CPU; and fp16 for the fused kernels, bf16 where other hardware has it, else
-    fp32. `tta` costs as many times as it has orientations, 2, 4
+    fp32. Only machine code has int8, which therefore chooses it. `tta` costs as many times as it has orientations, 2, 4
     or 8; see `unetpp.model.turned`. With `tile_shape` the engine runs once, on zeros, so that the calling thread's
     first tile of that shape costs as much as the next.
 
@@ -51,6 +52,8 @@ def choose_engine(
         raise EngineError(f"tta {tta!r} is unknown; choose {', '.join(TTAS)}")
     if threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one thread")
+    if precision == "int8" and (reason := _why_not_int8(name, package.spec)) is not None:
+        raise EngineError(f"int8 cannot be used here: {reason}; use --precision auto")
     chosen, device = _available(name, package.spec, precision)
     if precision == "fp16" and chosen != "triton":
         raise EngineError(f"the {chosen} engine has no fp16; use --precision bf16 or fp32")
@@ -59,7 +62,7 @@ def choose_engine(
     try:
         engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
     except (EngineError, RuntimeError, ImportError, OSError) as error:
-        if name != "auto" or precision == "fp16" or chosen not in ("triton", "native"):
+        if name != "auto" or precision in ("fp16", "int8") or chosen not in ("triton", "native"):
             raise
         log.warning("the %s engine is left out: %s", chosen, error)
         chosen = "openvino" if chosen == "native" and _openvino_version() else "torch"
@@ -93,13 +96,17 @@ def torch_is_for_gpus() -> bool:
         return True
 
 
+def _why_not_int8(name: str, spec: ModelSpec) -> str | None:
+    return why_not(spec, "int8") if name in ("auto", "native") else f"the {name} engine has none"
+
+
 def _available(name: str, spec: ModelSpec, precision: str) -> tuple[str, str]:
     """Return the engine to use and its device."""
     if name == "openvino":
         if _openvino_version() is None:
             raise EngineError("OpenVINO is not installed; install openvino or use --engine torch")
         return "openvino", "cpu"
-    if name == "native":
+    if name == "native" or precision == "int8":
         return "native", "cpu"
     kernels, why = _kernels()
     if name == "triton" and not kernels:
@@ -142,7 +149,7 @@ def _precision(precision: str, engine: str, device: str) -> Precision:
         if engine == "native":
             return "bf16" if why_no_cpu("bf16") is None else "fp32"
         return "bf16" if device == "cuda" or cpu_has_bf16() else "fp32"
-    return "fp16" if precision == "fp16" else "bf16" if precision == "bf16" else "fp32"
+    return cast("Precision", precision)
 
 
 def _build(package: Package, name: str, device: str, precision: Precision, threads: int, tta: Tta) -> Engine:

@@ -53,7 +53,7 @@ def _native(spec: ModelSpec, precision: Precision, tile_shape: tuple[int, int], 
     """Return what a stream allocates, and the tile's pixels and result."""
     target = target_of(precision)
     if isinstance(target, str):  # of another machine
-        target = Target(16, bf16=precision == "bf16")
+        target = Target(16, "fp32" if precision == "fp16" else precision)
     multiple, last = spec.architecture.multiple, spec.architecture.last
     shape = tuple(-(-side // multiple) * multiple for side in tile_shape)
     every = maps and spec.architecture.deep_supervision and spec.network == "unetplusplus"

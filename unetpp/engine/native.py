@@ -38,7 +38,8 @@ class NativeEngine:
 
     Args:
         package: the model.
-        precision: bf16 stores maps and the weights of pointwise convolutions in bf16; every sum is fp32.
+        precision: bf16 stores maps and the weights of pointwise convolutions in bf16, int8 in bytes (see
+            `unetpp.native.quantize`); every other sum is fp32.
         threads: CPU threads of one call, which share a tile's columns among them.
         tta: see `unetpp.model.turned`.
 
@@ -55,8 +56,9 @@ class NativeEngine:
         target = target_of(precision)
         if reason is not None or isinstance(target, str):
             raise EngineError(f"the native engine cannot run this model here: {reason}; use --engine openvino")
-        # Sums of bf16 pairs and of AMX's tiles differ in their last bits: a job's machines must be of one kind.
-        self.version = llvm_version() + (("+amx" if target.tiles else "+avx512") if target.bf16 else "")
+        # Sums of bf16 pairs and of AMX's tiles differ in their last bits: a job's machines must be of one kind. Others
+        # are the same everywhere.
+        self.version = llvm_version() + (("+amx" if target.tiles else "+avx512") if target.stored == "bf16" else "")
         self.precision = precision
         self.threads = threads
         self.tta = tta

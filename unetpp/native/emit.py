@@ -148,6 +148,7 @@ class Body:
         self.target = code.target
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         self.vector = ir.VectorType(F32, self.target.lanes)
+        self.integers = ir.VectorType(I32, self.target.lanes)
 
     def wrap(self, value: Any) -> Any:
         return Pointer(self, value) if value.type == POINTER else Number(self, value) if value.type == I64 else value
@@ -236,11 +237,21 @@ class Body:
         return self.builder.select(self.builder.fcmp_ordered("<", value, zero), zero, value)
 
     def keep(self, value: Any, where: Pointer) -> None:
-        """Store a vector as maps are stored."""
-        if self.target.bf16:
-            lanes = self.target.lanes
+        """Store a vector of numbers >= 0 as maps are stored."""
+        lanes = self.target.lanes
+        if self.target.stored == "bf16":
             narrow = self.code.intrinsic(
                 f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * lanes}", ir.VectorType(BF16, lanes), [self.vector]
             )
             value = self.builder.call(narrow, [value])
+        elif self.target.stored == "int8":
+            value = self._rounded(value)
         where.store(value, self.target.size)
+
+    def _rounded(self, value: Any) -> Any:
+        """Return bytes: the nearest ones, of two the even one; 255 for what is more or not a number."""
+        most = self.constants(255.0)
+        value = self.builder.select(self.builder.fcmp_ordered("<", value, most), value, most)
+        # The last bits of numbers from 2^23 on are whole numbers.
+        bits = self.builder.bitcast(self.builder.fadd(value, self.constants(2.0**23)), self.integers)
+        return self.builder.trunc(bits, ir.VectorType(I8, self.target.lanes))

@@ -16,7 +16,7 @@ SLOTS: Final = {
         *PART,
         "map", "pitch", "rows",  # as of `unetpp.native.node`
         "left", "right",  # columns to compute
-        "weights", "bias", "values",  # values: of the classes, at least two
+        "weights", "scale", "bias", "values",  # logits are scale x sums + bias; values: of the classes, at least two
         "to", "to_pitch", "plane",  # where pixel (0, 0) goes, bytes per row, bytes from class to class of logits
         "scratch",
     ))
@@ -37,6 +37,7 @@ def scratch_bytes(target: Target, classes: int, pixels: int) -> int:
 def head(code: Code, channels: int, classes: int) -> None:
     """Add labels(arguments), one byte per pixel, and logits(arguments), float32, a plane per class."""
     size, made = code.target.size, outputs(code.target, classes)
+    fma = code.intrinsic("llvm.fma.f32", F32, [F32] * 3)
     convolve = rows.pointwise(code, Sources(channels, channels * size), made)
 
     def each_row(body: Body, given: Pointer, pixel: int, decide: Any) -> None:
@@ -54,7 +55,8 @@ def head(code: Code, channels: int, classes: int) -> None:
                 sums = scratch + _SUMS + x * (4 * made)
 
                 def logit(k: int, sums: Pointer = sums) -> Any:
-                    return body.builder.fadd((sums + 4 * k).load(F32), (at["bias"] + 4 * k).load(F32))
+                    scale, bias = ((at[name] + 4 * k).load(F32) for name in ("scale", "bias"))
+                    return body.call(fma, (sums + 4 * k).load(F32), scale, bias)
 
                 decide(body, logit, to + x * pixel, at["values"], number["plane"])
         if body.target.tiles:

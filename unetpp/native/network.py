@@ -16,6 +16,7 @@ from unetpp.native.emit import Code
 from unetpp.native.memory import aligned
 from unetpp.native.node import PAD, Scratch, node, shape_of
 from unetpp.native.program import RUN, run
+from unetpp.native.quantize import byte_weights
 from unetpp.native.rows import Sources
 from unetpp.native.target import Target
 from unetpp.native.weights import (
@@ -47,7 +48,8 @@ class Network:
         self.steps = order_of(package.spec.network, config)
         self.shapes = {step.node: shape_of(package.spec, target, step.node) for step in self.steps}
         self.scratches = {name: Scratch(shape, target.size) for name, shape in self.shapes.items()}
-        weights = folded_weights(package)  # first: a model.json that does not fit may ask for millions of channels
+        read = byte_weights if target.stored == "int8" else folded_weights
+        weights = read(package)  # first: a model.json that does not fit may ask for millions of channels
         facts = json.dumps([repr(target), [repr(shape) for shape in self.shapes.values()], config.classes])
         machine = machine_code(facts, self._write)
         names = [shape.name for shape in self.shapes.values()] + [heads.LABELS, heads.LOGITS]
@@ -123,6 +125,7 @@ class Network:
 
     def _head_weights(self, key: str, weights: Weights) -> dict[str, int]:
         made, stored = heads.outputs(self.target, self.config.classes), self.channels(0)
+        scale = weights.get(f"{key}.scale", np.ones(self.config.classes, np.float32))
         values = np.zeros(256, np.uint8)
         values[: len(self.spec.classes)] = [info.value for info in self.spec.classes]
         packed = pack_pointwise(
@@ -131,6 +134,7 @@ class Network:
         )  # fmt: skip
         return {
             "weights": self._address(packed),
+            "scale": self._address(aligned(scale)),
             "bias": self._address(aligned(weights[f"{key}.bias"])),
             "values": self._address(aligned(values)),
         }

@@ -8,6 +8,7 @@ they are asked for: rows and what they read have room for that.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from llvmlite import ir
@@ -60,14 +61,19 @@ def _on_vectors(
     body: Body, sources: Sources, outputs: int,
     to: Pointer, start: Pointer, count: Number, rows: Pointer, weights: Pointer, pixels: Number,
 ) -> None:  # fmt: skip
-    """Sums of a few pixels and one or two vectors of outputs stay in registers while all inputs pass by."""
+    """Sums of a few pixels and one or two vectors of outputs stay in registers while all inputs pass by.
+
+    Those of bytes are integers, exact in any order; only then the start is added.
+    """
     target, builder = body.target, body.builder
-    lanes, paired = target.lanes, target.bf16 and sources.stored
+    lanes, together = target.lanes, target.together if sources.stored else 1
+    exact = together == 4
     vectors = vectors_at_once(target, outputs)
     at_once = 12 if lanes == 16 else 6  # as many sums as there are registers for
-    steps = sources.channels // 2 if paired else sources.channels
+    steps = sources.channels // together
     width = vectors * lanes * 4  # bytes of weights of one step
-    sums = [[body.slot(body.vector) for _ in range(vectors)] for _ in range(at_once)]
+    kind = body.integers if exact else body.vector
+    sums = [[body.slot(kind) for _ in range(vectors)] for _ in range(at_once)]
     places = [(p, v, (p * outputs + v * lanes) * 4) for p in range(at_once) for v in range(vectors)]
 
     def begin(value_of: Any) -> None:
@@ -75,38 +81,54 @@ def _on_vectors(
             builder.store(value_of(place), sums[p][v])
 
     def step(row: Pointer, weight: Pointer) -> None:
-        kind = ir.VectorType(BF16, 2 * lanes) if paired else body.vector
-        factors = [(weight + v * lanes * 4).load(kind) for v in range(vectors)]
+        factors = [(weight + v * lanes * 4).load(_factors(body, together)) for v in range(vectors)]
         for p in range(at_once):
-            value = body.splat((row + p * sources.step).load(I32 if paired else F32, 2 if paired else 4))
+            value = body.splat((row + p * sources.step).load(F32 if together == 1 else I32, 4 // together))
             for v in range(vectors):
-                before = builder.load(sums[p][v], typ=body.vector)
-                builder.store(_product(body, value, factors[v], before, paired), sums[p][v])
+                before = builder.load(sums[p][v], typ=kind)
+                builder.store(_product(body, value, factors[v], before, together), sums[p][v])
 
+    def finish(to: Pointer, start: Pointer | None = None) -> None:
+        for p, v, offset in places:
+            value = builder.load(sums[p][v], typ=kind)
+            value = builder.sitofp(value, body.vector) if exact else value
+            if start is not None:
+                value = builder.fadd(value, (start + offset).load(body.vector))
+            (to + offset).store(value)
+
+    given = builder.icmp_unsigned("!=", start.value, body.null.value)
     with body.loop(0, pixels, at_once) as x, body.loop(0, outputs, vectors * lanes) as first:
         place = x * (outputs * 4) + first * 4
-        body.either(
-            builder.icmp_unsigned("!=", start.value, body.null.value),
-            lambda: begin(lambda offset: (start + place + offset).load(body.vector)),
-            lambda: begin(lambda offset: body.constants(0.0)),
-        )
+        nothing = partial(begin, lambda _offset: ir.Constant(kind, [kind.element(0)] * lanes))
+        if exact:
+            nothing()
+        else:
+            body.either(given, partial(begin, lambda offset: (start + place + offset).load(kind)), nothing)
         block = weights + first // (vectors * lanes) * (count * (steps * width))
         with body.loop(0, count) as source:
             row, part = (rows + source * 8).pointer() + x * sources.step, block + source * (steps * width)
             with body.loop(0, steps) as k:
                 step(row + k * 4, part + k * width)
-        for p, v, offset in places:
-            (to + place + offset).store(builder.load(sums[p][v], typ=body.vector))
+        if exact:
+            body.either(given, partial(finish, to + place, start + place), partial(finish, to + place))
+        else:
+            finish(to + place)
 
 
-def _product(body: Body, value: Any, weight: Any, before: Any, paired: bool) -> Any:
-    """Return before + value x weight; of pairs of bf16, the sum of both products."""
-    if not paired:
+def _factors(body: Body, together: int) -> Any:
+    """Return the type of a vector of weights."""
+    lanes = body.target.lanes
+    return {1: body.vector, 2: ir.VectorType(BF16, 2 * lanes), 4: body.integers}[together]
+
+
+def _product(body: Body, value: Any, weight: Any, before: Any, together: int) -> Any:
+    """Return before + value x weight; of two or four numbers in a lane, the sum of all their products."""
+    if together == 1:
         return body.fma(value, weight, before)
-    lanes, pairs = body.target.lanes, weight.type
-    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}"
-    dot = body.code.intrinsic(name, body.vector, [body.vector, pairs, pairs])
-    return body.builder.call(dot, [before, body.builder.bitcast(value, pairs), weight])
+    bits, kind = 32 * body.target.lanes, weight.type
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{bits}" if together == 2 else f"llvm.x86.avx512.vpdpbusd.{bits}"
+    dot = body.code.intrinsic(name, before.type, [before.type, kind, kind])
+    return body.builder.call(dot, [before, body.builder.bitcast(value, kind), weight])
 
 
 def _on_tiles(
@@ -255,16 +277,16 @@ def upsample(code: Code, channels: int, nearest: bool) -> Any:
 def pool(code: Code, channels: int) -> Any:
     """Return f(row, below, to, pixels): the largest of each 2x2 of two stored rows, in half as many pixels.
 
-    What was stored passed a ReLU. Of such numbers the larger one has the larger bits, and what is not a number has the
-    largest, once the sign is gone that x86 gives what it makes of inf - inf.
+    What was stored passed a ReLU. Of such floating-point numbers the larger one has the larger bits, and what is not a
+    number has the largest, once the sign is gone that x86 gives what it makes of inf - inf.
     """
 
     def write(body: Body, row: Pointer, below: Pointer, to: Pointer, pixels: Number) -> None:
-        size, lanes = body.target.size, body.target.lanes
-        at_once = 32 if size == 2 and channels % 32 == 0 else 16 if size == 2 else lanes
-        kind = ir.VectorType(I16 if size == 2 else I32, at_once)
-        most = body.code.intrinsic(f"llvm.smax.v{at_once}i{8 * size}", kind, [kind, kind])
-        unsigned = ir.Constant(kind, [(1 << (8 * size - 1)) - 1] * at_once)
+        size, bits = body.target.size, 8 * body.target.size
+        at_once = next(n for n in (64, 32, 16, 8) if n * size <= body.target.lanes * 4 and channels % n == 0)
+        kind = ir.VectorType(ir.IntType(bits), at_once)
+        most = body.code.intrinsic(f"llvm.umax.v{at_once}i{bits}", kind, [kind, kind])
+        unsigned = ir.Constant(kind, [(1 << bits) - 1 if size == 1 else (1 << (bits - 1)) - 1] * at_once)
         with body.loop(0, pixels) as x:
             for first in range(0, channels, at_once):
                 place = x * (2 * channels * size) + first * size

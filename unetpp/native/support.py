@@ -14,7 +14,7 @@ SAMPLES = ("uint8", "uint16", "float32")
 
 
 def why_not(spec: ModelSpec, precision: str) -> str | None:
-    """Return why this network cannot run as machine code on this CPU in "fp32" or "bf16", or None."""
+    """Return why this network cannot run as machine code on this CPU in "fp32", "bf16" or "int8", or None."""
     config = spec.architecture
     if config.conv != "pw_dw":
         return f"its convolutions are {config.conv}, not pw_dw"
@@ -22,6 +22,8 @@ def why_not(spec: ModelSpec, precision: str) -> str | None:
         return "it upsamples by deconvolution"
     if spec.dtype not in SAMPLES:
         return f"it reads samples of type {spec.dtype}"
+    if precision == "int8" and config.norm != "batch":
+        return "it has no batch norms, which say how far its values reach"
     if config.last > MOST_SOURCES:
         return f"a node has more than {MOST_SOURCES} sources"
     return why_no_cpu(precision)

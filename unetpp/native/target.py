@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, Literal
 
 from unetpp.processor import cpu_flags
 
 _AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})
 _BF16: Final = _AVX512 | {"avx512_bf16"}
+_INT8: Final = _AVX512 | {"avx512_vnni"}
 _TILES: Final = frozenset({"amx_tile", "amx_bf16"})
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 """Of Linux on x86-64: a process asks once before it may use AMX's registers."""
@@ -22,19 +23,25 @@ class Target:
 
     Attributes:
         lanes: float32 numbers in a vector.
-        bf16: maps and the weights of pointwise convolutions are bf16; sums, depthwise convolutions and all that has no
-            name are float32.
+        stored: how maps are stored and multiplied in pointwise convolutions: as float32, as bf16, or as bytes ("int8")
+            by whole weights, see `unetpp.native.quantize`. Sums of bytes are exact; others, depthwise convolutions and
+            all that has no name are float32.
         tiles: pointwise convolutions run on AMX's tiles.
     """
 
     lanes: int
-    bf16: bool = False
+    stored: Literal["fp32", "bf16", "int8"] = "fp32"
     tiles: bool = False
 
     @property
     def size(self) -> int:
         """Bytes of a stored number."""
-        return 2 if self.bf16 else 4
+        return {"fp32": 4, "bf16": 2, "int8": 1}[self.stored]
+
+    @property
+    def together(self) -> int:
+        """Stored numbers that are multiplied and summed in one lane of a vector."""
+        return 4 // self.size
 
     def padded(self, channels: int) -> int:
         """Return the channels that are stored: the last ones, if more, are zeros."""
@@ -43,12 +50,14 @@ class Target:
 
 
 def target_of(precision: str) -> Target | str:
-    """Return what to use for "fp32" or "bf16", or why this CPU cannot be used."""
+    """Return what to use for "fp32", "bf16" or "int8", or why this CPU cannot be used."""
     flags = cpu_flags()
     if precision == "bf16":
         if not flags >= _BF16:
             return "this CPU does not multiply bf16 in AVX-512"
-        return Target(16, bf16=True, tiles=flags >= _TILES and _tiles_allowed())
+        return Target(16, "bf16", tiles=flags >= _TILES and _tiles_allowed())
+    if precision == "int8":
+        return Target(16, "int8") if flags >= _INT8 else "this CPU does not multiply bytes in AVX-512 (VNNI)"
     if not flags >= {"avx2", "fma"}:
         return "this is no x86-64 CPU with AVX2 under Linux"
     return Target(16 if flags >= _AVX512 else 8)

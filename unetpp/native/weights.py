@@ -25,12 +25,11 @@ _UNUSED: Final = ".num_batches_tracked"
 """What training counts."""
 
 
-def folded_weights(package: Package) -> Weights:
-    """Return the weights of every unit without its norm, by the names of `unetpp.model`, as float32.
+def read_weights(package: Package) -> Weights:
+    """Return the weights of every unit and norm, by the names of `unetpp.model`, as float32.
 
     Raises:
-        ModelPackageError: they are damaged, do not fit the network, are not finite, or changed since the package was
-            opened.
+        ModelPackageError: they are damaged, do not fit the network, or changed since the package was opened.
     """
     from unetpp.package import WEIGHTS
 
@@ -49,10 +48,19 @@ def folded_weights(package: Package) -> Weights:
     for name, shape in expected.items():
         if found[name].shape != shape:
             raise ModelPackageError(f"{path} does not fit model.json: {name} is {found[name].shape}, expected {shape}")
+    return found
+
+
+def folded_weights(package: Package) -> Weights:
+    """Return the weights of every unit without its norm; errors: `read_weights`, and those that are not finite."""
+    from unetpp.package import WEIGHTS
+
+    found = read_weights(package)
     folded = _fold(found) if package.spec.architecture.norm == "batch" else found
     for name, values in (*found.items(), *folded.items()):
         if not np.isfinite(values).all():
-            raise ModelPackageError(f"{path}: {name} is not finite; its training diverged, train at a smaller rate")
+            where = package.folder / WEIGHTS
+            raise ModelPackageError(f"{where}: {name} is not finite; its training diverged, train at a smaller rate")
     return folded
 
 
@@ -132,7 +140,7 @@ def pack_pointwise(
     """Return the weights of a pointwise convolution in the order of `rows.pointwise`.
 
     Args:
-        weights: (O, sources x C).
+        weights: (O, sources x C); whole numbers, where maps are bytes.
         outputs: O, padded.
         sources: what is read; its channels are C, padded.
         channels: C.
@@ -145,10 +153,11 @@ def pack_pointwise(
         tiles = full.reshape(count, sources.channels // 32, 16, 2, outputs // 32, 32).transpose(4, 0, 1, 2, 5, 3)
         return aligned(to_bf16(tiles).ravel())
     block = vectors_at_once(target, outputs) * target.lanes
-    if target.bf16 and sources.stored:
-        pairs = full.reshape(count, sources.channels // 2, 2, outputs // block, block).transpose(3, 0, 1, 4, 2)
-        return aligned(to_bf16(pairs).ravel())
-    return aligned(full.reshape(count, sources.channels, outputs // block, block).transpose(2, 0, 1, 3).ravel())
+    together = target.together if sources.stored else 1
+    # (block of outputs, source, step, output, which of those that are summed together)
+    packed = full.reshape(count, sources.channels // together, together, outputs // block, block)
+    packed = packed.transpose(3, 0, 1, 4, 2).ravel()
+    return aligned(packed if together == 1 else to_bf16(packed) if together == 2 else packed.astype(np.int8))
 
 
 def pack_depthwise(weights: NDArray[np.float32], outputs: int) -> NDArray[Any]:

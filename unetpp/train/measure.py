@@ -1,4 +1,4 @@
-"""Measures a network on labelled images in every way a report needs; knows networks and sources, draws nothing.
+"""Measures predictions of labelled images in every way a report needs; knows sources, no networks, draws nothing.
 
 Images are predicted as whole images would be. Counts are kept per group of images, because figures vary from group to
 group, not from pixel to pixel: intervals come from drawing groups again (`unetpp.metrics.bootstrap`).
@@ -17,12 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from unetpp.metrics import BoundaryF1, CalibrationError, Confusion, ObjectQuality, PrecisionRecall, Temperature
-from unetpp.model import UNet, UNetPlusPlus
-from unetpp.model.orientations import Tta
 from unetpp.objects import split_objects
-from unetpp.train.normalise import Normalise
 from unetpp.train.source import Source, SourceImage
-from unetpp.train.validate import Prediction, decide, predict
+from unetpp.train.validate import Prediction, decide
 
 WHOLE = 2**26
 """Pixels up to which an image's labels are assembled; of larger ones boundaries and objects are not measured."""
@@ -93,29 +90,26 @@ class Measurement:
 
 
 def measure(
-    network: UNetPlusPlus | UNet,
+    predictions: Iterator[Prediction],
     source: Source,
-    norm: Normalise,
+    classes: int,
     *,
-    precision: str,
-    tta: Tta = "none",
     known: Mapping[int, Counts] | None = None,
     on_image: Callable[[int, Counts], None] | None = None,
 ) -> Measurement:
-    """Predict every labelled image and count.
+    """Count over every labelled image.
 
     Objects are measured where the source numbers them and there are two classes: the foreground is split by a watershed
     (`unetpp.objects`).
 
     Args:
-        tta: see `unetpp.model.turned`.
+        predictions: of the source, see `unetpp.train.validate`; without the known images.
+        classes: at least two.
         known: counts of images by their index that need not be predicted again.
         on_image: called with index and counts after each image that was predicted.
     """
-    classes = max(2, network.config.classes)
     found = Measurement()
     known = known or {}
-    predictions = predict(network, source, norm, precision=precision, tta=tta, skip=known)
     for index, counts in merge(sorted(known.items()), _counts(predictions, source, classes, on_image), key=_index):
         image = source.images[index]
         if not _whole(image):

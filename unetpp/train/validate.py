@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unetpp.allocation import keep_freed_memory
@@ -38,7 +40,6 @@ class Prediction:
     truth: Crop
 
 
-@torch.no_grad()
 def predict(
     network: UNetPlusPlus | UNet,
     source: Source,
@@ -61,30 +62,52 @@ def predict(
         skip: indices of images to leave out.
     """
     network.eval()
+    device = torch.device(norm.device)
+    if device.type == "cpu":
+        keep_freed_memory()
 
     def forward(pixels: Tensor) -> Tensor:
         return torch.stack(network.heads(pixels) if every_head else (network(pixels),))
 
-    device = torch.device(norm.device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    @torch.no_grad()
+    def run(pixels: NDArray[Any]) -> list[Tensor]:
+        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return [head[0] for head in averaged(forward, norm(batch.float()), tta)]
+
+    return predicted(run, source, network.halo, network.multiple, ranks=ranks, skip=skip)
+
+
+def predicted(
+    run: Callable[[NDArray[Any]], Iterable[Tensor]],
+    source: Source,
+    halo: int,
+    multiple: int,
+    *,
+    ranks: Ranks | None = None,
+    skip: Container[int] = (),
+) -> Iterator[Prediction]:
+    """Yield what `predict` does, of any network.
+
+    Args:
+        run: returns (K, H, W) logits per head for raw pixels (H, W, C).
+        halo, multiple: of the network.
+    """
     for index in (ranks or Ranks()).share(len(source.images)):
         if index in skip:
             continue
         image = source.images[index]
         labelled = [Box(*map(int, box)) for box in source.blocks.box[source.blocks.image == index]]
-        plan = make_plan(image.height, image.width, halo=network.halo, multiple=network.multiple)
+        plan = make_plan(image.height, image.width, halo=halo, multiple=multiple)
         for tile in (tile for shard in plan.shards() for tile in plan.tiles(shard)):
             if not any(tile.write_box.intersect(box).area for box in labelled):
                 continue
             inside = tile.read_box.clip(image.height, image.width)
             crop = source.read(index, inside)
             pixels = cut(crop.pixels, inside, tile.read_box, image.height, image.width)
-            batch = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                heads = averaged(forward, norm(batch.float()), tta)
             written = tile.write_box.slices(tile.read_box)
-            logits = tuple(head[0][(slice(None), *written)].float() for head in heads)
+            heads = run(np.ascontiguousarray(pixels))
+            logits = tuple(head[(slice(None), *written)].float() for head in heads)
             truth = tile.write_box.slices(inside)
             objects = None if crop.objects is None else crop.objects[truth]
             yield Prediction(index, tile.write_box, logits, Crop(crop.pixels[truth], crop.labels[truth], objects))

@@ -29,7 +29,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for evaluation.html and evaluation.json.")
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16, or int8 as in segment.")] = "fp32",
     tta: Annotated[
         str, typer.Option("--tta", help="none, mirror (2x the time), flips (4x) or d4 (8x), as in segment.")
     ] = "none",
@@ -56,8 +56,8 @@ def evaluate(
     from unetpp_workflows.training_job import device as chosen_device
 
     check_folder("--data", data)
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"--precision {precision!r}: choose fp32 or bf16")
+    if precision not in ("fp32", "bf16", "int8"):
+        raise ConfigError(f"--precision {precision!r}: choose fp32, bf16 or int8")
     if tta not in TTAS:
         raise ConfigError(f"--tta {tta!r}: choose {', '.join(TTAS)}")
     console = standard_output()

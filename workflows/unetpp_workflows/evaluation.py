@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from unetpp.engine import choose_engine
 from unetpp.errors import DataError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.metrics import Confusion
@@ -28,6 +31,7 @@ from unetpp.train.content import known_images
 from unetpp.train.measure import Counts, Measurement, measure
 from unetpp.train.normalise import Normalise
 from unetpp.train.store import PatchSource, PatchStore
+from unetpp.train.validate import Prediction, predict, predicted
 from unetpp_workflows import speed
 from unetpp_workflows.figures import figures, number, per_class
 from unetpp_workflows.record import software
@@ -143,19 +147,20 @@ def evaluate(
 
     Args:
         model, package: what is evaluated, resolved and opened.
-        precision: of the network in plain torch, "fp32" or "bf16".
+        precision: "fp32" or "bf16" of the network in plain torch, or "int8" of the native engine on the CPU.
         tta: see `unetpp.model.turned`; counts and speed are then with it.
         device: where it runs, "cpu" or "cuda".
         known, on_image: see `unetpp.train.measure.measure`.
 
     Raises:
         DataError: the store's classes, bands, sample type or pixel size are not the model's.
+        EngineError: int8 cannot be used here.
     """
     check_fit(package.spec, data)
     spec = package.spec
-    network = package.load_model().to(device)
-    norm = Normalise(spec.mean, spec.std, device)
-    found = measure(network, data.source, norm, precision=precision, tta=tta, known=known, on_image=on_image)
+    predictions = _predictions(package, data.source, precision, tta, device, known or {})
+    classes = max(2, spec.architecture.classes)
+    found = measure(predictions, data.source, classes, known=known, on_image=on_image)
     names = [info.name for info in spec.classes]
     total = found.total()
     return Evaluation(
@@ -182,11 +187,27 @@ def evaluate(
         groups={name: _group(counts) for name, counts in sorted(found.groups.items())},
         images=_images(data, found),
         totals={name: getattr(total, name).counts.tolist() for name in ("calibration", "temperature", "curves")},
-        speed=speed.measure_speed(package.folder, tta),
+        speed=speed.measure_speed(package.folder, tta, "int8" if precision == "int8" else "auto"),
         skipped=found.skipped,
         software=software(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _predictions(
+    package: Package, source: PatchSource, precision: str, tta: Tta, device: str, known: Mapping[int, Counts]
+) -> Iterator[Prediction]:
+    spec = package.spec
+    if precision != "int8":
+        network, norm = package.load_model().to(device), Normalise(spec.mean, spec.std, device)
+        return predict(network, source, norm, precision=precision, tta=tta, skip=known)
+    engine = choose_engine(package, precision=precision, tta=tta)
+    config = spec.architecture
+
+    def run(pixels: NDArray[Any]) -> list[Tensor]:
+        return [torch.from_numpy(engine.logits(pixels))]
+
+    return predicted(run, source, halo(config), config.multiple, skip=known)
 
 
 def check_fit(spec: ModelSpec, data: EvaluationData) -> None:

@@ -182,12 +182,13 @@ def orientations(evaluation: Evaluation) -> str:
 
 def _table(evaluation: Evaluation) -> list[tuple[str, str]]:
     model, data, speed = evaluation.model, evaluation.data, evaluation.speed
+    network = "by the native engine in" if evaluation.precision == "int8" else "in plain torch,"
     peak = "not measured" if speed["peak_mb"] is None else f"{speed['peak_mb']:.0f} MB"
     return [
         ("model", str(model["uri"])),
         ("digest", str(model["digest"])[:16]),
         ("images", f"{data['name']}, split {data['split']}, fingerprint {data['fingerprint'][:16]}"),
-        ("predicted", f"as whole images, in plain torch, {evaluation.precision}{orientations(evaluation)}"),
+        ("predicted", f"as whole images, {network} {evaluation.precision}{orientations(evaluation)}"),
         (
             "speed",
             f"{speed['mpx_per_second']:.2f} Mpx of computed pixels per second of processor time; {speed['engine']} "

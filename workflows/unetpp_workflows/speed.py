@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _TILE, _SECONDS, _PATIENCE = 512, 2.0, 600.0
 
 
-def measure_speed(folder: Path, tta: Tta = "none") -> dict[str, Any]:
+def measure_speed(folder: Path, tta: Tta = "none", precision: str = "auto") -> dict[str, Any]:
     """Run the default engine of a package folder on noise for two seconds on one thread.
 
     Returns:
@@ -30,7 +30,7 @@ def measure_speed(folder: Path, tta: Tta = "none") -> dict[str, Any]:
     Raises:
         EngineError: the engine fails.
     """
-    command = [sys.executable, "-m", "unetpp_workflows.speed", str(folder), tta]
+    command = [sys.executable, "-m", "unetpp_workflows.speed", str(folder), tta, precision]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
@@ -44,7 +44,7 @@ def measure_speed(folder: Path, tta: Tta = "none") -> dict[str, Any]:
     return values
 
 
-def _measure(folder: Path, tta: Tta) -> dict[str, Any]:
+def _measure(folder: Path, tta: Tta, precision: str) -> dict[str, Any]:
     from unetpp.engine.bench import bench
     from unetpp.package import load_package
 
@@ -53,7 +53,7 @@ def _measure(folder: Path, tta: Tta) -> dict[str, Any]:
     step = network.multiple
     side = -(-max(_TILE, 2 * network.halo + step) // step) * step
     del network
-    row = bench(package, tiles=[side], seconds=_SECONDS, tta=tta)[0]
+    row = bench(package, tiles=[side], seconds=_SECONDS, tta=tta, precision=precision)[0]
     return {
         "mpx_per_second": round(row.cpu_mpx_s, 4),
         "peak_mb": None if row.peak_mb is None else round(row.peak_mb, 1),
@@ -65,4 +65,4 @@ def _measure(folder: Path, tta: Tta) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(Path(sys.argv[1]), cast("Tta", sys.argv[2]))))
+    print(json.dumps(_measure(Path(sys.argv[1]), cast("Tta", sys.argv[2]), sys.argv[3])))

@@ -25,6 +25,7 @@ from unetpp.train.levels import LevelScore, score_levels, smallest_good
 from unetpp.train.measure import measure
 from unetpp.train.normalise import Normalise
 from unetpp.train.precision import settled
+from unetpp.train.validate import predict
 from unetpp_workflows.figures import figures, per_class
 from unetpp_workflows.model_card import model_card
 from unetpp_workflows.recipe import Recipe, network
@@ -126,7 +127,8 @@ def _spec(
     command: str,
 ) -> ModelSpec:
     assert result.best is not None
-    found = measure(network, data.validation, norm, precision=precision)
+    predictions = predict(network, data.validation, norm, precision=precision)
+    found = measure(predictions, data.validation, max(2, network.config.classes))
     return dataclasses.replace(
         _bare(recipe, data, network),
         training={

@@ -9,8 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from unetpp.model.order import order_of
 from unetpp.native import build
 from unetpp.native.emit import F32, I64, Code
 from unetpp.native.target import Target, target_of
@@ -20,14 +22,15 @@ from unetpp.package import Package, save_package
 
 def _targets() -> dict[str, Target]:
     """Return those of this CPU, with AVX-512 also what smaller CPUs have."""
-    found = [target for target in (target_of("fp32"), target_of("bf16")) if isinstance(target, Target)]
+    best = [target_of(precision) for precision in ("fp32", "bf16", "int8")]
+    found = [target for target in best if isinstance(target, Target)]
     if any(target.lanes == 16 for target in found):
         found.append(Target(8))
     if any(target.tiles for target in found):
-        found.append(Target(16, bf16=True))
+        found.append(Target(16, "bf16"))
     return {
-        f"{t.lanes} lanes{' bf16' * t.bf16}{' tiles' * t.tiles}": t
-        for t in sorted(found, key=lambda t: (t.bf16, t.lanes))
+        f"{t.lanes} lanes {t.stored}{' tiles' * t.tiles}": t
+        for t in sorted(found, key=lambda t: (-t.size, t.lanes, t.tiles))
     }
 
 
@@ -52,14 +55,18 @@ def functions(target: Target, write: Callable[[Code], None]) -> Callable[..., No
 
 
 def stored(target: Target, values: NDArray[Any]) -> NDArray[Any]:
-    """Return numbers as maps hold them."""
+    """Return numbers as maps hold them; bytes hold whole ones from 0 to 255, and 255 for what is not a number."""
     values = np.ascontiguousarray(values, np.float32)
-    return to_bf16(values) if target.bf16 else values
+    if target.stored == "int8":
+        return np.where(np.isnan(values), 255, np.rint(values).clip(0, 255)).astype(np.uint8)
+    return to_bf16(values) if target.stored == "bf16" else values
 
 
 def read(target: Target, values: NDArray[Any]) -> NDArray[np.float32]:
     """Return what a map holds as float32."""
-    return (values.astype(np.uint32) << 16).view(np.float32) if target.bf16 else values
+    if target.stored == "int8":
+        return values.astype(np.float32)
+    return (values.astype(np.uint32) << 16).view(np.float32) if target.stored == "bf16" else values
 
 
 def lively(package: Package, change: Callable[[torch.nn.Module], None] | None = None) -> Package:
@@ -81,6 +88,57 @@ def definition(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
     pixels = (image.astype(np.float64) - package.spec.mean) / package.spec.std
     with torch.no_grad():
         heads = package.load_model().double().heads(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    found: NDArray[np.float64] = torch.cat(heads).numpy()
+    return found
+
+
+def definition_of_bytes(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the same of a network whose maps and weights are rounded as int8 does, computed as it is written down.
+
+    Of each channel of a map there are 256 values, from 0 to its batch norm's beta + 8 gamma. Of each output of a
+    pointwise convolution there are 255 weights per unit of its inputs' steps.
+    """
+    model: Any = package.load_model().double()
+    maps: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+    config = model.config
+
+    def rounded(unit: Any, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps = (unit.norm.bias + 8 * unit.norm.weight.abs()).clamp(min=1e-6) / 255
+        across = steps[:, None, None]
+        return (unit.norm(values).relu() / across).round().clamp(0, 255) * across, steps
+
+    def product(weights: torch.Tensor, inputs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        steps = torch.cat([steps for _, steps in inputs])[:, None, None]
+        exact = weights * steps
+        largest = exact.abs().amax((1, 2, 3), keepdim=True)
+        unit = torch.where(largest > 0, largest, 1) / 127
+        return F.conv2d(torch.cat([values for values, _ in inputs], 1), (exact / unit).round() * unit / steps)
+
+    def depthwise(unit: Any, values: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(values, unit.depthwise, padding=1, groups=len(unit.depthwise))
+
+    pixels = (image.astype(np.float64) - package.spec.mean) / package.spec.std
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        for step in order_of(package.spec.network, config):
+            node = model.nodes[step.key]
+            if not step.sources:
+                between = rounded(node.first, F.conv2d(x, node.first.standard, padding=1))
+            else:
+                inputs = [maps[name] for name in step.sources]
+                if step.pooled:
+                    inputs = [(F.max_pool2d(values, 2), steps) for values, steps in inputs]
+                if step.low is not None:
+                    values, steps = maps[step.low]
+                    how: dict[str, Any] = {"mode": config.upsample}
+                    how |= {"align_corners": False} if config.upsample == "bilinear" else {}
+                    inputs.append((F.interpolate(values, scale_factor=2, **how), steps))
+                between = rounded(node.first, depthwise(node.first, product(node.first.pointwise, inputs)))
+            second = node.second
+            maps[step.node] = rounded(second, depthwise(second, product(second.pointwise, [between])))
+        heads = [
+            product(conv.weight, [maps[0, int(j)]]) + conv.bias[:, None, None] for j, conv in model.head_convs.items()
+        ]
     found: NDArray[np.float64] = torch.cat(heads).numpy()
     return found
 

@@ -100,12 +100,12 @@ def test_vectors(name: str) -> None:
     values = np.array(special * (lanes // 8), np.float32)
     found = np.zeros(80, np.float32)
     call("f", found, values)
-    if target.bf16:
+    if target.stored == "bf16":
         kept = found[:16].view(np.uint16)[:lanes]
         number = ~np.isnan(values)
         np.testing.assert_array_equal(kept[number], to_bf16(values)[number])
         assert (kept[~number] & 0x7FFF > 0x7F80).all(), "no NaN is left"
-    else:
+    elif target.stored == "fp32":
         np.testing.assert_array_equal(found[:lanes], values)
     np.testing.assert_array_equal(found[16:][:lanes], np.where(values < 0, 0, values))
     np.testing.assert_array_equal(found[32:][:lanes], np.full(lanes, values[1]))
@@ -114,6 +114,21 @@ def test_vectors(name: str) -> None:
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(found[48:][:lanes], squares.astype(np.float32))
     np.testing.assert_array_equal(found[64:][:lanes], np.full(lanes, values[1]))
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.stored == "int8"])
+def test_bytes_are_the_nearest(name: str) -> None:
+    """Of two the even one, and the largest for all that is more or not a number."""
+    call = functions(
+        TARGETS[name],
+        lambda code: code.function(
+            "f", (POINTER, POINTER), lambda body, to, source: body.keep(source.load(body.vector), to)
+        ),
+    )
+    values = [0, 0.49999997, 0.5, 0.50000006, 1.5, 2.5, 100.7, 254.49998, 254.5, 254.50002, 255, 255.5, 256, 1e9]
+    found = np.full(20, 77, np.uint8)
+    call("f", found, np.array([*values, np.inf, np.nan], np.float32))
+    assert found.tolist() == [0, 0, 0, 1, 2, 2, 101, 254, 254, 255, *[255] * 6, *[77] * 4]
 
 
 def test_constants_are_aligned() -> None:

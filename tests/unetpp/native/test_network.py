@@ -44,7 +44,7 @@ def test_every_node_has_a_function_and_weights(make_package: MakePackage) -> Non
         assert made.arguments[step.node].keys() == names
         assert all(address and address % 64 == 0 for address in made.arguments[step.node].values())
     for arguments in made.heads.values():
-        assert arguments.keys() == {"weights", "bias", "values"}
+        assert arguments.keys() == {"weights", "scale", "bias", "values"}
 
 
 def test_places_of_arguments_do_not_overlap() -> None:

@@ -30,9 +30,15 @@ def small(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     return rng.integers(-3, 4, shape).astype(np.float32)
 
 
+def whole(rng: np.random.Generator, target: Target, *shape: int) -> NDArray[Any]:
+    """Return what a map may hold: of bytes any, else small numbers."""
+    bytes_ = target.stored == "int8"
+    return rng.integers(0, 256, shape).astype(np.uint8) if bytes_ else stored(target, small(rng, *shape))
+
+
 def framed(pixels: NDArray[Any], before: int = AROUND) -> NDArray[Any]:
     """Return (pixels, channels) with NaN before and behind them."""
-    nothing = 0x7FC0 if pixels.dtype == np.uint16 else np.nan
+    nothing = {"uint8": 255, "uint16": 0x7FC0}.get(pixels.dtype.name, np.nan)
     return np.pad(pixels, ((before, AROUND), (0, 0)), constant_values=nothing)
 
 
@@ -66,12 +72,14 @@ def test_pointwise(name: str, channels: int, outputs: int, count: int, begun: bo
     wide, made = target.padded(channels), target.padded(outputs)
     sources = Sources(wide, wide * target.size)
     weights = small(rng, outputs, count * channels)
+    if target.stored == "int8":
+        weights = rng.integers(-127, 128, weights.shape).astype(np.float32)
     packed = pack_pointwise(weights, target, made, sources, channels)
     call = functions(target, lambda code: in_tiles(code, sources, made) or rows.pointwise(code, sources, made))
     function = "f" if target.tiles else f"pointwise_{wide}_{wide * target.size}_stored_{made}"
     for pixels in COUNTS:
         # Behind a row lies what was never written.
-        inputs = [framed(stored(target, padded(small(rng, pixels, channels), wide))) for _ in range(count)]
+        inputs = [framed(padded(whole(rng, target, pixels, channels), wide)) for _ in range(count)]
         pointers = np.array([row[AROUND:].ctypes.data for row in inputs])
         start = framed(padded(small(rng, pixels, outputs), made))
         to = canvas((AROUND + pixels + SLACK + AROUND, made))
@@ -124,14 +132,16 @@ def test_depthwise(name: str, channels: int) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_depthwise_keeps_what_is_not_a_number(name: str) -> None:
-    """In every pixel that reads it, as torch's convolution and ReLU do, and in no other."""
+    """In every pixel that reads it, as torch's convolution and ReLU do, and in no other. Bytes are 255 there."""
     target = TARGETS[name]
     lines = np.ones((3, 14, 16), np.float32)
     lines[1, 5, 3] = np.nan
     to = canvas((12, 16), target)
     call = functions(target, lambda code: rows.depthwise(code, 16))
     call("depthwise_16", *lines, np.ones((9, 16), np.float32), np.zeros(16, np.float32), to, 12)
-    assert np.argwhere(np.isnan(read(target, to))).tolist() == [[3, 3], [4, 3], [5, 3]]
+    found = read(target, to)
+    lost = found == 255 if target.stored == "int8" else np.isnan(found)
+    assert np.argwhere(lost).tolist() == [[3, 3], [4, 3], [5, 3]]
 
 
 @pytest.mark.parametrize("channels", [16, 48])
@@ -145,7 +155,8 @@ def test_bias_relu(name: str, channels: int) -> None:
         sums[0, 1] = np.nan
         to = canvas((AROUND + pixels + AROUND, channels), target)
         call(f"bias_relu_{channels}", framed(sums, 0), bias, to[AROUND:], pixels)
-        np.testing.assert_array_equal(read(target, to[AROUND:][:pixels]), torch.from_numpy(sums + bias).relu().numpy())
+        expected = stored(target, torch.from_numpy(sums + bias).relu().numpy())
+        np.testing.assert_array_equal(read(target, to[AROUND:][:pixels]), read(target, expected))
         assert untouched(to[:AROUND], target) and untouched(to[AROUND + pixels :], target)
 
 
@@ -180,7 +191,10 @@ def test_pool(name: str, channels: int) -> None:
         lines[0, 0, :6] = np.inf, np.nan, -np.nan, 0, -0.0, 1e-42
         lines[1, 1, 6:9] = np.inf, np.nan, -np.nan
         both = [stored(target, line) for line in lines]
-        assert both[0].view(np.int16 if target.bf16 else np.int32)[0, 2] < 0, "no NaN has a sign"
+        if target.stored == "int8":
+            both = [whole(rng, target, *line.shape) for line in lines]
+        else:
+            assert both[0].view(np.int16 if target.size == 2 else np.int32)[0, 2] < 0, "no NaN has a sign"
         to = canvas((AROUND + pixels + AROUND, channels), target)
         call(f"pool_{channels}", *(framed(line, 0) for line in both), to[AROUND:], pixels)
         x = torch.from_numpy(np.stack([read(target, line) for line in both])).permute(2, 0, 1)[None]

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.unetpp.native.guard import POISON
-from tests.unetpp.native.machine import TARGETS, definition, lively, picture
+from tests.unetpp.native.machine import TARGETS, definition, definition_of_bytes, lively, picture
 from unetpp.model.order import Name
 from unetpp.native import memory, node, schedule
 from unetpp.native.need import Region
@@ -22,7 +22,8 @@ from unetpp.package import Package
 
 pytestmark = pytest.mark.skipif(not TARGETS, reason="no machine code for this CPU")
 MakePackage = Callable[..., Package]
-FP32 = [name for name, target in TARGETS.items() if not target.bf16]
+FLOATS = [name for name, target in TARGETS.items() if target.stored != "int8"]
+FP32 = [name for name, target in TARGETS.items() if target.stored == "fp32"]
 NETWORKS: dict[str, dict[str, Any]] = {
     "depth 1": {"filters": (4, 8), "classes": 1, "bands": 1},
     "depth 2": {"filters": (4, 8, 12), "classes": 5, "spec": {"dtype": "uint16"}},
@@ -37,7 +38,7 @@ CASES = [
     pytest.param(config, target, id=f"{network}, {name}")
     for m, (network, config) in enumerate(NETWORKS.items())
     for n, (name, target) in enumerate(TARGETS.items())
-    if (m + n) % 2 == 0 or len(TARGETS) == 1
+    if ((m + n) % 2 == 0 or len(TARGETS) == 1) and (target.stored, config.get("norm")) != ("int8", "none")
 ]
 """Every network on two targets, every target under three networks: most of a test's time goes into machine code."""
 
@@ -96,9 +97,13 @@ def test_every_head_is_the_definitions(
     for seed, shape in enumerate(sizes(package)):
         image = picture((*shape, package.spec.architecture.bands), package.spec.dtype, seed)
         found = logits(network, image)
-        expected = definition(package, image)
-        error = np.abs(found - expected).max() / np.abs(expected).max()
-        assert error <= (0.1 if target.bf16 else 1e-5), image.shape
+        exact = definition_of_bytes if target.stored == "int8" else definition
+        expected = exact(package, image)
+        errors = np.abs(found - expected) / np.abs(expected).max()
+        error = errors.max()
+        # A sum between two bytes may become either, which deep levels spread. Many are equal.
+        assert error <= {"fp32": 1e-5, "bf16": 0.1, "int8": 0.05}[target.stored], image.shape
+        assert target.stored != "int8" or np.quantile(errors, 0.25) <= 1e-5, image.shape
         assert error > 0, "nothing was computed"
         for band in (1, 3, 32):
             small(band, 8)
@@ -194,10 +199,10 @@ def test_a_run_leaves_nothing_behind(make_package: MakePackage, small: Callable[
             np.testing.assert_array_equal(labels, values[found[0].argmax(0)])
             assert len(np.unique(labels)) > 1
         else:
-            assert np.isnan(found).all()
+            assert np.isnan(found).all() == (name in FLOATS)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", FLOATS)
 def test_what_is_not_a_number_spreads_as_in_torch(
     make_package: MakePackage, small: Callable[..., None], name: str
 ) -> None:

@@ -14,27 +14,29 @@ AMX = BF16 | {"amx_tile", "amx_bf16"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "allowed", "fp32", "bf16"),
+    ("flags", "allowed", "fp32", "bf16", "int8"),
     [
-        (set(), True, "AVX2", "bf16"),
-        ({"avx2"}, True, "AVX2", "bf16"),
-        (AVX2, True, Target(8), "bf16"),
-        (AVX512 - {"avx512vl"}, True, Target(8), "bf16"),
-        (AVX512, True, Target(16), "bf16"),
-        (AVX2 | {"avx512_bf16"}, True, Target(8), "bf16"),
-        (BF16, True, Target(16), Target(16, bf16=True)),
-        (BF16 | {"amx_tile"}, True, Target(16), Target(16, bf16=True)),
-        (AMX, True, Target(16), Target(16, bf16=True, tiles=True)),
-        (AMX, False, Target(16), Target(16, bf16=True)),
+        (set(), True, "AVX2", "bf16", "VNNI"),
+        ({"avx2"}, True, "AVX2", "bf16", "VNNI"),
+        (AVX2, True, Target(8), "bf16", "VNNI"),
+        (AVX512 - {"avx512vl"}, True, Target(8), "bf16", "VNNI"),
+        (AVX512, True, Target(16), "bf16", "VNNI"),
+        (AVX512 | {"avx512_vnni"}, True, Target(16), "bf16", Target(16, "int8")),
+        (AVX2 | {"avx512_bf16", "avx512_vnni"}, True, Target(8), "bf16", "VNNI"),
+        (BF16, True, Target(16), Target(16, "bf16"), "VNNI"),
+        (BF16 | {"amx_tile"}, True, Target(16), Target(16, "bf16"), "VNNI"),
+        (AMX | {"avx512_vnni"}, True, Target(16), Target(16, "bf16", tiles=True), Target(16, "int8")),
+        (AMX, False, Target(16), Target(16, "bf16"), "VNNI"),
     ],
 )  # fmt: skip
 def test_flags(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], allowed: bool, fp32: Target | str, bf16: Target | str
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], allowed: bool, fp32: Target | str, bf16: Target | str,
+    int8: Target | str,
+) -> None:  # fmt: skip
     """Words stand for what a refusal names."""
     monkeypatch.setattr(target, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(target, "_tiles_allowed", lambda: allowed)
-    for precision, expected in (("fp32", fp32), ("bf16", bf16)):
+    for precision, expected in (("fp32", fp32), ("bf16", bf16), ("int8", int8)):
         found = target_of(precision)
         assert found == expected if isinstance(expected, Target) else isinstance(found, str) and expected in found
 
@@ -67,5 +69,10 @@ def test_the_kernels_answer_counts(monkeypatch: pytest.MonkeyPatch, answer: int,
 def test_channels_are_padded_to_vectors_and_tiles() -> None:
     counts = (1, 16, 17, 32, 33, 48)
     assert [Target(8).padded(n) for n in counts] == [Target(16).padded(n) for n in counts] == [16, 16, 32, 32, 48, 48]
-    assert [Target(16, bf16=True, tiles=True).padded(n) for n in counts] == [16, 16, 32, 32, 64, 64]
-    assert (Target(8).size, Target(16, bf16=True).size) == (4, 2)
+    assert [Target(16, "bf16", tiles=True).padded(n) for n in counts] == [16, 16, 32, 32, 64, 64]
+    assert [Target(16, "int8").padded(n) for n in counts] == [16, 16, 32, 32, 48, 48]
+
+
+def test_four_bytes_hold_one_two_or_four_numbers() -> None:
+    targets = Target(8), Target(16, "bf16"), Target(16, "int8")
+    assert [(target.size, target.together) for target in targets] == [(4, 1), (2, 2), (1, 4)]

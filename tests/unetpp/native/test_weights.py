@@ -28,7 +28,7 @@ from unetpp.native.weights import (
 from unetpp.package import WEIGHTS, Package, load_package
 
 MakePackage = Callable[..., Package]
-TILES = Target(16, bf16=True, tiles=True)
+TILES = Target(16, "bf16", tiles=True)
 
 
 @pytest.fixture
@@ -166,20 +166,21 @@ def test_rounding_to_bf16() -> None:
     np.testing.assert_array_equal(to_bf16(floats), expected)
 
 
-@pytest.mark.parametrize("target", [Target(8), Target(16), Target(16, bf16=True), TILES], ids=str)
+@pytest.mark.parametrize("target", [Target(8), Target(16), Target(16, "bf16"), Target(16, "int8"), TILES], ids=str)
 @pytest.mark.parametrize(("outputs", "channels", "count"), [(5, 3, 2), (40, 20, 3), (64, 33, 1)])
 def test_order_of_pointwise_weights(target: Target, outputs: int, channels: int, count: int) -> None:
     """Every weight is where the innermost loop of `unetpp.native.rows` looks for it, and the rest is zeros."""
     made, wide = target.padded(outputs), target.padded(channels)
     sources = Sources(wide, wide * target.size)
-    weights = np.arange(1, outputs * count * channels + 1, dtype=np.float32).reshape(outputs, -1) % 251 + 1
+    weights = np.arange(1, outputs * count * channels + 1, dtype=np.float32).reshape(outputs, -1) % 127 + 1
     packed = pack_pointwise(weights, target, made, sources, channels)
     assert packed.ctypes.data % 64 == 0
-    found = (packed.astype(np.uint32) << 16).view(np.float32) if target.bf16 else packed
+    found = (packed.astype(np.uint32) << 16).view(np.float32) if target.stored == "bf16" else packed
+    assert found.itemsize == 4 or packed.dtype == np.int8
     assert found.size == made * wide * count and np.count_nonzero(found) == weights.size
     tiles = on_tiles(target, sources, made)
     block = 32 if tiles else vectors_at_once(target, made) * target.lanes
-    together = 2 if target.bf16 else 1
+    together = target.together
     for o in range(0, outputs, 3):
         for source in range(count):
             for c in range(channels):

@@ -12,7 +12,8 @@ from tests.unetpp.train.shapes import squares
 from unetpp.metrics import BoundaryF1, CalibrationError, Confusion, ObjectQuality
 from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.objects import split_objects
-from unetpp.train.measure import measure
+from unetpp.train import ArraySource
+from unetpp.train.measure import Measurement, measure
 from unetpp.train.normalise import Normalise
 from unetpp.train.validate import predict
 
@@ -23,6 +24,10 @@ NORM = Normalise((128.0,) * 3, (60.0,) * 3, "cpu")
 def network() -> UNetPlusPlus:
     torch.manual_seed(3)
     return UNetPlusPlus(GridConfig(filters=(4, 8), classes=2)).eval()
+
+
+def measured(network: UNetPlusPlus, source: ArraySource) -> Measurement:
+    return measure(predict(network, source, NORM, precision="fp32"), source, 2)
 
 
 def test_counts_are_those_of_whole_images(network: UNetPlusPlus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +44,7 @@ def test_counts_are_those_of_whole_images(network: UNetPlusPlus, monkeypatch: py
         split = split_objects(labels == 1, logits.softmax(0)[1].numpy())
         objects.update(truth.objects, split, truth.labels != 255)
     monkeypatch.setattr("unetpp.tiling.best_core", lambda *_, **__: 16)  # now in many tiles
-    found = measure(network, source, NORM, precision="fp32")
+    found = measured(network, source)
     total = found.total()
     np.testing.assert_array_equal(total.confusion.matrix, confusion.matrix)
     np.testing.assert_array_equal(total.boundary.counts, boundary.counts)
@@ -53,7 +58,7 @@ def test_counts_are_those_of_whole_images(network: UNetPlusPlus, monkeypatch: py
 
 def test_large_images_have_no_boundaries_and_say_so(network: UNetPlusPlus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unetpp.train.measure.WHOLE", 100)
-    found = measure(network, squares(2, 0, objects=True), NORM, precision="fp32")
+    found = measured(network, squares(2, 0, objects=True))
     assert found.skipped == ["s0", "s1"] and found.total().boundary.counts.sum() == 0
     assert found.total().confusion.matrix.sum() == 2 * 46 * 40 and found.total().objects is None
 
@@ -65,14 +70,14 @@ def test_a_large_image_takes_nobodys_objects_away(
     """Whichever comes first, the figures are those of the images that objects were measured on."""
     source = squares(2, 0, objects=True)
     source.images = tuple(replace(image, group="g") for image in source.images)
-    alone = measure(network, source, NORM, precision="fp32").images
+    alone = measured(network, source).images
     assert len(alone) == 2
     sizes = [10**6 if index == large else 0 for index in range(2)]
     monkeypatch.setattr("unetpp.train.measure._whole", lambda image: not sizes[int(image.name[1:])])
-    found = measure(network, source, NORM, precision="fp32")
+    found = measured(network, source)
     assert found.skipped == [f"s{large}"] and found.total().objects is not None
     assert found.groups["g"].objects is not None
 
 
 def test_without_object_numbers_there_are_no_objects(network: UNetPlusPlus) -> None:
-    assert measure(network, squares(2, 0), NORM, precision="fp32").total().objects is None
+    assert measured(network, squares(2, 0)).total().objects is None
