@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import tifffile
-from speed import precision, provenance
+from speed import kind, provenance
 from watch import Pauses, Watched, watch
 
 from unetpp.allocation import restart_with_huge_pages
@@ -87,11 +87,13 @@ def _tile(file: Any, page: Any, index: int) -> bytes:
     return data
 
 
-def run(slide: Path, output: Path, workers: int, pauses: Pauses | None = None) -> tuple[Watched, dict[str, Any]]:
+def run(
+    slide: Path, output: Path, workers: int, pauses: Pauses | None = None, precision: str = "auto"
+) -> tuple[Watched, dict[str, Any]]:
     """Segment one slide; return what the process did and the image's record."""
     command = [sys.executable, "-m", "unetpp_workflows", "segment", str(slide), "-m", MODEL, "-o", str(output)]
     settings = ["--workers", str(workers), "--tissue", "none", "--set", "tracking.enabled=false"]
-    watched = watch([*command, *settings], pauses=pauses)
+    watched = watch([*command, *settings, "--precision", precision], pauses=pauses)
     if watched.ended != "done":
         sys.exit(f"{watched.ended}\n{watched.text}")
     return watched, json.loads((output / slide.stem / "record.json").read_text())
@@ -125,13 +127,17 @@ def speeds_of(watched: Watched, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure(slide: Path, output: Path, workers: int) -> dict[str, Any]:
+def measure(slide: Path, output: Path, workers: int, precision: str) -> dict[str, Any]:
     """Segment one slide and return its figures beside those of the engine alone."""
-    rates = [engine_rate(TILE, workers)]
-    pauses = Pauses(EVERY_S, lambda: rates.append(engine_rate(TILE, workers)), until="finishing")
-    ended = run(slide, output, workers, pauses)
+
+    def rate() -> dict[str, float]:
+        return engine_rate(TILE, workers, precision)
+
+    rates = [rate()]
+    pauses = Pauses(EVERY_S, lambda: rates.append(rate()), until="finishing")
+    ended = run(slide, output, workers, pauses, precision)
     row = {**facts_of(*ended), **speeds_of(*ended)}
-    rates.append(engine_rate(TILE, workers))
+    rates.append(rate())
     assert row["tile"] == TILE, "measure the engine at the tile that segment uses"
     alone: dict[str, Any] = {key: round(mean(rate[key] for rate in rates), 3) for key in rates[0]}
     row["engine_alone"] = {**alone, "written_mpx_s_each": [round(rate["written_mpx_s"], 2) for rate in rates]}
@@ -140,8 +146,9 @@ def measure(slide: Path, output: Path, workers: int) -> dict[str, Any]:
     return row
 
 
-def engine_rate(tile: int, workers: int) -> dict[str, float]:
-    [row] = bench(load_package(bundled_package(MODEL)), tiles=[tile], workers=workers, seconds=ENGINE_S)
+def engine_rate(tile: int, workers: int, precision: str) -> dict[str, float]:
+    package = load_package(bundled_package(MODEL))
+    [row] = bench(package, precision=precision, tiles=[tile], workers=workers, seconds=ENGINE_S)
     written = row.written_mpx_s / row.computed_mpx_s
     return {"written_mpx_s": row.written_mpx_s, "written_mpx_per_processor_s": row.cpu_mpx_s * written}
 
@@ -150,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, help="folder for slides and results, a temporary one by default")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--precisions", nargs="+", default=["auto"], help="as of segment: auto int8")
     parser.add_argument("--memory", action="store_true", help="measure the peak of memory on 4 gigapixels instead")
     arguments = parser.parse_args()
     source = Path(os.environ.get("UNETPP_DATA", "")) / "slides" / SOURCE
@@ -172,9 +180,11 @@ def main() -> None:
             for name in arguments.sizes:
                 slide = Path(folder) / f"{name.replace(' ', '')}.tif"
                 make_slide(source, slide, *SIZES[name])
-                row = rows[name] = measure(slide, Path(folder) / "out", workers)
-                print(name, json.dumps(row), flush=True)
-            result[precision()] = {**facts, "workers": workers, "model": MODEL, "rows": rows}
+                for precision in arguments.precisions:
+                    row = measure(slide, Path(folder) / f"out-{precision}", workers, precision)
+                    rows[name if precision == "auto" else f"{name}, {precision}"] = row
+                    print(name, json.dumps(row), flush=True)
+            result[kind()] = {**facts, "workers": workers, "model": MODEL, "rows": rows}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

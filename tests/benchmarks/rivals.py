@@ -37,13 +37,14 @@ import psutil
 import zarr
 from archive import MODEL, SIZES, SOURCE, make_slide
 from numpy.typing import NDArray
-from speed import precision, provenance
+from speed import kind, precision, provenance
 from watch import Watched, watch
 
 from unetpp.engine import choose_engine
 from unetpp.export import export_package
 from unetpp.geometry import Box
 from unetpp.io import open_raster
+from unetpp.native.support import why_no_cpu
 from unetpp.package import bundled_package, load_package
 from unetpp.processor import cpu_has_bf16
 
@@ -71,6 +72,7 @@ class Contestant:
         network: "same" (our weights) or one of contestant.py's.
         slow: it gets the slide of 2048 px only.
         small: ours, with what takes little memory: one tile at a time, of a sixteenth of the area, by all cores.
+        options: ours, of `segment`.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Contestant:
     network: str
     slow: bool = False
     small: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def python(self) -> Path:
@@ -85,6 +88,9 @@ class Contestant:
 
 
 OURS = Contestant("unetpp segment", "", "same")
+ALONE = Contestant("unetpp segment, labels alone", "", "same", options=("--formats", ""))
+BYTES = Contestant("unetpp segment, labels alone, int8", "", "same", options=(*ALONE.options, "--precision", "int8"))
+EVERY_OURS = (OURS, ALONE, *((BYTES,) if why_no_cpu("int8") is None else ()))
 SMALL = Contestant("unetpp segment, small tiles", "", "same", small=True)
 SMALL_CORE = 256
 SAME = (
@@ -122,7 +128,7 @@ class Bench:
         if not contestant.runner:
             words = [sys.executable, "-m", "unetpp_workflows", "segment", slide, "-m", MODEL, "-o", output]
             words += ["--workers", 1 if contestant.small else self.threads, "--tissue", "none"]
-            words += ["--set", "tracking.enabled=false"]
+            words += ["--set", "tracking.enabled=false", *contestant.options]
             if contestant.small:
                 words += ["--set", f"engine.threads={self.threads}", "--set", f"tiling.core={SMALL_CORE}"]
             return [str(word) for word in words]
@@ -214,7 +220,7 @@ def compare(bench: Bench, side: int, rounds: int) -> dict[str, Any]:
     settings = {name: facts["best"] for name, facts in sweeps.items()} | {"tiatoolbox": FIXED}
     rows: dict[str, dict[str, Any]] = {}
     for number in range(rounds):
-        for contestant in (OURS, *SAME, *OWN):
+        for contestant in (*EVERY_OURS, *SAME, *OWN):
             length = CROP if contestant.slow else side
             used = settings[contestant.network]
             figures, _ = bench.run(contestant, bench.slide(length, length), used)
@@ -247,7 +253,10 @@ def measure_seams(bench: Bench, settings: Settings) -> dict[str, Any]:
     with open_raster(str(slide)) as raster:
         pixels = raster.read(Box(0, 0, CROP, CROP)).pixels
     exact = choose_engine(bench.package, precision="fp32", threads=bench.threads).labels(pixels)
-    wholes = {"": choose_engine(bench.package).labels(pixels)}
+    wholes = {}
+    for contestant in EVERY_OURS:
+        precision = "int8" if contestant is BYTES else "auto"
+        wholes[contestant.name] = choose_engine(bench.package, precision=precision).labels(pixels)
     for contestant in (SAME[0], SAME[2]):
         whole = Contestant("whole", "whole", "same")
         output = bench.folder / f"whole-{contestant.runner}"
@@ -257,13 +266,13 @@ def measure_seams(bench: Bench, settings: Settings) -> dict[str, Any]:
         subprocess.run(command, env=bare(), stdout=subprocess.DEVNULL, check=True)
         wholes[str(contestant.python)] = labels(whole, slide, output)
     seams = {}
-    for contestant in (OURS, *SAME):
+    for contestant in (*EVERY_OURS, *SAME):
         figures, output = bench.run(contestant, slide, settings)
         if figures["ended"] != "done":
             seams[contestant.name] = {"failed": figures["ended"]}
             continue
         found = labels(contestant, slide, output)
-        whole_labels = wholes[str(contestant.python) if contestant.runner else ""]
+        whole_labels = wholes[str(contestant.python) if contestant.runner else contestant.name]
         seams[contestant.name] = {"seam": differing(found, whole_labels), "fp32": differing(found, exact)}
         print(f"seams: {contestant.name}: {json.dumps(seams[contestant.name])}", flush=True)
     return seams
@@ -319,7 +328,7 @@ def main() -> None:
                 save(results, arguments.output)
         else:
             speed = {**facts, **compare(bench, arguments.side, arguments.rounds)}
-            results["speed"] = results.get("speed", {}) | {precision(): speed}
+            results["speed"] = results.get("speed", {}) | {kind(): speed}
             save(results, arguments.output)
 
 

@@ -118,8 +118,13 @@ def provenance(
 
 
 def precision() -> str:
-    """Return what networks are computed in on this processor, by which its figures are kept."""
+    """Return what networks are computed in on this processor."""
     return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def kind() -> str:
+    """Return what this processor multiplies matrices with, by which its figures are kept."""
+    return "amx" if "amx_bf16" in cpu_flags() else precision()
 
 
 def main() -> None:

@@ -233,16 +233,17 @@ def tta(facts: dict[str, Any]) -> str:
 
 def archive(facts: dict[str, Any]) -> str:
     lines = [
-        "| slide | engine | written Mpx/s, end to end | shards alone | engine alone | share of it | "
+        "| slide | engine | processor | written Mpx/s, end to end | shards alone | engine alone | share of it | "
         "of processor time | peak PSS MB | limits |",
-        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
-    kinds = [facts[name] for name in PRECISIONS if name in facts]
+    kinds = [facts[name] for name in KINDS if name in facts]
     for kind in kinds:
         for name, row in kind["rows"].items():
             speeds = f"{row['written_mpx_s']:.2f} | {row['shards_written_mpx_s']:.2f}"
             lines.append(
-                f"| {name} | {row['engine']} | {speeds} | {row['engine_alone']['written_mpx_s']:.2f} | "
+                f"| {name.split(',')[0]} | {row['engine']} | {_processor(kind)} | {speeds} | "
+                f"{row['engine_alone']['written_mpx_s']:.2f} | "
                 f"{row['share']:.0%} | {row['processor_share']:.0%} | {row['peak_pss_mb']} | {row['limited_by']} |"
             )
     first = kinds[0]
@@ -255,7 +256,7 @@ def archive(facts: dict[str, Any]) -> str:
         loads = ", ".join(f"{row['load']}" for row in kind["rows"].values())
         versions = ", ".join(f"{name} {number}" for name, number in kind["versions"].items())
         lines.append(
-            f"{_engine_of(kind)}: {_processor(kind)}, {kind['cores']} cores; mean load {loads}; {versions}; commit "
+            f"{_processor(kind)}: {kind['cores']} cores; mean load {loads}; {versions}; commit "
             f"{kind['commit']}, {kind['date']}; `{kind['command']}`."
         )
     for name, row in facts.get("memory", {}).get("rows", {}).items():
@@ -267,12 +268,8 @@ def archive(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PRECISIONS = "bf16", "fp32"
-"""What processors multiply, and how figures of different ones are kept beside each other."""
-
-
-def _engine_of(facts: dict[str, Any]) -> str:
-    return str(next(iter(facts["rows"].values()))["engine"])
+KINDS = "amx", "bf16", "fp32"
+"""What processors multiply with, and how figures of different ones are kept beside each other."""
 
 
 def _processor(facts: dict[str, Any]) -> str:
@@ -327,7 +324,7 @@ def _poisoned(run: dict[str, Any]) -> str:
 
 def rivals(facts: dict[str, Any]) -> str:
     found = facts.get("speed", {})
-    speed = [line for name in PRECISIONS if name in found for line in (*_rivals_speed(found[name]), "")]
+    speed = [line for name in KINDS if name in found for line in (*_rivals_speed(found[name]), "")]
     memory = _rivals_memory(facts["memory"]) if "memory" in facts else ["Memory on a gigapixel: not measured."]
     return "\n".join([*(speed or ["Speed and seams: not measured.", ""]), *memory])
 
@@ -353,13 +350,14 @@ def _rivals_speed(facts: dict[str, Any]) -> list[str]:
             f"| {name} | {weights} | {row['side']}² | {settings} | {speeds} | {ready} | {row.get('peak_pss_mb', '')} | "
             f"{errors} |"
         )
-    ours = facts["rows"]["unetpp segment"]
-    others = [row for name, row in facts["rows"].items() if name != "unetpp segment" and "mpx_s" in row]
-    ratios = [
-        f"{ours['mpx_s'] / max(row['mpx_s'] for row in rows):.1f} times the fastest rival {which}"
+    ours = {name: row for name, row in facts["rows"].items() if name.startswith("unetpp")}
+    others = [row for name, row in facts["rows"].items() if name not in ours and "mpx_s" in row]
+    fastest = [
+        (which, max(row["mpx_s"] for row in rows))
         for which, rows in (("with our weights", [r for r in others if r["network"] == "same"]), ("of all", others))
         if rows
     ]
+    ratios = ", ".join(f"`{name}` is {_times(row['mpx_s'], fastest)}" for name, row in ours.items())
     versions = facts["versions"] | {
         key: value for row in others for run in row["runs"] for key, value in run.get("versions", {}).items()
         if key != "torch"
@@ -368,8 +366,8 @@ def _rivals_speed(facts: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"`unetpp segment` is {' and '.join(ratios)} (target 4). It also writes pyramid, polygons and areas, the "
-        "others labels alone. Seams: a slide of "
+        f"Of rivals, {ratios} (target 4). The first also writes polygons, all of ours a pyramid and areas, the others "
+        "labels alone. Seams: a slide of "
         f"{facts['crop']}² px against one call over the whole of it, same library, weights and precision; inside is "
         f"{facts['edge']} px from the image's edge; fp32 is one call of ours over the "
         f"whole. {facts['threads']} threads, no tissue mask; {_processor(facts)}, mean "
@@ -377,6 +375,10 @@ def _rivals_speed(facts: dict[str, Any]) -> list[str]:
         f"commit {facts['commit']}, {facts['date']}; `{facts['command']}`; sweeps and all runs in "
         "[rivals.json](tests/benchmarks/rivals.json).",
     ]
+
+
+def _times(speed: float, fastest: list[tuple[str, float]]) -> str:
+    return " and ".join(f"{speed / other:.1f} times the fastest {which}" for which, other in fastest)
 
 
 def _rivals_memory(facts: dict[str, Any]) -> list[str]:
