@@ -95,7 +95,7 @@ def definition(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
 def definition_of_bytes(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
     """Return the same of a network whose maps and weights are rounded as int8 does, computed as it is written down.
 
-    Of each channel of a map there are 256 values, from 0 to its batch norm's beta + 8 gamma. Of each output of a
+    Of each channel of a map there are 256 values, from 0 to its batch norm's beta + 12 gamma. Of each output of a
     pointwise convolution there are 255 weights per unit of its inputs' steps.
     """
     model: Any = package.load_model().double()
@@ -103,7 +103,7 @@ def definition_of_bytes(package: Package, image: NDArray[Any]) -> NDArray[np.flo
     config = model.config
 
     def rounded(unit: Any, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        steps = (unit.norm.bias + 8 * unit.norm.weight.abs()).clamp(min=1e-6) / 255
+        steps = (unit.norm.bias + 12 * unit.norm.weight.abs()).clamp(min=1e-6) / 255
         across = steps[:, None, None]
         return (unit.norm(values).relu() / across).round().clamp(0, 255) * across, steps
 

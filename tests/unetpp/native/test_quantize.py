@@ -19,7 +19,7 @@ MakePackage = Callable[..., Package]
 def reach(package: Package, unit: str) -> Any:
     norm = package.load_model().state_dict()
     beta, gamma = (norm[f"{unit}.norm.{name}"].double().numpy() for name in ("bias", "weight"))
-    return np.maximum(beta + 8 * np.abs(gamma), 1e-6) / 255
+    return np.maximum(beta + 12 * np.abs(gamma), 1e-6) / 255
 
 
 @pytest.mark.parametrize("config", [{}, {"network": "unet"}, {"filters": (4, 8, 8, 12), "level": 2}], ids=str)

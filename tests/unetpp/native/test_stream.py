@@ -103,7 +103,7 @@ def test_every_head_is_the_definitions(
         error = errors.max()
         # A sum between two bytes may become either, which deep levels spread. Many are equal.
         assert error <= {"fp32": 1e-5, "bf16": 0.1, "int8": 0.05}[target.stored], image.shape
-        assert target.stored != "int8" or np.quantile(errors, 0.25) <= 1e-5, image.shape
+        assert target.stored != "int8" or (errors <= 1e-5).mean() >= 0.1, image.shape
         assert error > 0, "nothing was computed"
         for band in (1, 3, 32):
             small(band, 8)
