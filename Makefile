@@ -8,7 +8,7 @@ TIA := .venv-tiatoolbox/bin/python
 TIA_STAMP := .venv-tiatoolbox/.installed
 SHELL := /bin/sh
 
-.PHONY: help setup viewer viewer-check demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills handover-bench papers folds tta-bench gpu-bench wheel-test clean
+.PHONY: help setup viewer viewer-check demo test check slow cluster-test kernels kernels-update speed peers tiatoolbox cpu-bench bench-train read-bench view-bench archive-bench rivals rivals-memory kills handover-bench papers folds tta-bench precision-bench gpu-bench wheel-test clean
 
 help:
 	@echo "make demo        set up, then segment a real slide and a real scene (a minute or two)"
@@ -28,6 +28,7 @@ help:
 	@echo "make handover-bench  measure our actors beside Ray Data, update workflows/README.md (quiet machine, UNETPP_DATA, 10 minutes)"
 	@echo "make read-bench  measure reading slides beside OpenSlide, update the README (UNETPP_DATA, one minute)"
 	@echo "make papers      repeat the papers' comparisons on nuclei and EM (UNETPP_DATA; a day on a CPU, resumable)"
+	@echo "make precision-bench  what fp32, bf16 and int8 gain and cost (UNETPP_DATA, six minutes)"
 	@echo "make tta-bench   what the mean over orientations gains and costs (UNETPP_DATA, ten minutes)"
 	@echo "make folds       judge the land cover recipe on every scene by a model that never saw it (UNETPP_DATA; FOLDS=, resumable, 2 hours)"
 	@echo "make gpu-bench   measure the kernels on this machine's GPU beside torch, update the README (20 minutes)"
@@ -132,6 +133,10 @@ FOLDS ?= runs/folds
 
 papers: $(STAMP)
 	@PYTHONPATH=.:kernels $(PY) tests/benchmarks/papers.py
+	@$(PY) tests/readme.py
+
+precision-bench: $(STAMP)
+	@PYTHONPATH=tests/benchmarks $(PY) tests/benchmarks/precisions.py
 	@$(PY) tests/readme.py
 
 tta-bench: $(STAMP)

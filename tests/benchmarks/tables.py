@@ -231,6 +231,28 @@ def tta(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def precisions(facts: dict[str, Any]) -> str:
+    lines = [
+        "| model | images | precision | IoU of nuclei, or mean over classes | labels unlike fp32's | written Mpx/s |",
+        "|---|---|---|--:|--:|--:|",
+    ]
+    for row in facts["rows"]:
+        score = "" if row["score"] is None else f"{row['score']:.4f}"
+        unlike = "" if row["precision"] == "fp32" else f"{row['unlike']:.2%}"
+        lines.append(
+            f"| `{row['model']}` | {row['images']} | {row['precision']} | {score} | {unlike} | {row['mpx_s']:.2f} |"
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines += [
+        "",
+        f"Validation images, and a slide of {facts['side']}² px stained otherwise than any training image, whole, in the "
+        f"native engine, pooled over all pixels; written pixels of tiles of {facts['tile']} px by {facts['workers']} "
+        f"workers; {_processor(facts)}, {facts['cores']} cores; {versions}; commit {facts['commit']}, {facts['date']}; "
+        f"`{facts['command']}`; [precisions.json](tests/benchmarks/precisions.json).",
+    ]
+    return "\n".join(lines)
+
+
 def archive(facts: dict[str, Any]) -> str:
     lines = [
         "| slide | engine | processor | written Mpx/s, end to end | shards alone | engine alone | share of it | "

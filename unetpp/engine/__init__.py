@@ -79,10 +79,11 @@ def engine_reasons() -> list[tuple[str, bool, str]]:
     openvino = _openvino_version()
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware"
     native = why_no_cpu("bf16" if cpu_has_bf16() else "fp32")
+    int8 = ", int8 on request" if why_no_cpu("int8") is None else ""
     return [
         ("triton", kernels, f"fused kernels: {why}"),
         ("torch on CUDA", gpu is not None, gpu or "torch sees no CUDA device"),
-        ("native", native is None, native or f"machine code for this CPU by LLVM, {bf16}"),
+        ("native", native is None, native or f"machine code for this CPU by LLVM, {bf16}{int8}"),
         ("openvino", openvino is not None, f"version {openvino}, CPU with {bf16}" if openvino else "not installed"),
         ("torch on the CPU", True, "always; the plain definition, several times slower than openvino"),
     ]
