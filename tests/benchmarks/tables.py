@@ -245,8 +245,8 @@ def precisions(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines += [
         "",
-        f"Validation images, and a slide of {facts['side']}² px stained otherwise than any training image, whole, in the "
-        f"native engine, pooled over all pixels; written pixels of tiles of {facts['tile']} px by {facts['workers']} "
+        f"Validation images, and a slide of {facts['side']}² px stained otherwise than any training image, whole, in "
+        f"the native engine, over all pixels; written pixels of tiles of {facts['tile']} px by {facts['workers']} "
         f"workers; {_processor(facts)}, {facts['cores']} cores; {versions}; commit {facts['commit']}, {facts['date']}; "
         f"`{facts['command']}`; [precisions.json](tests/benchmarks/precisions.json).",
     ]

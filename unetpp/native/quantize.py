@@ -21,8 +21,8 @@ from unetpp.native.weights import Weights, folded_weights, read_weights
 from unetpp.package import Package
 
 DEVIATIONS: Final = 12
-"""What a channel reaches: beta + 12 gamma. On the bundled models' validation images 8 is nearest to fp32 (0.05% and 0.5%
-of labels differ), but a slide that is stained otherwise reaches further: there 2.7% differ with 8, 1.0% with 12."""
+"""What a channel reaches: beta + 12 gamma. On validation images of the bundled models 8 is nearest to fp32 (0.05% and
+0.5% of labels differ), but a slide that is stained otherwise reaches further: there 2.7% differ with 8, 1.0% with 12."""
 _BYTE: Final = 255
 _WEIGHT: Final = 127
 _LEAST: Final = 1e-6
