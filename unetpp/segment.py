@@ -239,6 +239,7 @@ def _check_bands(raster: Raster, spec: ModelSpec) -> None:
 def _plan(grid: OutputGrid, spec: ModelSpec, options: JobOptions) -> TilePlan:
     from unetpp.model import halo
 
+    choice = options.get("choice")
     return make_plan(
         grid.height,
         grid.width,
@@ -246,6 +247,7 @@ def _plan(grid: OutputGrid, spec: ModelSpec, options: JobOptions) -> TilePlan:
         multiple=spec.architecture.multiple,
         core=options.get("core", "auto"),
         shard=options.get("shard", "auto"),
+        small=(choice.precision if choice else options.get("precision")) == "int8",
     )
 
 

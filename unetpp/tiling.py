@@ -226,17 +226,25 @@ def make_plan(
     multiple: int,
     core: int | Literal["auto"] = "auto",
     shard: int | Literal["auto"] = "auto",
+    small: bool = False,
 ) -> TilePlan:
     """Return the plan for an image of this size and a model's `halo` and `multiple` (all in pixels).
 
     core "auto" takes the core with which fewest pixels are computed, see `best_core`; shard "auto" the largest of 4, 2
     and 1 cores per side that leaves at least 16 shards, else one core.
+
+    Args:
+        small: the engine holds half as many bytes for a tile as others: of a large image "auto" takes twice the core.
     """
+    sides: tuple[int, ...] = (4, 2)
     if core == "auto":
         core = best_core(height, width, halo=halo, multiple=multiple, shard=shard)
+        twice = TilePlan(height, width, multiple, halo, 2 * core, 2 * core)
+        if small and (core, shard) == (DEFAULT_CORE, "auto") and math.prod(twice.grid_shape) >= _MIN_SHARDS:
+            core, sides = twice.core, (2,)
     if shard != "auto":
         return TilePlan(height, width, multiple, halo, core, shard)
-    for cores in (4, 2):
+    for cores in sides:
         plan = TilePlan(height, width, multiple, halo, core, cores * core)
         rows, cols = plan.grid_shape
         if rows * cols >= _MIN_SHARDS:

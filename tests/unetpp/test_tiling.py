@@ -248,3 +248,19 @@ def test_exact_margins_leave_what_is_written(plan: TilePlan) -> None:
             assert Box(read.y0 + top, read.x0 + left, read.y1 - bottom, read.x1 - right) == tile.write_box
             kinds[margins] += 1
     assert plan.margin_kinds(exact=True) == kinds
+
+
+@pytest.mark.parametrize(
+    ("size", "core", "shard"),
+    [
+        ((31232, 32768), 2048, 4096), ((8192, 8192), 2048, 2048), ((9000, 7000), 2048, 2048),
+        ((8000, 6000), 1024, 1024), ((1500, 1500), 768, 768), ((700, 900), 1024, 1024),
+    ],
+)  # fmt: skip
+def test_tiles_that_take_little_memory_are_larger_in_large_images(size: tuple[int, int], core: int, shard: int) -> None:
+    """Where enough shards are left, and nobody asks for others."""
+    plan = make_plan(*size, halo=64, multiple=16, small=True)
+    assert (plan.core, plan.shard) == (core, shard)
+    for asked in ({"core": 1024}, {"shard": 4096}):
+        found, usual = (make_plan(*size, halo=64, multiple=16, small=small, **asked) for small in (True, False))  # type: ignore[arg-type]
+        assert found == usual

@@ -19,7 +19,7 @@ SLACK: Final = 32
 """Pixels that a row must have room for behind its last."""
 _PIXELS: Final = 6
 """Of which sums are in registers at once. With two vectors of outputs those are twelve, as many as products need to
-follow each other without a pause. With twelve pixels, for which AVX-512 has registers, bytes took 10% more time, bf16 and
+follow each other without a pause. With 12 pixels, for which AVX-512 has registers, bytes took 10% more time, bf16 and
 fp32 5% (AMD EPYC with avx512_bf16): so many results at once wait to be stored."""
 RAW: Final[dict[str, tuple[Any, int]]] = {"uint8": (I8, 1), "uint16": (I16, 2), "float32": (F32, 4)}
 """Sample types of images, and their bytes."""

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from unetpp.finalize import Figures, Report
     from unetpp.job import EngineChoice, Progress, SegmentJob
     from unetpp.package import Package
+    from unetpp.profile import Profile
     from unetpp.segment import JobOptions
     from unetpp_workflows.registry import ResolvedModel
     from unetpp_workflows.truth import Truth
@@ -217,14 +219,20 @@ def complete(
     state, output = progress(job), call.config.output
     record = _record(call, source, job, state, failures)
     if state.status != "partial":
-        with call.timed(job.uri, "finalize"), freed_memory_kept():
+        with call.timed(job.uri, "finalize"), freed_memory_kept(), ThreadPoolExecutor(1, "look") as beside:
+            looks = beside.submit(_looked_at, call, job)
             figures = finalize(job, formats=output.formats, instances=output.instances, progress=report)
+            profile = looks.result()
         record = replace(record, figures=_figures(job, figures), outputs=dict(figures.outputs))
-        record = replace(record, formats=list(figures.formats))
-        record = _scored(call, job, _looked_at(call, job, record))
+        unusual = [item.to_json() for item in unlike_training(profile, call.package.spec.training)]
+        record = replace(record, formats=list(figures.formats), profile=profile, unusual=unusual)
+        record = _scored(call, job, record)
         record = _labelled(call, job, record)
     with call.timed(job.uri, "report"):
-        _write_picture(job, record)
+        if state.status == "partial":
+            _write_picture(job)
+        if "attention" in record.figures:
+            _write_attention(job, record)
     record = replace(
         record,
         seconds={**state.seconds, **before, **call.seconds[job.uri]},
@@ -326,13 +334,10 @@ def _figures(job: SegmentJob, figures: Figures) -> dict[str, Any]:
     return found if figures.attention is None else {**found, "attention": figures.attention}
 
 
-def _looked_at(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
-    """Return the record with what the image looks like, and what of it is unlike the model's training images."""
-    spec = call.package.spec
-    with call.timed(job.uri, "finalize"):
-        profile = job_profile(job, spec)
-    found = [item.to_json() for item in unlike_training(profile, spec.training)]
-    return replace(record, profile=profile, unusual=found)
+def _looked_at(call: Call, job: SegmentJob) -> Profile:
+    """Write the picture of an image and return its profile."""
+    _write_picture(job)
+    return job_profile(job, call.package.spec)
 
 
 def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
@@ -391,12 +396,17 @@ def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
     return replace(record, tracking_uri=shown(uri), tracking_run=run)
 
 
-def _write_picture(job: SegmentJob, record: ImageRecord) -> None:
+def _write_picture(job: SegmentJob) -> None:
     from unetpp.io import open_raster
     from unetpp.io.base import thumbnail
 
     with open_raster(job.uri) as raster:
         window = thumbnail(raster, SIDE)
         write_picture(job.out / PICTURE, window.pixels, window.valid)
-        if "attention" in record.figures:
-            write_attention(job, raster, record.figures["attention"]["regions"])
+
+
+def _write_attention(job: SegmentJob, record: ImageRecord) -> None:
+    from unetpp.io import open_raster
+
+    with open_raster(job.uri) as raster:
+        write_attention(job, raster, record.figures["attention"]["regions"])
