@@ -63,6 +63,9 @@ def window_statistics(
         valid: (h, w).
         span: of the training images' samples.
     """
+    if pixels.dtype.kind == "f":
+        valid = valid & np.isfinite(pixels).all(-1)  # a ratio of bands may be infinite
+        pixels = np.where(valid[..., None], pixels, 0)
     if valid.mean() < LEAST_VALID or min(valid.shape) < 3:
         return None
     low, high = np.array(span.low), np.array(span.high)

@@ -90,6 +90,17 @@ def test_only_valid_pixels_count() -> None:
     assert window_statistics(pixels[:2], everywhere((2, 128)), RGB, BYTES) is None
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_pixels_that_are_no_numbers_are_left_out(value: float) -> None:
+    """A ratio of bands is infinite where the other is 0; one such pixel would make every number of the image so."""
+    pixels, span = textured().astype(np.float32), Span.of("float32", (128,) * 3, (60,) * 3)
+    valid = everywhere(pixels.shape)
+    pixels[5, 7, 1], valid[5, 7] = value, False
+    found = window_statistics(pixels, everywhere(pixels.shape), RGB, span)
+    assert found is not None and all(np.isfinite(list(found.values())))
+    assert found == window_statistics(np.nan_to_num(pixels), valid, RGB, span)
+
+
 def test_a_flat_window_has_finite_numbers() -> None:
     found = window_statistics(np.full((8, 8, 3), 7, np.uint8), everywhere((8, 8)), RGB, BYTES)
     assert found is not None and np.isfinite(list(found.values())).all() and found["focus"] == pytest.approx(0)
