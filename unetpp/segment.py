@@ -240,6 +240,9 @@ def _plan(grid: OutputGrid, spec: ModelSpec, options: JobOptions) -> TilePlan:
     from unetpp.model import halo
 
     choice = options.get("choice")
+    precision, tta = (
+        (choice.precision, choice.tta) if choice else (options.get("precision"), options.get("tta", "none"))
+    )
     return make_plan(
         grid.height,
         grid.width,
@@ -247,7 +250,7 @@ def _plan(grid: OutputGrid, spec: ModelSpec, options: JobOptions) -> TilePlan:
         multiple=spec.architecture.multiple,
         core=options.get("core", "auto"),
         shard=options.get("shard", "auto"),
-        small=(choice.precision if choice else options.get("precision")) == "int8",
+        small=precision == "int8" and tta == "none" and not options.get("maps"),
     )
 
 

@@ -1,8 +1,8 @@
 """Weights of a network whose maps are bytes, from its batch norms alone; knows no image and no order in memory.
 
 A byte counts steps of its channel. How long one is, the channel's batch norm says: before the ReLU, values lay around
-beta with the standard deviation gamma in training (Nagel et al., "Data-Free Quantization Through Weight Equalization
-and Bias Correction", 2019, section 4.2.1). So no images are needed, and any model that was ever trained can be used.
+beta with the standard deviation gamma in training (as in Nagel et al., "Data-Free Quantization Through Weight
+Equalization and Bias Correction", arXiv:1906.04721). So no images are needed, and any model that was trained can be used.
 
 A pointwise convolution multiplies bytes with whole weights. Its sums are exact, in steps of their own per output. The
 depthwise convolution behind it is computed in float32, and has both steps in its weights: nothing is rescaled while a
