@@ -2,7 +2,7 @@
 
 A byte counts steps of its channel. How long one is, the channel's batch norm says: before the ReLU, values lay around
 beta with the standard deviation gamma in training (as in Nagel et al., "Data-Free Quantization Through Weight
-Equalization and Bias Correction", arXiv:1906.04721). So no images are needed, and any model that was trained can be used.
+Equalization and Bias Correction", arXiv:1906.04721). So no images are needed, and every trained model can be used.
 
 A pointwise convolution multiplies bytes with whole weights. Its sums are exact, in steps of their own per output. The
 depthwise convolution behind it is computed in float32, and has both steps in its weights: nothing is rescaled while a
