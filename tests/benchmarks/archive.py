@@ -44,7 +44,8 @@ PERIOD = 8
 SIZES = {"0.1 GP": (10240, 10240), "1.02 GP": (31232, 32768)}
 LARGEST = "4.09 GP", (62464, 65536)
 MODEL = "nuclei"
-TILE = 1152
+TILE, LARGER_TILE = 1152, 2176
+"""As segment takes them, the larger one in int8."""
 ENGINE_S, EVERY_S = 8.0, 25.0
 RESULT = Path(__file__).with_name("archive.json")
 
@@ -130,15 +131,17 @@ def speeds_of(watched: Watched, record: dict[str, Any]) -> dict[str, Any]:
 def measure(slide: Path, output: Path, workers: int, precision: str) -> dict[str, Any]:
     """Segment one slide and return its figures beside those of the engine alone."""
 
+    tile = LARGER_TILE if precision == "int8" else TILE
+
     def rate() -> dict[str, float]:
-        return engine_rate(TILE, workers, precision)
+        return engine_rate(tile, workers, precision)
 
     rates = [rate()]
     pauses = Pauses(EVERY_S, lambda: rates.append(rate()), until="finishing")
     ended = run(slide, output, workers, pauses, precision)
     row = {**facts_of(*ended), **speeds_of(*ended)}
     rates.append(rate())
-    assert row["tile"] == TILE, "measure the engine at the tile that segment uses"
+    assert row["tile"] == tile, "measure the engine at the tile that segment uses"
     alone: dict[str, Any] = {key: round(mean(rate[key] for rate in rates), 3) for key in rates[0]}
     row["engine_alone"] = {**alone, "written_mpx_s_each": [round(rate["written_mpx_s"], 2) for rate in rates]}
     for share, key in (("share", "written_mpx_s"), ("processor_share", "written_mpx_per_processor_s")):
