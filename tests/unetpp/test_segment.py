@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.engines import NATIVE, NATIVE_INT8
-from unetpp import commit, shard_worker, tiling
+from unetpp import commit, segment, shard_worker, tiling
 from unetpp import lock as lock_module
 from unetpp.durable import file_sha256
 from unetpp.engine import choose_engine
@@ -28,7 +29,7 @@ from unetpp.errors import BandsError, CorruptImageError, MaskError, ModelPackage
 from unetpp.finalize import finalize
 from unetpp.geometry import Box, Spacing
 from unetpp.io.resample import GridReader
-from unetpp.job import JOB
+from unetpp.job import JOB, EngineChoice
 from unetpp.model.margins import Margins
 from unetpp.package import load_package
 from unetpp.segment import SegmentJob, ShardWorker, pending, plan_job, prepare_job, progress
@@ -127,6 +128,21 @@ def test_int8_does_not_depend_on_tiles_and_shards(
         np.testing.assert_array_equal(labels, expected)
     plain, _ = whole_image(tiny_package, tissue)
     assert 0 < (labels != plain).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "core"),
+    [
+        ({"precision": "int8"}, 2048), ({"precision": "int8", "tta": "d4"}, 1024), ({"precision": "bf16"}, 1024),
+        ({"precision": "int8", "maps": ("uncertainty",)}, 1024), ({"precision": "int8", "core": 512}, 512),
+        ({"choice": EngineChoice(name="native", version="1", precision="int8", threads=1)}, 2048),
+        ({"choice": EngineChoice(name="native", version="1", precision="int8", threads=1, tta="d4")}, 1024),
+    ],
+)  # fmt: skip
+def test_int8_has_larger_tiles_of_large_images(tiny_package: Path, options: Any, core: int) -> None:
+    """But where logits are kept, which are as large as ever."""
+    image: Any = SimpleNamespace(height=9000, width=8500)
+    assert segment._plan(image, load_package(tiny_package).spec, options).core == core
 
 
 @pytest.mark.parametrize("engine", ["torch", *NATIVE])
