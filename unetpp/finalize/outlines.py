@@ -64,7 +64,9 @@ class Outlines:
 
     def total(self, of_steps: npt.NDArray[np.float64]) -> Floats:
         """Return (n,) the sum over each object of (m - 1,) values of `steps`."""
-        by_ring = np.add.reduceat(of_steps, self.starts[:-1])
+        # The last ring gets the 0 that others have behind them: NumPy adds in another order where there are more
+        # numbers, and an object's area would depend on its place in the batch.
+        by_ring = np.add.reduceat(np.append(of_steps, 0.0), self.starts[:-1])
         return np.asarray(np.bincount(self.owner, weights=by_ring, minlength=self.count), np.float64)
 
 
