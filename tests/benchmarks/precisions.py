@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from archive import SOURCE, make_slide
 from numpy.typing import NDArray
 from speed import provenance
-from tta import MODELS, SECONDS, TILE, WORKERS, prepared
+from tta import MODELS, SECONDS, TILE, WORKERS, labelled, prepared, ranks_of
 
 from unetpp.engine import choose_engine
 from unetpp.engine.bench import bench
@@ -31,20 +31,12 @@ from unetpp.metrics import Confusion
 from unetpp.native.support import why_no_cpu
 from unetpp.package import Package, bundled_package, load_package
 from unetpp.train.loop import judged_iou
-from unetpp.train.store import PatchStore
 
 RESULT = Path(__file__).with_name("precisions.json")
 PRECISIONS = tuple(name for name in ("fp32", "bf16", "int8") if why_no_cpu(name) is None)
 SIDE = 4096
 """Of the slide, px."""
 Image = tuple[NDArray[Any], NDArray[np.uint8] | None]
-
-
-def labelled(store: PatchStore) -> Iterator[Image]:
-    source = store.source("val")
-    for index, image in enumerate(source.images):
-        crop = source.read(index, Box(0, 0, image.height, image.width))
-        yield np.ascontiguousarray(crop.pixels), crop.labels
 
 
 def slide(root: Path, folder: Path) -> Iterator[Image]:
@@ -54,12 +46,11 @@ def slide(root: Path, folder: Path) -> Iterator[Image]:
         yield np.ascontiguousarray(raster.read(Box(0, 0, SIDE, SIDE)).pixels), None
 
 
-def rows(package: Package, images: Iterator[Image], what: str) -> Iterator[dict[str, Any]]:
+def rows(package: Package, images: Iterable[Image], what: str) -> Iterator[dict[str, Any]]:
     engines = {name: choose_engine(package, name="native", precision=name) for name in PRECISIONS}
     counts = {name: Confusion(max(2, package.spec.architecture.classes)) for name in PRECISIONS}
     unlike, pixels, seen = dict.fromkeys(PRECISIONS, 0), 0, 0
-    ranks = np.full(256, 255, np.uint8)
-    ranks[[info.value for info in package.spec.classes]] = range(len(package.spec.classes))
+    ranks = ranks_of(package)
     truth: NDArray[np.uint8] | None = None
     for image, truth in images:
         found = {name: engine.labels(image) for name, engine in engines.items()}

@@ -14,10 +14,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from speed import provenance
 
 from unetpp.engine import choose_engine
@@ -25,7 +27,7 @@ from unetpp.engine.bench import bench
 from unetpp.geometry import Box
 from unetpp.metrics import Confusion
 from unetpp.model.orientations import Tta
-from unetpp.package import bundled_package, load_package
+from unetpp.package import Package, bundled_package, load_package
 from unetpp.train.loop import judged_iou
 from unetpp.train.store import PatchStore
 
@@ -43,21 +45,34 @@ def prepared(recipe: str, root: Path, folder: Path) -> PatchStore:
     return PatchStore.open(store)
 
 
+def labelled(store: PatchStore) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    """Yield pixels and labels of the whole validation images."""
+    source = store.source("val")
+    for index, image in enumerate(source.images):
+        crop = source.read(index, Box(0, 0, image.height, image.width))
+        yield np.ascontiguousarray(crop.pixels), crop.labels
+
+
+def ranks_of(package: Package) -> NDArray[np.uint8]:
+    """Return the class index of every class value, 255 for others."""
+    ranks = np.full(256, 255, np.uint8)
+    ranks[[info.value for info in package.spec.classes]] = range(len(package.spec.classes))
+    return ranks
+
+
 def row(model: str, tta: Tta, store: PatchStore) -> dict[str, Any]:
     package = load_package(bundled_package(model))
-    source = store.source("val")
     engine = choose_engine(package, tta=tta)
     [measured] = bench(package, tiles=[TILE], workers=WORKERS, tta=tta, seconds=SECONDS)
     found = Confusion(max(2, package.spec.architecture.classes))
-    ranks = np.full(256, 255, np.uint8)
-    ranks[[info.value for info in package.spec.classes]] = range(len(package.spec.classes))
-    for index, image in enumerate(source.images):
-        crop = source.read(index, Box(0, 0, image.height, image.width))
-        found.update(crop.labels, ranks[engine.labels(np.ascontiguousarray(crop.pixels))])
+    ranks = ranks_of(package)
+    images = list(labelled(store))
+    for pixels, labels in images:
+        found.update(labels, ranks[engine.labels(pixels)])
     iou = [float(value) for value in found.iou]
     names = [info.name for info in package.spec.classes]
     made = {
-        "model": model, "tta": tta, "engine": engine.name, "precision": engine.precision, "images": len(source.images),
+        "model": model, "tta": tta, "engine": engine.name, "precision": engine.precision, "images": len(images),
         "score": round(judged_iou(tuple(iou)), 4), "mpx_s": round(measured.written_mpx_s, 3),
         "iou": dict(zip(names, np.round(iou, 4).tolist(), strict=True)),
         "dice": dict(zip(names, found.dice.round(4).tolist(), strict=True)),
