@@ -24,6 +24,7 @@ from unetpp.errors import ConfigError, EngineError, ModelNotFoundError
 from unetpp_workflows import finishing, pipeline, preparing, steps
 from unetpp_workflows.config import RunConfig, load_config
 from unetpp_workflows.record import ImageRecord
+from unetpp_workflows.report import PICTURE
 from unetpp_workflows.summary import Summary, print_summary
 from unetpp_workflows.truth import Truth
 
@@ -62,6 +63,7 @@ def test_a_known_image_gives_its_figures_and_a_complete_record(run: Any, blots: 
     assert record.shards["total"] == record.shards["committed"] > 1
     for file in record.outputs.values():
         assert (folder / file).exists(), file
+    assert Image.open(folder / PICTURE).size == (128, 96)
     written = json.loads((folder / "config.json").read_text())
     assert RunConfig.model_validate(written["config"]).tiling.core == 32
     assert written["hash"] == record.config_hash
