@@ -44,7 +44,7 @@ class EngineChoice:
 
     name: str
     version: str
-    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    precision: Literal["fp32", "fp16", "bf16", "int16", "int8"]
     threads: int
     device: str = "cpu"
     tta: Literal["none", "mirror", "flips", "d4"] = "none"

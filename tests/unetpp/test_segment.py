@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.engines import NATIVE, NATIVE_INT8
+from tests.engines import NATIVE, WHOLES
 from unetpp import commit, segment, shard_worker, tiling
 from unetpp import lock as lock_module
 from unetpp.durable import file_sha256
@@ -116,18 +116,18 @@ def test_labels_do_not_depend_on_tiles_and_shards(
     assert np.array_equal(labels[sure], expected[sure])
 
 
-@pytest.mark.parametrize("engine", NATIVE_INT8)
-def test_int8_does_not_depend_on_tiles_and_shards(
-    tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path, engine: str
+@pytest.mark.parametrize("precision", WHOLES)
+def test_whole_numbers_do_not_depend_on_tiles_and_shards(
+    tmp_path: Path, image: Path, tissue: Pixels, tiny_package: Path, precision: str
 ) -> None:
-    """Every label is that of one call over the whole image, and no more than bytes can tell from the definition's."""
-    expected = choose_engine(load_package(tiny_package), name=engine, precision="int8").labels(tissue)
+    """Every label is that of one call over the whole image, and no more than they can tell from the definition's."""
+    expected = choose_engine(load_package(tiny_package), precision=precision).labels(tissue)
     for core, shard in ((32, 64), (128, 256)):
-        options = {**OPTIONS, "core": core, "shard": shard, "engine": engine, "precision": "int8"}
+        options = {**OPTIONS, "core": core, "shard": shard, "engine": "native", "precision": precision}
         labels = run_all(prepare_job(image, tmp_path / f"out{core}", tiny_package, **options))
         np.testing.assert_array_equal(labels, expected)
     plain, _ = whole_image(tiny_package, tissue)
-    assert 0 < (labels != plain).mean() < 0.05
+    assert 0 < (labels != plain).mean() < {"int8": 0.05, "int16": 0.005}[precision]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 from unetpp.engine.base import Engine, Precision
 from unetpp.errors import EngineError
 from unetpp.model.orientations import TTAS, Tta
-from unetpp.native.support import why_no_cpu, why_not
+from unetpp.native.support import WHOLE, best_precision, why_no_cpu, why_not, words_are_faster
 from unetpp.package import ModelSpec, Package
 from unetpp.processor import cpu_has_bf16
 
@@ -20,7 +20,7 @@ __all__ = ["Engine", "Precision", "choose_engine", "engine_reasons", "torch_is_f
 log = logging.getLogger(__name__)
 
 ENGINES = ("triton", "native", "openvino", "torch")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", *WHOLE)
 
 
 def choose_engine(
@@ -37,9 +37,10 @@ def choose_engine(
     "auto" is the fused kernels on CUDA where there is a device that runs them (torch on an older one, and where they
     fail or disagree with torch), else machine code made for this CPU where there is any for the network, else OpenVINO
     where it is installed, else torch on the CPU; and fp16 for the fused kernels, bf16 where other hardware has it, else
-    fp32. Only machine code has int8, which therefore chooses it. `tta` costs as many times as it has orientations, 2, 4
-    or 8; see `unetpp.model.turned`. With `tile_shape` the engine runs once, on zeros, so that the calling thread's
-    first tile of that shape costs as much as the next.
+    fp32, in whose place machine code takes int16 where that is faster. Only machine code has int16 and int8, which
+    therefore choose it. `tta` costs as many times as it has orientations, 2, 4 or 8; see `unetpp.model.turned`. With
+    `tile_shape` the engine runs once, on zeros, so that the calling thread's first tile of that shape costs as much as
+    the next.
 
     Raises:
         EngineError: an engine or precision that is unknown or not available here.
@@ -52,21 +53,22 @@ def choose_engine(
         raise EngineError(f"tta {tta!r} is unknown; choose {', '.join(TTAS)}")
     if threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one thread")
-    if precision == "int8" and (reason := _why_not_int8(name, package.spec)) is not None:
-        raise EngineError(f"int8 cannot be used here: {reason}; use --precision auto")
+    if precision in WHOLE and (reason := _why_not_whole(name, package.spec, precision)) is not None:
+        raise EngineError(f"{precision} cannot be used here: {reason}; use --precision auto")
     chosen, device = _available(name, package.spec, precision)
     if precision == "fp16" and chosen != "triton":
         raise EngineError(f"the {chosen} engine has no fp16; use --precision bf16 or fp32")
     if chosen == "openvino" and precision == "bf16" and not cpu_has_bf16():
         raise EngineError("this CPU does not multiply bf16 and OpenVINO does not emulate it; use --precision fp32")
+    settled = _precision(precision, chosen, device, package.spec)
     try:
-        engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
+        engine = _build(package, chosen, device, settled, threads, tta)
     except (EngineError, RuntimeError, ImportError, OSError) as error:
-        if name != "auto" or precision in ("fp16", "int8") or chosen not in ("triton", "native"):
+        if name != "auto" or precision in ("fp16", *WHOLE) or chosen not in ("triton", "native"):
             raise
         log.warning("the %s engine is left out: %s", chosen, error)
         chosen = "openvino" if chosen == "native" and _openvino_version() else "torch"
-        engine = _build(package, chosen, device, _precision(precision, chosen, device), threads, tta)
+        engine = _build(package, chosen, device, _precision(precision, chosen, device, package.spec), threads, tta)
     if tile_shape is not None:
         engine.labels(np.zeros((*tile_shape, len(package.spec.bands)), package.spec.dtype))
     return engine
@@ -79,11 +81,11 @@ def engine_reasons() -> list[tuple[str, bool, str]]:
     openvino = _openvino_version()
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware"
     native = why_no_cpu("bf16" if cpu_has_bf16() else "fp32")
-    int8 = ", int8 on request" if why_no_cpu("int8") is None else ""
+    whole = "".join(f", {name} {_when(name)}" for name in WHOLE if why_no_cpu(name) is None)
     return [
         ("triton", kernels, f"fused kernels: {why}"),
         ("torch on CUDA", gpu is not None, gpu or "torch sees no CUDA device"),
-        ("native", native is None, native or f"machine code for this CPU by LLVM, {bf16}{int8}"),
+        ("native", native is None, native or f"machine code for this CPU by LLVM, {bf16}{whole}"),
         ("openvino", openvino is not None, f"version {openvino}, CPU with {bf16}" if openvino else "not installed"),
         ("torch on the CPU", True, "always; the plain definition, several times slower than openvino"),
     ]
@@ -97,8 +99,12 @@ def torch_is_for_gpus() -> bool:
         return True
 
 
-def _why_not_int8(name: str, spec: ModelSpec) -> str | None:
-    return why_not(spec, "int8") if name in ("auto", "native") else f"the {name} engine has none"
+def _when(whole: str) -> str:
+    return "in place of fp32" if whole == "int16" and words_are_faster() else "on request"
+
+
+def _why_not_whole(name: str, spec: ModelSpec, precision: str) -> str | None:
+    return why_not(spec, precision) if name in ("auto", "native") else f"the {name} engine has none"
 
 
 def _available(name: str, spec: ModelSpec, precision: str) -> tuple[str, str]:
@@ -107,7 +113,7 @@ def _available(name: str, spec: ModelSpec, precision: str) -> tuple[str, str]:
         if _openvino_version() is None:
             raise EngineError("OpenVINO is not installed; install openvino or use --engine torch")
         return "openvino", "cpu"
-    if name == "native" or precision == "int8":
+    if name == "native" or precision in WHOLE:
         return "native", "cpu"
     kernels, why = _kernels()
     if name == "triton" and not kernels:
@@ -143,12 +149,12 @@ def _kernels() -> tuple[bool, str]:
     return chosen == "triton", why
 
 
-def _precision(precision: str, engine: str, device: str) -> Precision:
+def _precision(precision: str, engine: str, device: str, spec: ModelSpec) -> Precision:
     if precision == "auto":
         if engine == "triton":
             return "fp16"
         if engine == "native":
-            return "bf16" if why_no_cpu("bf16") is None else "fp32"
+            return best_precision(spec)
         return "bf16" if device == "cuda" or cpu_has_bf16() else "fp32"
     return cast("Precision", precision)
 

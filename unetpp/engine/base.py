@@ -15,7 +15,7 @@ from unetpp.model.orientations import Tta
 from unetpp.package import ModelSpec
 
 T = TypeVar("T", bound=np.generic)
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int16", "int8"]
 Output = Literal["logits", "labels", "heads"]
 
 

@@ -38,8 +38,8 @@ class NativeEngine:
 
     Args:
         package: the model.
-        precision: bf16 stores maps and the weights of pointwise convolutions in bf16, int8 in bytes (see
-            `unetpp.native.quantize`); every other sum is fp32.
+        precision: bf16 stores maps and the weights of pointwise convolutions in bf16, int16 and int8 in words and bytes
+            (see `unetpp.native.quantize`); every other sum is fp32.
         threads: CPU threads of one call, which share a tile's columns among them.
         tta: see `unetpp.model.turned`.
 

@@ -244,14 +244,14 @@ class Body:
                 f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * lanes}", ir.VectorType(BF16, lanes), [self.vector]
             )
             value = self.builder.call(narrow, [value])
-        elif self.target.stored == "int8":
-            value = self._rounded(value)
+        elif self.target.most is not None:
+            value = self._rounded(value, self.target.most)
         where.store(value, self.target.size)
 
-    def _rounded(self, value: Any) -> Any:
-        """Return bytes: the nearest ones, of two the even one; 255 for what is more or not a number."""
-        most = self.constants(255.0)
+    def _rounded(self, value: Any, largest: int) -> Any:
+        """Return whole numbers: the nearest, of two the even one; the largest for what is more or not a number."""
+        most = self.constants(float(largest))
         value = self.builder.select(self.builder.fcmp_ordered("<", value, most), value, most)
         # The last bits of numbers from 2^23 on are whole numbers.
         bits = self.builder.bitcast(self.builder.fadd(value, self.constants(2.0**23)), self.integers)
-        return self.builder.trunc(bits, ir.VectorType(I8, self.target.lanes))
+        return self.builder.trunc(bits, ir.VectorType(ir.IntType(8 * self.target.size), self.target.lanes))

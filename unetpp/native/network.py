@@ -16,7 +16,7 @@ from unetpp.native.emit import Code
 from unetpp.native.memory import aligned
 from unetpp.native.node import PAD, Scratch, node, shape_of
 from unetpp.native.program import RUN, run
-from unetpp.native.quantize import byte_weights
+from unetpp.native.quantize import whole_weights
 from unetpp.native.rows import Sources
 from unetpp.native.target import Target
 from unetpp.native.weights import (
@@ -48,8 +48,8 @@ class Network:
         self.steps = order_of(package.spec.network, config)
         self.shapes = {step.node: shape_of(package.spec, target, step.node) for step in self.steps}
         self.scratches = {name: Scratch(shape, target.size) for name, shape in self.shapes.items()}
-        read = byte_weights if target.stored == "int8" else folded_weights
-        weights = read(package)  # first: a model.json that does not fit may ask for millions of channels
+        # First: a model.json that does not fit may ask for millions of channels.
+        weights = folded_weights(package) if target.most is None else whole_weights(package, target.stored)
         facts = json.dumps([repr(target), [repr(shape) for shape in self.shapes.values()], config.classes])
         machine = machine_code(facts, self._write)
         names = [shape.name for shape in self.shapes.values()] + [heads.LABELS, heads.LOGITS]

@@ -67,11 +67,11 @@ def _on_vectors(
 ) -> None:  # fmt: skip
     """Sums of a few pixels and one or two vectors of outputs stay in registers while all inputs pass by.
 
-    Those of bytes are integers, exact in any order; only then the start is added.
+    Those of whole numbers are integers, exact in any order; only then the start is added.
     """
     target, builder = body.target, body.builder
     lanes, together = target.lanes, target.together if sources.stored else 1
-    exact = together == 4
+    exact = target.most is not None and sources.stored
     vectors = vectors_at_once(target, outputs)
     steps = sources.channels // together
     width = vectors * lanes * 4  # bytes of weights of one step
@@ -84,12 +84,12 @@ def _on_vectors(
             builder.store(value_of(place), sums[p][v])
 
     def step(row: Pointer, weight: Pointer) -> None:
-        factors = [(weight + v * lanes * 4).load(_factors(body, together)) for v in range(vectors)]
+        factors = [(weight + v * lanes * 4).load(_factors(body, sources.stored)) for v in range(vectors)]
         for p in range(_PIXELS):
             value = body.splat((row + p * sources.step).load(F32 if together == 1 else I32, 4 // together))
             for v in range(vectors):
                 before = builder.load(sums[p][v], typ=kind)
-                builder.store(_product(body, value, factors[v], before, together), sums[p][v])
+                builder.store(_added(body, before, value, factors[v], sources.stored), sums[p][v])
 
     def finish(to: Pointer, start: Pointer | None = None) -> None:
         for p, v, offset in places:
@@ -118,20 +118,25 @@ def _on_vectors(
             finish(to + place)
 
 
-def _factors(body: Body, together: int) -> Any:
+def _factors(body: Body, stored: bool) -> Any:
     """Return the type of a vector of weights."""
     lanes = body.target.lanes
-    return {1: body.vector, 2: ir.VectorType(BF16, 2 * lanes), 4: body.integers}[together]
+    kinds = {"bf16": ir.VectorType(BF16, 2 * lanes), "int16": ir.VectorType(I16, 2 * lanes), "int8": body.integers}
+    return kinds.get(body.target.stored, body.vector) if stored else body.vector
 
 
-def _product(body: Body, value: Any, weight: Any, before: Any, together: int) -> Any:
+def _added(body: Body, before: Any, value: Any, weight: Any, stored: bool) -> Any:
     """Return before + value x weight; of two or four numbers in a lane, the sum of all their products."""
-    if together == 1:
+    kind, how = weight.type, body.target.stored if stored else "fp32"
+    if how == "fp32":
         return body.fma(value, weight, before)
-    bits, kind = 32 * body.target.lanes, weight.type
-    name = f"llvm.x86.avx512bf16.dpbf16ps.{bits}" if together == 2 else f"llvm.x86.avx512.vpdpbusd.{bits}"
+    value, bits = body.builder.bitcast(value, kind), 32 * body.target.lanes
+    if how == "int16":
+        pairs = body.code.intrinsic("llvm.x86.avx2.pmadd.wd", before.type, [kind, kind])
+        return body.builder.add(before, body.builder.call(pairs, [value, weight]))
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{bits}" if how == "bf16" else f"llvm.x86.avx512.vpdpbusd.{bits}"
     dot = body.code.intrinsic(name, before.type, [before.type, kind, kind])
-    return body.builder.call(dot, [before, body.builder.bitcast(value, kind), weight])
+    return body.builder.call(dot, [before, value, weight])
 
 
 def _on_tiles(
@@ -282,7 +287,7 @@ def pool(code: Code, channels: int) -> Any:
     """Return f(row, below, to, pixels): the largest of each 2x2 of two stored rows, in half as many pixels.
 
     What was stored passed a ReLU. Of such floating-point numbers the larger one has the larger bits, and what is not a
-    number has the largest, once the sign is gone that x86 gives what it makes of inf - inf.
+    number has the largest, once the sign is gone that x86 gives what it makes of inf - inf. Words have no bit there.
     """
 
     def write(body: Body, row: Pointer, below: Pointer, to: Pointer, pixels: Number) -> None:

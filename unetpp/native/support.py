@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Final, Literal
 
-from unetpp.native.target import target_of
+from unetpp.native.target import Target, target_of
 from unetpp.package import ModelSpec
 
 MOST_SOURCES = 16
@@ -12,9 +13,12 @@ MOST_SOURCES = 16
 
 SAMPLES = ("uint8", "uint16", "float32")
 
+WHOLE: Final = ("int16", "int8")
+"""Precisions whose maps are whole numbers. Other engines have none of them."""
+
 
 def why_not(spec: ModelSpec, precision: str) -> str | None:
-    """Return why this network cannot run as machine code on this CPU in "fp32", "bf16" or "int8", or None."""
+    """Return why this network cannot run as machine code on this CPU in "fp32", "bf16", "int16" or "int8", or None."""
     config = spec.architecture
     if config.conv != "pw_dw":
         return f"its convolutions are {config.conv}, not pw_dw"
@@ -22,7 +26,7 @@ def why_not(spec: ModelSpec, precision: str) -> str | None:
         return "it upsamples by deconvolution"
     if spec.dtype not in SAMPLES:
         return f"it reads samples of type {spec.dtype}"
-    if precision == "int8" and config.norm != "batch":
+    if precision in WHOLE and config.norm != "batch":
         return "it has no batch norms, which say how far its values reach"
     if config.last > MOST_SOURCES:
         return f"a node has more than {MOST_SOURCES} sources"
@@ -35,3 +39,19 @@ def why_no_cpu(precision: str) -> str | None:
         return "llvmlite is not installed"
     target = target_of(precision)
     return target if isinstance(target, str) else None
+
+
+def best_precision(spec: ModelSpec) -> Literal["fp32", "bf16", "int16"]:
+    """Return what a network that there is machine code for is computed in where nobody asks for a precision.
+
+    Where the CPU does not multiply bf16, words are nearer to fp32 than that would be. AVX2 multiplies twice as many of
+    them at once; AVX-512 would be left at half its width.
+    """
+    if why_not(spec, "bf16") is None:
+        return "bf16"
+    return "int16" if words_are_faster() and why_not(spec, "int16") is None else "fp32"
+
+
+def words_are_faster() -> bool:
+    """Say whether this CPU should compute in int16 rather than in fp32."""
+    return target_of("fp32") == Target(8)

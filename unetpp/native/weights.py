@@ -140,7 +140,7 @@ def pack_pointwise(
     """Return the weights of a pointwise convolution in the order of `rows.pointwise`.
 
     Args:
-        weights: (O, sources x C); whole numbers, where maps are bytes.
+        weights: (O, sources x C); whole numbers, where maps are.
         outputs: O, padded.
         sources: what is read; its channels are C, padded.
         channels: C.
@@ -157,7 +157,9 @@ def pack_pointwise(
     # (block of outputs, source, step, output, which of those that are summed together)
     packed = full.reshape(count, sources.channels // together, together, outputs // block, block)
     packed = packed.transpose(3, 0, 1, 4, 2).ravel()
-    return aligned(packed if together == 1 else to_bf16(packed) if together == 2 else packed.astype(np.int8))
+    if together == 1:
+        return aligned(packed)
+    return aligned(to_bf16(packed) if target.stored == "bf16" else packed.astype(f"i{target.size}"))
 
 
 def pack_depthwise(weights: NDArray[np.float32], outputs: int) -> NDArray[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from unetpp.native.support import WHOLE
 from unetpp_workflows.cli_options import PART_FAILED, Tracking, check_folder, plain_table, reported, standard_output
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for evaluation.html and evaluation.json.")
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16, or int8 as in segment.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp32 or bf16, or as in segment int16 or int8.")
+    ] = "fp32",
     tta: Annotated[
         str, typer.Option("--tta", help="none, mirror (2x the time), flips (4x) or d4 (8x), as in segment.")
     ] = "none",
@@ -56,8 +59,8 @@ def evaluate(
     from unetpp_workflows.training_job import device as chosen_device
 
     check_folder("--data", data)
-    if precision not in ("fp32", "bf16", "int8"):
-        raise ConfigError(f"--precision {precision!r}: choose fp32, bf16 or int8")
+    if precision not in ("fp32", "bf16", *WHOLE):
+        raise ConfigError(f"--precision {precision!r}: choose fp32, bf16, {' or '.join(WHOLE)}")
     if tta not in TTAS:
         raise ConfigError(f"--tta {tta!r}: choose {', '.join(TTAS)}")
     console = standard_output()

@@ -65,7 +65,9 @@ Engine = Annotated[str | None, typer.Option("--engine", help="auto, triton, nati
 Precision = Annotated[
     str | None,
     typer.Option(
-        "--precision", help="auto, fp32, bf16, fp16 (triton only) or int8 (native only: the fastest on CPUs with VNNI)."
+        "--precision",
+        help="auto, fp32, bf16, fp16 (triton only), or of the native engine int16 (nearer to fp32 than bf16) or int8 "
+        "(the fastest on CPUs with VNNI).",
     ),
 ]
 Tta = Annotated[

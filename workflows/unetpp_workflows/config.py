@@ -87,7 +87,7 @@ class EngineConfig(_Section):
     """
 
     name: Literal["auto", "triton", "native", "openvino", "torch"] = "auto"
-    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int16", "int8"] = "auto"
     threads: int = Field(default=1, ge=1)
     tta: Literal["none", "mirror", "flips", "d4"] = "none"
 

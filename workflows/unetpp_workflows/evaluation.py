@@ -26,6 +26,7 @@ from unetpp.geometry import Spacing
 from unetpp.metrics import Confusion
 from unetpp.model import halo
 from unetpp.model.orientations import Tta
+from unetpp.native.support import WHOLE
 from unetpp.package import ClassInfo, ModelSpec, Package
 from unetpp.train.content import known_images
 from unetpp.train.measure import Counts, Measurement, measure
@@ -147,14 +148,14 @@ def evaluate(
 
     Args:
         model, package: what is evaluated, resolved and opened.
-        precision: "fp32" or "bf16" of the network in plain torch, or "int8" of the native engine on the CPU.
+        precision: "fp32" or "bf16" of the network in plain torch, or "int16" or "int8" of the native engine on the CPU.
         tta: see `unetpp.model.turned`; counts and speed are then with it.
         device: where it runs, "cpu" or "cuda".
         known, on_image: see `unetpp.train.measure.measure`.
 
     Raises:
         DataError: the store's classes, bands, sample type or pixel size are not the model's.
-        EngineError: int8 cannot be used here.
+        EngineError: int16 or int8 cannot be used here.
     """
     check_fit(package.spec, data)
     spec = package.spec
@@ -187,7 +188,7 @@ def evaluate(
         groups={name: _group(counts) for name, counts in sorted(found.groups.items())},
         images=_images(data, found),
         totals={name: getattr(total, name).counts.tolist() for name in ("calibration", "temperature", "curves")},
-        speed=speed.measure_speed(package.folder, tta, "int8" if precision == "int8" else "auto"),
+        speed=speed.measure_speed(package.folder, tta, precision if precision in WHOLE else "auto"),
         skipped=found.skipped,
         software=software(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -198,7 +199,7 @@ def _predictions(
     package: Package, source: PatchSource, precision: str, tta: Tta, device: str, known: Mapping[int, Counts]
 ) -> Iterator[Prediction]:
     spec = package.spec
-    if precision != "int8":
+    if precision not in WHOLE:
         network, norm = package.load_model().to(device), Normalise(spec.mean, spec.std, device)
         return predict(network, source, norm, precision=precision, tta=tta, skip=known)
     engine = choose_engine(package, precision=precision, tta=tta)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetpp.metrics import CalibrationError, Confusion, PrecisionRecall
+from unetpp.native.support import WHOLE
 from unetpp_workflows.evaluation import Evaluation, mean_iou
 from unetpp_workflows.plots import Line, Row, curves, dot_rows
 from unetpp_workflows.report import mean_over
@@ -182,7 +183,7 @@ def orientations(evaluation: Evaluation) -> str:
 
 def _table(evaluation: Evaluation) -> list[tuple[str, str]]:
     model, data, speed = evaluation.model, evaluation.data, evaluation.speed
-    network = "by the native engine in" if evaluation.precision == "int8" else "in plain torch,"
+    network = "by the native engine in" if evaluation.precision in WHOLE else "in plain torch,"
     peak = "not measured" if speed["peak_mb"] is None else f"{speed['peak_mb']:.0f} MB"
     return [
         ("model", str(model["uri"])),

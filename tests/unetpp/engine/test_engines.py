@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import unetpp.engine
 import unetpp.engine.openvino
-from tests.engines import AUTO, BF16_ENGINES, ENGINES, LEFT_OUT, NATIVE, NATIVE_INT8, kinds
+from tests.engines import AUTO, AUTO_PRECISION, BF16_ENGINES, ENGINES, LEFT_OUT, NATIVE, WHOLES, kinds
 from unetpp.engine import choose_engine, engine_reasons
 from unetpp.engine.native import NativeEngine
 from unetpp.errors import BandsError, EngineError, ShapeError
@@ -22,6 +22,7 @@ from unetpp.maps import STEPS
 from unetpp.model.margins import Margins
 from unetpp.model.orientations import Tta
 from unetpp.native import target
+from unetpp.native.support import WHOLE, best_precision
 from unetpp.package import Package, save_package
 from unetpp.processor import cpu_flags, cpu_has_bf16
 
@@ -262,7 +263,7 @@ def test_auto_is_native_in_the_cpus_best_precision(package: Package, monkeypatch
     monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
     engine = choose_engine(package, threads=2, tile_shape=(32, 48))
     assert (engine.name, engine.device, engine.threads) == (AUTO, "cpu", 2)
-    assert engine.precision == ("bf16" if cpu_has_bf16() else "fp32")
+    assert engine.precision == AUTO_PRECISION
     assert engine.version and all(part.isdigit() for part in engine.version.split(".")[:2])
     assert choose_engine(package, precision="fp32").name == "native"
 
@@ -312,37 +313,62 @@ def test_auto_is_openvino_where_making_machine_code_fails(
         choose_engine(package, name="native", precision="fp32")
 
 
-def test_int8_is_the_native_engines_alone(
-    make_package: Callable[..., Package], package: Package, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", WHOLE)
+def test_whole_numbers_are_the_native_engines_alone(
+    make_package: Callable[..., Package], package: Package, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """Where it cannot be used the reason is told; nothing else is taken in its place."""
+    """Where they cannot be used the reason is told; nothing else is taken in their place."""
     flags = cpu_flags() | {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
     monkeypatch.setattr(target, "cpu_flags", lambda: flags)
+    refusal = f"{precision} cannot be used here: "
     for name in ("openvino", "torch", "triton"):
-        with pytest.raises(EngineError, match=f"int8 cannot be used here: the {name} engine has none; use --precision"):
-            choose_engine(package, name=name, precision="int8")
+        with pytest.raises(EngineError, match=f"{refusal}the {name} engine has none; use --precision"):
+            choose_engine(package, name=name, precision=precision)
     for config, reason in (({"norm": "none"}, "no batch norms"), ({"conv": "dw_pw"}, "dw_pw, not pw_dw")):
         for name in ("auto", "native"):
-            with pytest.raises(EngineError, match=f"int8 cannot be used here: .*{reason}"):
-                choose_engine(make_package(**config), name=name, precision="int8")
-    monkeypatch.setattr(target, "cpu_flags", lambda: flags - {"avx512_vnni"})
-    with pytest.raises(EngineError, match=r"this CPU does not multiply bytes in AVX-512 \(VNNI\)"):
-        choose_engine(package, precision="int8")
+            with pytest.raises(EngineError, match=f"{refusal}.*{reason}"):
+                choose_engine(make_package(**config), name=name, precision=precision)
+    monkeypatch.setattr(target, "cpu_flags", lambda: flags - {"avx2", "avx512_vnni"})
+    reason = {"int8": r"does not multiply bytes in AVX-512 \(VNNI\)", "int16": "no x86-64 CPU with AVX2"}[precision]
+    with pytest.raises(EngineError, match=f"{refusal}this .*{reason}"):
+        choose_engine(package, precision=precision)
 
 
-@pytest.mark.skipif(not NATIVE_INT8, reason="this CPU does not multiply bytes")
-def test_int8_is_asked_for(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", WHOLES)
+def test_whole_numbers_are_taken_where_asked_for(
+    package: Package, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
-    engine = choose_engine(package, precision="int8")
-    assert (engine.name, engine.precision) == ("native", "int8") and "+" not in engine.version
-    assert choose_engine(package).precision != "int8"
+    engine = choose_engine(package, precision=precision)
+    assert (engine.name, engine.precision) == ("native", precision) and "+" not in engine.version
 
     def fail(*_: object) -> None:
         raise EngineError("no such instruction")
 
     monkeypatch.setattr("unetpp.native.network.machine_code", fail)
     with pytest.raises(EngineError, match="no such instruction"):
-        choose_engine(package, precision="int8")
+        choose_engine(package, precision=precision)
+
+
+@native_only
+def test_auto_is_int16_on_cpus_with_nothing_better(
+    make_package: Callable[..., Package], package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a network has norms; fp32 is what is asked for or has twice the lanes. int8 is never taken unasked."""
+    monkeypatch.setattr(unetpp.engine, "_cuda_device", lambda: None)
+    monkeypatch.setattr(unetpp.engine, "cpu_has_bf16", lambda: False)
+    wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+    for flags, found, when in (({"avx2", "fma"}, "int16", "int16 in place of fp32"),
+                               ({"avx2", "fma"} | wide, "fp32", "int16 on request, int8 on request")):  # fmt: skip
+        monkeypatch.setattr(target, "cpu_flags", lambda flags=flags: frozenset(flags))
+        if not flags <= cpu_flags():
+            assert best_precision(package.spec) == found  # its machine code would not run here
+            continue
+        assert (choose_engine(package).name, choose_engine(package).precision) == ("native", found)
+        assert choose_engine(package, precision="fp32").precision == "fp32"
+        assert choose_engine(make_package(norm="none")).precision == "fp32"
+        reason = {name: reason for name, _, reason in engine_reasons()}["native"]
+        assert reason == f"machine code for this CPU by LLVM, no bf16 in hardware, {when}"
 
 
 def native(package: Package, kind: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> NativeEngine:
@@ -364,7 +390,7 @@ def inside(whole: NDArray[Any], margins: Margins) -> NDArray[Any]:
 @pytest.mark.parametrize(
     ("kind", "upsample"),
     [
-        *((kind, "nearest") for kind in kinds() if kind != "bytes"),
+        *((kind, "nearest") for kind in kinds() if LEFT_OUT[kind][0] not in WHOLE),
         *((kind, "bilinear") for kind in kinds() if LEFT_OUT[kind][0] == "fp32"),
     ],
 )
@@ -456,8 +482,8 @@ def test_calls_at_the_same_time_do_not_meet(
     shapes = ((96, 128), (96, 128), (96, 128), (33, 70), (120, 120))  # calls of one shape might meet in its memory
     images = [picture(*shape, seed=seed) for seed, shape in enumerate(shapes)]
     apart = [native(wide, kind, monkeypatch).logits(image) for image in images]
-    # Norms of random weights do not say how far values reach: bytes are compared with their own definition elsewhere.
-    limit = {"fp32": 1e-5, "bf16": 0.05, "int8": 1}[LEFT_OUT[kind][0]]
+    # Norms of random weights do not say how far values reach: whole numbers have a definition of their own elsewhere.
+    limit = {"fp32": 1e-5, "bf16": 0.05, "int16": 1, "int8": 1}[LEFT_OUT[kind][0]]
     for image, found in zip(images, apart, strict=True):
         expected = definition(wide, image)
         assert np.abs(found - expected).max() <= limit * np.abs(expected).max()

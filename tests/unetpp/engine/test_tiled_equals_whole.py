@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.engines import BF16_ENGINES, ENGINES, NATIVE, NATIVE_INT8
+from tests.engines import BF16_ENGINES, ENGINES, NATIVE, WHOLES
 from unetpp import tiling
 from unetpp.engine import Engine, choose_engine
 from unetpp.geometry import Box
@@ -272,11 +272,11 @@ def test_bf16_in_tiles_is_as_close_as_bf16_itself(plain: Package, engine: str) -
     assert np.abs(parts - whole).max() <= np.abs(whole - exact).max()
 
 
-@pytest.mark.parametrize("engine", NATIVE_INT8)
-def test_int8_in_tiles_is_the_whole(plain: Package, engine: str) -> None:
-    """To the bit, though no sum is: bytes are rounded alike wherever a tile begins."""
+@pytest.mark.parametrize("precision", WHOLES)
+def test_whole_numbers_in_tiles_are_the_whole(plain: Package, precision: str) -> None:
+    """To the bit, though no sum is: they are rounded alike wherever a tile begins."""
     image = picture(113, 149)
-    runner = choose_engine(plain, name=engine, precision="int8")
+    runner = choose_engine(plain, name="native", precision=precision)
     plan = plan_for(plain, 113, 149, 24, 48)
     np.testing.assert_array_equal(tiled(plan, image, runner.logits, exact=True), runner.logits(image))
 

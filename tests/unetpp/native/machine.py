@@ -22,7 +22,7 @@ from unetpp.package import Package, save_package
 
 def _targets() -> dict[str, Target]:
     """Return those of this CPU, with AVX-512 also what smaller CPUs have."""
-    best = [target_of(precision) for precision in ("fp32", "bf16", "int8")]
+    best = [target_of(precision) for precision in ("fp32", "bf16", "int16", "int8")]
     found = [target for target in best if isinstance(target, Target)]
     if any(target.lanes == 16 for target in found):
         found.append(Target(8))
@@ -55,16 +55,17 @@ def functions(target: Target, write: Callable[[Code], None]) -> Callable[..., No
 
 
 def stored(target: Target, values: NDArray[Any]) -> NDArray[Any]:
-    """Return numbers as maps hold them; bytes hold whole ones from 0 to 255, and 255 for what is not a number."""
+    """Return numbers as maps hold them; whole ones from 0 to the largest, which stands for what is not a number."""
     values = np.ascontiguousarray(values, np.float32)
-    if target.stored == "int8":
-        return np.where(np.isnan(values), 255, np.rint(values).clip(0, 255)).astype(np.uint8)
+    if target.most is not None:
+        whole = np.where(np.isnan(values), target.most, np.rint(values).clip(0, target.most))
+        return whole.astype(f"u{target.size}")
     return to_bf16(values) if target.stored == "bf16" else values
 
 
 def read(target: Target, values: NDArray[Any]) -> NDArray[np.float32]:
     """Return what a map holds as float32."""
-    if target.stored == "int8":
+    if target.most is not None:
         return values.astype(np.float32)
     return (values.astype(np.uint32) << 16).view(np.float32) if target.stored == "bf16" else values
 
@@ -92,26 +93,29 @@ def definition(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
     return found
 
 
-def definition_of_bytes(package: Package, image: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the same of a network whose maps and weights are rounded as int8 does, computed as it is written down.
+def definition_of_whole(package: Package, image: NDArray[Any], stored: str) -> NDArray[np.float64]:
+    """Return the same of a network whose maps and weights are rounded to whole numbers, as it is written down.
 
-    Of each channel of a map there are 256 values, from 0 to its batch norm's beta + 12 gamma. Of each output of a
-    pointwise convolution there are 255 weights per unit of its inputs' steps.
+    Of each channel of a map int8 has 256 values, from 0 to its batch norm's beta + 12 gamma, int16 32,768 to beta + 48
+    gamma. The largest weight of a pointwise convolution's output is 127 or 32,767, or what lets no sum pass 31 bits.
     """
+    deviations, most, factor = {"int8": (12, 255, 127), "int16": (48, 32767, 32767)}[stored]
     model: Any = package.load_model().double()
     maps: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
     config = model.config
 
     def rounded(unit: Any, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        steps = (unit.norm.bias + 12 * unit.norm.weight.abs()).clamp(min=1e-6) / 255
+        steps = (unit.norm.bias + deviations * unit.norm.weight.abs()).clamp(min=1e-6) / most
         across = steps[:, None, None]
-        return (unit.norm(values).relu() / across).round().clamp(0, 255) * across, steps
+        return (unit.norm(values).relu() / across).round().clamp(0, most) * across, steps
 
     def product(weights: torch.Tensor, inputs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         steps = torch.cat([steps for _, steps in inputs])[:, None, None]
         exact = weights * steps
-        largest = exact.abs().amax((1, 2, 3), keepdim=True)
-        unit = torch.where(largest > 0, largest, 1) / 127
+        largest = exact.abs().amax((1, 2, 3), keepdim=True) / factor
+        sums = torch.maximum(*((sign * exact).clamp(min=0).sum((1, 2, 3), keepdim=True) for sign in (1, -1)))
+        unit = torch.maximum(largest, sums / ((2**31 - 1) / most - exact.shape[1] / 2))
+        unit = torch.where(unit > 0, unit, 1)
         return F.conv2d(torch.cat([values for values, _ in inputs], 1), (exact / unit).round() * unit / steps)
 
     def depthwise(unit: Any, values: torch.Tensor) -> torch.Tensor:

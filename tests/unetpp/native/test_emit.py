@@ -116,8 +116,8 @@ def test_vectors(name: str) -> None:
     np.testing.assert_array_equal(found[64:][:lanes], np.full(lanes, values[1]))
 
 
-@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.stored == "int8"])
-def test_bytes_are_the_nearest(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.most is not None])
+def test_whole_numbers_are_the_nearest(name: str) -> None:
     """Of two the even one, and the largest for all that is more or not a number."""
     call = functions(
         TARGETS[name],
@@ -125,10 +125,16 @@ def test_bytes_are_the_nearest(name: str) -> None:
             "f", (POINTER, POINTER), lambda body, to, source: body.keep(source.load(body.vector), to)
         ),
     )
-    values = [0, 0.49999997, 0.5, 0.50000006, 1.5, 2.5, 100.7, 254.49998, 254.5, 254.50002, 255, 255.5, 256, 1e9]
-    found = np.full(20, 77, np.uint8)
-    call("f", found, np.array([*values, np.inf, np.nan], np.float32))
-    assert found.tolist() == [0, 0, 0, 1, 2, 2, 101, 254, 254, 255, *[255] * 6, *[77] * 4]
+    most, lanes = TARGETS[name].most, TARGETS[name].lanes
+    assert most is not None
+    between = np.float32(most - 0.5)
+    about = [np.nextafter(between, -np.inf), between, np.nextafter(between, np.inf)]
+    values = [0, 0.49999997, 0.5, 0.50000006, 1.5, 2.5, 100.7, *about, most, most + 0.5, most + 1, 1e9, np.inf, np.nan]
+    expected = [0, 0, 0, 1, 2, 2, 101, most - 1, most - 1, most, *[most] * 6]
+    for first in range(0, 16, lanes):
+        found = np.full(lanes + 4, 77, f"u{TARGETS[name].size}")
+        call("f", found, np.array(values[first : first + lanes], np.float32))
+        assert found.tolist() == [*expected[first : first + lanes], *[77] * 4]
 
 
 def test_constants_are_aligned() -> None:

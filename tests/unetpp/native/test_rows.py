@@ -31,9 +31,10 @@ def small(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
 
 
 def whole(rng: np.random.Generator, target: Target, *shape: int) -> NDArray[Any]:
-    """Return what a map may hold: of bytes any, else small numbers."""
-    bytes_ = target.stored == "int8"
-    return rng.integers(0, 256, shape).astype(np.uint8) if bytes_ else stored(target, small(rng, *shape))
+    """Return what a map may hold: of whole numbers any, else small ones."""
+    if target.most is None:
+        return stored(target, small(rng, *shape))
+    return rng.integers(0, target.most, shape, endpoint=True).astype(f"u{target.size}")
 
 
 def framed(pixels: NDArray[Any], before: int = AROUND) -> NDArray[Any]:
@@ -72,8 +73,9 @@ def test_pointwise(name: str, channels: int, outputs: int, count: int, begun: bo
     wide, made = target.padded(channels), target.padded(outputs)
     sources = Sources(wide, wide * target.size)
     weights = small(rng, outputs, count * channels)
-    if target.stored == "int8":
-        weights = rng.integers(-127, 128, weights.shape).astype(np.float32)
+    if target.most is not None:  # bytes have 7 bits; words as many as 31 are enough for
+        most = min(127 if target.size == 1 else 32767, (1 << 31) // (count * channels * target.most))
+        weights = rng.integers(-most, most, weights.shape, endpoint=True).astype(np.float32)
     packed = pack_pointwise(weights, target, made, sources, channels)
     call = functions(target, lambda code: in_tiles(code, sources, made) or rows.pointwise(code, sources, made))
     function = "f" if target.tiles else f"pointwise_{wide}_{wide * target.size}_stored_{made}"
@@ -85,7 +87,8 @@ def test_pointwise(name: str, channels: int, outputs: int, count: int, begun: bo
         to = canvas((AROUND + pixels + SLACK + AROUND, made))
         call(function, to[AROUND:], start[AROUND:] if begun else None, count, pointers, packed, pixels)
         across = np.concatenate([read(target, row)[AROUND:][:pixels, :channels] for row in inputs], 1)
-        expected = across.astype(np.float64) @ weights.T + (start[AROUND:][:pixels, :outputs] if begun else 0)
+        sums = (across.astype(np.float64) @ weights.T).astype(np.float32)  # rounded once, where they pass 24 bits
+        expected = sums + start[AROUND:][:pixels, :outputs] if begun else sums
         np.testing.assert_array_equal(to[AROUND:][:pixels, :outputs], expected)
         assert not to[AROUND:][:pixels, outputs:].any() or begun
         assert untouched(to[:AROUND]) and untouched(to[AROUND + pixels + SLACK :]), pixels
@@ -132,7 +135,7 @@ def test_depthwise(name: str, channels: int) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_depthwise_keeps_what_is_not_a_number(name: str) -> None:
-    """In every pixel that reads it, as torch's convolution and ReLU do, and in no other. Bytes are 255 there."""
+    """In every pixel that reads it, as torch's convolution and ReLU do, and in no other. Whole ones are the largest."""
     target = TARGETS[name]
     lines = np.ones((3, 14, 16), np.float32)
     lines[1, 5, 3] = np.nan
@@ -140,7 +143,7 @@ def test_depthwise_keeps_what_is_not_a_number(name: str) -> None:
     call = functions(target, lambda code: rows.depthwise(code, 16))
     call("depthwise_16", *lines, np.ones((9, 16), np.float32), np.zeros(16, np.float32), to, 12)
     found = read(target, to)
-    lost = found == 255 if target.stored == "int8" else np.isnan(found)
+    lost = np.isnan(found) if target.most is None else found == target.most
     assert np.argwhere(lost).tolist() == [[3, 3], [4, 3], [5, 3]]
 
 
@@ -191,7 +194,7 @@ def test_pool(name: str, channels: int) -> None:
         lines[0, 0, :6] = np.inf, np.nan, -np.nan, 0, -0.0, 1e-42
         lines[1, 1, 6:9] = np.inf, np.nan, -np.nan
         both = [stored(target, line) for line in lines]
-        if target.stored == "int8":
+        if target.most is not None:
             both = [whole(rng, target, *line.shape) for line in lines]
         else:
             assert both[0].view(np.int16 if target.size == 2 else np.int32)[0, 2] < 0, "no NaN has a sign"

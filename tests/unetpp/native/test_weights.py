@@ -166,7 +166,9 @@ def test_rounding_to_bf16() -> None:
     np.testing.assert_array_equal(to_bf16(floats), expected)
 
 
-@pytest.mark.parametrize("target", [Target(8), Target(16), Target(16, "bf16"), Target(16, "int8"), TILES], ids=str)
+@pytest.mark.parametrize(
+    "target", [Target(8), Target(16), Target(16, "bf16"), Target(8, "int16"), Target(16, "int8"), TILES], ids=str
+)
 @pytest.mark.parametrize(("outputs", "channels", "count"), [(5, 3, 2), (40, 20, 3), (64, 33, 1)])
 def test_order_of_pointwise_weights(target: Target, outputs: int, channels: int, count: int) -> None:
     """Every weight is where the innermost loop of `unetpp.native.rows` looks for it, and the rest is zeros."""
@@ -176,7 +178,7 @@ def test_order_of_pointwise_weights(target: Target, outputs: int, channels: int,
     packed = pack_pointwise(weights, target, made, sources, channels)
     assert packed.ctypes.data % 64 == 0
     found = (packed.astype(np.uint32) << 16).view(np.float32) if target.stored == "bf16" else packed
-    assert found.itemsize == 4 or packed.dtype == np.int8
+    assert found.itemsize == 4 or packed.dtype == {"int16": np.int16, "int8": np.int8}[target.stored]
     assert found.size == made * wide * count and np.count_nonzero(found) == weights.size
     tiles = on_tiles(target, sources, made)
     block = 32 if tiles else vectors_at_once(target, made) * target.lanes
