@@ -2,7 +2,7 @@
 
     make precision-bench                               (needs UNETPP_DATA; six minutes on two cores)
 
-Writes precisions.json. Images are predicted whole, at full size. Counts are pooled over the pixels of all images. Speed
+Writes precisions.json, of each kind of processor the last run. Images are predicted whole, at full size. Counts are pooled over the pixels of all images. Speed
 is that of a tile as archives have them.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from archive import SOURCE, make_slide
 from numpy.typing import NDArray
-from speed import provenance
+from speed import kind, provenance
 from tta import MODELS, SECONDS, TILE, WORKERS, labelled, prepared, ranks_of
 
 from unetpp.engine import choose_engine
@@ -33,7 +33,7 @@ from unetpp.package import Package, bundled_package, load_package
 from unetpp.train.loop import judged_iou
 
 RESULT = Path(__file__).with_name("precisions.json")
-PRECISIONS = tuple(name for name in ("fp32", "bf16", "int8") if why_no_cpu(name) is None)
+PRECISIONS = tuple(name for name in ("fp32", "bf16", "int16", "int8") if why_no_cpu(name) is None)
 SIDE = 4096
 """Of the slide, px."""
 Image = tuple[NDArray[Any], NDArray[np.uint8] | None]
@@ -81,7 +81,8 @@ def main() -> None:
             for row in rows(load_package(bundled_package(model)), images, what):
                 print(json.dumps(row), flush=True)
                 found.append(row)
-    RESULT.write_text(json.dumps({**facts, "rows": found}, indent=1) + "\n", encoding="utf-8")
+    known: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    RESULT.write_text(json.dumps(known | {kind(): {**facts, "rows": found}}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
