@@ -2,8 +2,8 @@
 
     make precision-bench                               (needs UNETPP_DATA; six minutes on two cores)
 
-Writes precisions.json, of each kind of processor the last run. Images are predicted whole, at full size. Counts are pooled over the pixels of all images. Speed
-is that of a tile as archives have them.
+Writes precisions.json, of each kind of processor the last run. Images are predicted whole, at full size. Counts are
+pooled over the pixels of all images. Speed is that of a tile as archives have them.
 """
 
 from __future__ import annotations
