@@ -36,7 +36,8 @@ def test_flags(
     """Words stand for what a refusal names."""
     monkeypatch.setattr(target, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(target, "_tiles_allowed", lambda: allowed)
-    for precision, expected in (("fp32", fp32), ("bf16", bf16), ("int8", int8)):
+    int16 = "AVX2" if fp32 == "AVX2" else Target(8, "int16")
+    for precision, expected in (("fp32", fp32), ("bf16", bf16), ("int16", int16), ("int8", int8)):
         found = target_of(precision)
         assert found == expected if isinstance(expected, Target) else isinstance(found, str) and expected in found
 
@@ -74,5 +75,6 @@ def test_channels_are_padded_to_vectors_and_tiles() -> None:
 
 
 def test_four_bytes_hold_one_two_or_four_numbers() -> None:
-    targets = Target(8), Target(16, "bf16"), Target(16, "int8")
-    assert [(target.size, target.together) for target in targets] == [(4, 1), (2, 2), (1, 4)]
+    targets = Target(8), Target(16, "bf16"), Target(8, "int16"), Target(16, "int8")
+    assert [(target.size, target.together) for target in targets] == [(4, 1), (2, 2), (2, 2), (1, 4)]
+    assert [target.most for target in targets] == [None, None, 32767, 255]
