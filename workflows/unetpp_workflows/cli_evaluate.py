@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from unetpp.native.support import WHOLE
 from unetpp_workflows.cli_options import PART_FAILED, Tracking, check_folder, plain_table, reported, standard_output
 
 if TYPE_CHECKING:
@@ -53,6 +52,7 @@ def evaluate(
 
     from unetpp.errors import ConfigError
     from unetpp.model.orientations import TTAS
+    from unetpp.native.support import WHOLE
     from unetpp_workflows.evaluation import EvaluationData
     from unetpp_workflows.evaluation_tracking import PAGE, evaluated
     from unetpp_workflows.registry import resolve
