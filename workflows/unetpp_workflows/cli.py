@@ -5,7 +5,6 @@ Only typer and rich are imported here; every command imports what it uses, so th
 
 from __future__ import annotations
 
-import signal
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +53,7 @@ from unetpp_workflows.cli_prepare import prepare
 from unetpp_workflows.cli_promotion import promote, rollback
 from unetpp_workflows.cli_training import recipes, train
 from unetpp_workflows.cli_view import view
+from unetpp_workflows.interruption import raise_at_signals
 
 app = typer.Typer(
     name="unetpp",
@@ -109,7 +109,7 @@ def options(
 
 def main() -> None:
     """Run the command line; a scheduler's SIGTERM ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise_at_signals()
     # rasterio warns of every image and mask without a place on earth. Here, once: what one thread sets for a block,
     # another one's end of a block takes away.
     warnings.filterwarnings("ignore", module=r"rasterio(\.|$)")
