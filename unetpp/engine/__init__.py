@@ -60,9 +60,8 @@ def choose_engine(
         raise EngineError(f"the {chosen} engine has no fp16; use --precision bf16 or fp32")
     if chosen == "openvino" and precision == "bf16" and not cpu_has_bf16():
         raise EngineError("this CPU does not multiply bf16 and OpenVINO does not emulate it; use --precision fp32")
-    settled = _precision(precision, chosen, device, package.spec)
     try:
-        engine = _build(package, chosen, device, settled, threads, tta)
+        engine = _build(package, chosen, device, _precision(precision, chosen, device, package.spec), threads, tta)
     except (EngineError, RuntimeError, ImportError, OSError) as error:
         if name != "auto" or precision in ("fp16", *WHOLE) or chosen not in ("triton", "native"):
             raise

@@ -1,4 +1,4 @@
-"""Says which networks and CPUs there is machine code for, without making any."""
+"""Says which networks and CPUs there is machine code for, and in which precision, without making any."""
 
 from __future__ import annotations
 

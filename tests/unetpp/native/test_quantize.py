@@ -30,7 +30,7 @@ def products(found: dict[str, Any]) -> list[str]:
     return [name for name in found if name.endswith(".pointwise") or (name[:4] == "head" and name[-7:] == ".weight")]
 
 
-def sums(weights: Any, stored: Any) -> Any:
+def sums(weights: Any, stored: str) -> Any:
     """Return the largest sums, of either sign, that maps can lead to."""
     return MOST[stored] * np.maximum(np.maximum(weights, 0).sum((1, 2, 3)), np.maximum(-weights, 0).sum((1, 2, 3)))
 
@@ -38,7 +38,7 @@ def sums(weights: Any, stored: Any) -> Any:
 @pytest.mark.parametrize("stored", WHOLE)
 @pytest.mark.parametrize("config", [{}, {"network": "unet"}, {"filters": (4, 8, 8, 12), "level": 2}], ids=str)
 def test_pointwise_weights_are_whole_and_nothing_else_is_missing(
-    make_package: MakePackage, config: dict[str, Any], stored: Any
+    make_package: MakePackage, config: dict[str, Any], stored: str
 ) -> None:
     package = lively(make_package(**config))
     found, folded = whole_weights(package, stored), folded_weights(package)
@@ -59,14 +59,13 @@ def test_sums_of_words_fill_31_bits(make_package: MakePackage) -> None:
     """With so many inputs weights must be smaller than words can be. Those of bytes never need to."""
     package = lively(make_package(filters=(64, 96)))
     for stored, fills in (("int16", True), ("int8", False)):
-        found: Any = whole_weights(package, stored)  # type: ignore[arg-type]
-        wide = found["nodes.0_1.first.pointwise"].astype(np.float64)
+        wide = whole_weights(package, stored)["nodes.0_1.first.pointwise"].astype(np.float64)
         assert (sums(wide, stored) > 0.95 * SUMS).all() == fills
         assert (np.abs(wide).max((1, 2, 3)) < FACTOR[stored]).all() == fills
 
 
 @pytest.mark.parametrize("stored", WHOLE)
-def test_units_are_those_of_the_norms(make_package: MakePackage, stored: Any) -> None:
+def test_units_are_those_of_the_norms(make_package: MakePackage, stored: str) -> None:
     """X^{0,1} of a depth of one, by hand: what multiplies a step, and what a sum is worth."""
     package = lively(make_package(filters=(4, 8)))
     found, folded = whole_weights(package, stored), folded_weights(package)
@@ -93,16 +92,16 @@ def test_units_are_those_of_the_norms(make_package: MakePackage, stored: Any) ->
 
 
 @pytest.mark.parametrize("stored", WHOLE)
-def test_channels_that_never_fire_and_outputs_without_weights(make_package: MakePackage, stored: Any) -> None:
+def test_channels_that_never_fire_and_outputs_without_weights(make_package: MakePackage, stored: str) -> None:
     """Neither divides by zero: the first stay 0, the others are their bias."""
 
     def change(model: Any) -> None:
         norm = model.nodes["0_0"].second.norm
-        norm.weight[1], norm.bias[1] = 0.001, -5.0
+        norm.weight[1], norm.bias[1] = 0.01, -5.0
         model.nodes["1_0"].first.pointwise[3] = 0
 
     package = lively(make_package(filters=(4, 8)), change)
     found = whole_weights(package, stored)
     assert all(np.isfinite(values).all() for values in found.values())
     assert not found["nodes.1_0.first.pointwise"][3].any()
-    assert np.abs(found["nodes.0_1.first.pointwise"][:, 1]).max() <= 1, "what is never there needs no weight"
+    assert not found["nodes.0_1.first.pointwise"][:, 1].any(), "what is never there needs no weight"
