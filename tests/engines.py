@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from unetpp.native.support import WHOLE, why_no_cpu, words_are_faster
 from unetpp.native.target import Target, target_of
@@ -18,6 +18,9 @@ AUTO = "native" if (NATIVE_BF16 if cpu_has_bf16() else NATIVE) else "openvino"
 
 AUTO_PRECISION = "bf16" if cpu_has_bf16() else "int16" if words_are_faster() else "fp32"
 """What it computes them in, if they have batch norms."""
+
+UNSUPPORTED: Final[tuple[dict[str, Any], ...]] = ({"conv": "dw_pw"}, {"network": "unet", "upsample": "deconv"})
+"""Networks that there is no machine code for."""
 
 LEFT_OUT: Final[dict[str, tuple[str, str]]] = {
     "8 lanes": ("fp32", "avx512f"),
