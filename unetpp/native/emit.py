@@ -236,22 +236,36 @@ class Body:
         zero = self.constants(0.0)
         return self.builder.select(self.builder.fcmp_ordered("<", value, zero), zero, value)
 
-    def keep(self, value: Any, where: Pointer) -> None:
-        """Store a vector of numbers >= 0 as maps are stored."""
-        lanes = self.target.lanes
-        if self.target.stored == "bf16":
+    def keep(self, values: Sequence[Any], where: Pointer) -> None:
+        """Store the positive parts of `Target.kept` vectors, one behind the other, as maps are stored."""
+        stored, lanes = self.target.stored, self.target.lanes
+        value = self._words(*values) if stored == "int16" else self.relu(*values)
+        if stored == "bf16":
             narrow = self.code.intrinsic(
                 f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * lanes}", ir.VectorType(BF16, lanes), [self.vector]
             )
             value = self.builder.call(narrow, [value])
-        elif self.target.most is not None:
-            value = self._rounded(value, self.target.most)
+        elif stored == "int8":
+            # The last bits of numbers from 2^23 on are whole numbers.
+            shifted = self.builder.fadd(self._least(value), self.constants(2.0**23))
+            value = self.builder.trunc(self.builder.bitcast(shifted, self.integers), ir.VectorType(I8, lanes))
         where.store(value, self.target.size)
 
-    def _rounded(self, value: Any, largest: int) -> Any:
-        """Return whole numbers: the nearest, of two the even one; the largest for what is more or not a number."""
-        most = self.constants(float(largest))
-        value = self.builder.select(self.builder.fcmp_ordered("<", value, most), value, most)
-        # The last bits of numbers from 2^23 on are whole numbers.
-        bits = self.builder.bitcast(self.builder.fadd(value, self.constants(2.0**23)), self.integers)
-        return self.builder.trunc(bits, ir.VectorType(ir.IntType(8 * self.target.size), self.target.lanes))
+    def _words(self, first: Any, second: Any) -> Any:
+        """Return the positive parts of 2 x 8 numbers as 16 words. Packed, half as many need what is done to them."""
+        words = ir.VectorType(I16, 16)
+        whole = self.code.intrinsic("llvm.x86.avx.cvt.ps2dq.256", self.integers, [self.vector])
+        pack = self.code.intrinsic("llvm.x86.avx2.packssdw", words, [self.integers, self.integers])
+        most = self.code.intrinsic("llvm.smax.v16i16", words, [words, words])
+        packed = self.builder.call(pack, [self.builder.call(whole, [self._least(part)]) for part in (first, second)])
+        quarters = self.builder.bitcast(
+            self.builder.call(most, [packed, ir.Constant(words, [0] * 16)]), ir.VectorType(I64, 4)
+        )
+        # Halves of the two alternate.
+        order = ir.Constant(ir.VectorType(I32, 4), [0, 2, 1, 3])
+        return self.builder.bitcast(self.builder.shuffle_vector(quarters, quarters, order), words)
+
+    def _least(self, value: Any) -> Any:
+        """Return what can be stored: the largest number for what is more or not a number."""
+        most = self.constants(float(self.target.most))
+        return self.builder.select(self.builder.fcmp_ordered("<", value, most), value, most)

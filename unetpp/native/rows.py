@@ -206,19 +206,24 @@ def depthwise(code: Code, channels: int) -> Any:
         # Sums and what they share fill most registers. Of bytes, 8 pixels took 8% more time.
         at_once = 4 if body.target.lanes == 8 else 6 if body.target.stored == "int8" else 8
 
+        def sums(x: Number, channel: Number, number: int) -> list[Any]:
+            """A vector of channels of some pixels."""
+            here, place = channel * 4, x * pixel + channel * 4
+            found = [(bias + here).load(body.vector)] * number
+            for row in range(3):
+                columns = [(rows[row] + place + n * pixel).load(body.vector) for n in range(number + 2)]
+                for column in range(3):
+                    factor = (weights + here + (3 * row + column) * pixel).load(body.vector)
+                    found = [body.fma(columns[n + column], factor, found[n]) for n in range(number)]
+            return found
+
         def compute(x: Number, number: int) -> None:
-            """All channels of some pixels, a vector at a time: memory is read in its own order."""
-            with body.loop(0, channels, body.target.lanes) as first:
-                place = x * pixel + first * 4
-                sums = [(bias + first * 4).load(body.vector)] * number
-                for row in range(3):
-                    columns = [(rows[row] + place + n * pixel).load(body.vector) for n in range(number + 2)]
-                    for column in range(3):
-                        factor = (weights + first * 4 + (3 * row + column) * pixel).load(body.vector)
-                        for n in range(number):
-                            sums[n] = body.fma(columns[n + column], factor, sums[n])
-                for n in range(number):
-                    body.keep(body.relu(sums[n]), to + ((x + n) * channels + first) * body.target.size)
+            """All channels of some pixels, few at a time: memory is read in its own order."""
+            lanes, kept = body.target.lanes, body.target.kept
+            with body.loop(0, channels, kept * lanes) as first:
+                found = [sums(x, first + v * lanes, number) for v in range(kept)]
+                for n, vectors in enumerate(zip(*found, strict=True)):
+                    body.keep(vectors, to + ((x + n) * channels + first) * body.target.size)
 
         even = pixels - pixels % at_once
         with body.loop(0, even, at_once) as x:
@@ -234,10 +239,12 @@ def bias_relu(code: Code, channels: int) -> Any:
 
     def write(body: Body, sums: Pointer, bias: Pointer, to: Pointer, pixels: Number) -> None:
         with body.loop(0, pixels) as x:
-            for first in range(0, channels, body.target.lanes):
-                value = (sums + x * (channels * 4) + first * 4).load(body.vector)
-                total = body.builder.fadd(value, (bias + first * 4).load(body.vector))
-                body.keep(body.relu(total), to + (x * channels + first) * body.target.size)
+            for first in range(0, channels, body.target.kept * body.target.lanes):
+                places = [4 * (first + v * body.target.lanes) for v in range(body.target.kept)]
+                values = [(sums + x * (channels * 4) + place).load(body.vector) for place in places]
+                biases = [(bias + place).load(body.vector) for place in places]
+                totals = [body.builder.fadd(*pair) for pair in zip(values, biases, strict=True)]
+                body.keep(totals, to + (x * channels + first) * body.target.size)
 
     return code.function(f"bias_relu_{channels}", (POINTER,) * 3 + (I64,), write)
 

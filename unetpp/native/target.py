@@ -52,6 +52,11 @@ class Target:
         """Stored numbers that are multiplied and summed in one lane of a vector."""
         return 4 // self.size
 
+    @property
+    def kept(self) -> int:
+        """Vectors of float32 numbers that are stored at once. Words fill one of their own with two of them."""
+        return 2 if self.stored == "int16" else 1
+
     def padded(self, channels: int) -> int:
         """Return the channels that are stored: the last ones, if more, are zeros."""
         unit = 32 if self.tiles and channels > 16 else 16

@@ -89,7 +89,7 @@ def test_vectors(name: str) -> None:
 
     def write(body: Body, to: Pointer, source: Pointer) -> None:
         values = source.load(body.vector)
-        body.keep(values, to)
+        body.keep([values] * target.kept, to)
         (to + 64).store(body.relu(values))
         (to + 128).store(body.splat((source + 4).load(F32)))
         (to + 192).store(body.fma(values, values, body.constants(-1.0)))
@@ -100,14 +100,15 @@ def test_vectors(name: str) -> None:
     values = np.array(special * (lanes // 8), np.float32)
     found = np.zeros(80, np.float32)
     call("f", found, values)
+    positive = np.where(values < 0, 0, values)
     if target.stored == "bf16":
         kept = found[:16].view(np.uint16)[:lanes]
         number = ~np.isnan(values)
-        np.testing.assert_array_equal(kept[number], to_bf16(values)[number])
+        np.testing.assert_array_equal(kept[number], to_bf16(positive)[number])
         assert (kept[~number] & 0x7FFF > 0x7F80).all(), "no NaN is left"
     elif target.stored == "fp32":
-        np.testing.assert_array_equal(found[:lanes], values)
-    np.testing.assert_array_equal(found[16:][:lanes], np.where(values < 0, 0, values))
+        np.testing.assert_array_equal(found[:lanes], positive)
+    np.testing.assert_array_equal(found[16:][:lanes], positive)
     np.testing.assert_array_equal(found[32:][:lanes], np.full(lanes, values[1]))
     squares = values.astype(np.float64) ** 2 - 1
     assert squares[0] != np.float32(np.float32(values[0] * values[0]) - 1), "one rounding and two are alike"
@@ -118,23 +119,26 @@ def test_vectors(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.most is not None])
 def test_whole_numbers_are_the_nearest(name: str) -> None:
-    """Of two the even one, and the largest for all that is more or not a number."""
-    call = functions(
-        TARGETS[name],
-        lambda code: code.function(
-            "f", (POINTER, POINTER), lambda body, to, source: body.keep(source.load(body.vector), to)
-        ),
-    )
-    most, lanes = TARGETS[name].most, TARGETS[name].lanes
+    """Of two the even one, 0 for all below, and the largest for all that is more or not a number; in their order."""
+    target, lanes = TARGETS[name], TARGETS[name].lanes
+
+    def write(body: Body, to: Pointer, source: Pointer) -> None:
+        body.keep([(source + 4 * lanes * v).load(body.vector) for v in range(target.kept)], to)
+
+    call = functions(target, lambda code: code.function("f", (POINTER, POINTER), write))
+    most = target.most
     assert most is not None
     between = np.float32(most - 0.5)
     about = [np.nextafter(between, -np.inf), between, np.nextafter(between, np.inf)]
     values = [0, 0.49999997, 0.5, 0.50000006, 1.5, 2.5, 100.7, *about, most, most + 0.5, most + 1, 1e9, np.inf, np.nan]
     expected = [0, 0, 0, 1, 2, 2, 101, most - 1, most - 1, most, *[most] * 6]
-    for first in range(0, 16, lanes):
-        found = np.full(lanes + 4, 77, f"u{TARGETS[name].size}")
-        call("f", found, np.array(values[first : first + lanes], np.float32))
-        assert found.tolist() == [*expected[first : first + lanes], *[77] * 4]
+    values += [-0.0, -0.4, -0.6, -1, -300, -40_000, -1e9, -(2.0**31), -3e9, -np.inf, 2.0**31, 3e9, 1e38, 7, 300, 3]
+    expected += [*[0] * 10, *[most] * 3, 7, min(300, most), 3]
+    at_once = lanes * target.kept
+    for first in range(0, 32, at_once):
+        found = np.full(at_once + 4, 77, f"u{target.size}")
+        call("f", found, np.array(values[first : first + at_once], np.float32))
+        assert found.tolist() == [*expected[first : first + at_once], *[77] * 4]
 
 
 def test_constants_are_aligned() -> None:
