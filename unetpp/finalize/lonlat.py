@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unetpp.finalize.outlines import Ints, Outlines
 from unetpp.geometry import Transform
+
+if TYPE_CHECKING:
+    from pyproj import CRS
 
 Coordinates = npt.NDArray[np.float64]
 DECIMALS = 9
@@ -41,13 +44,18 @@ class LonLat:
         from pyproj import CRS, Transformer
         from pyproj.exceptions import ProjError
 
+        from unetpp.io.resample import horizontal
+
         source = CRS.from_wkt(crs)
         try:
             self._project = Transformer.from_crs(source, CRS.from_epsg(4326), always_xy=True)
         except ProjError as error:
             raise ValueError(f"no transformation from {source.name} to WGS 84: {error}") from error
         self._transform = transform
-        self._bend = None if source.is_geographic else min(_BEND, max(1, width // 8))
+        # Parallels and meridians stay straight, but not those of a rotated pole.
+        straight = source.is_geographic and not horizontal(crs).is_derived
+        self._bend = None if straight else min(_BEND, max(1, width // 8))
+        self._longitude = _longitude(horizontal(crs)) if straight else None
         # Of geographic grids whose pixel centres lie on the poles the outer rows reach half a pixel beyond them.
         self._pole = math.pi / 2 / source.axis_info[0].unit_conversion_factor if source.is_geographic else math.inf
 
@@ -82,7 +90,20 @@ class LonLat:
         a, b, c, d, e, f = self._transform
         x, y = points[:, 0], points[:, 1]
         north = np.clip(d * x + e * y + f, -self._pole, self._pole)
-        return np.stack(self._project.transform(a * x + b * y + c, north), axis=1)
+        east = a * x + b * y + c
+        longitude, latitude = self._project.transform(east, north)
+        if self._longitude is not None:
+            # PROJ brings the longitudes of some points to -180..180 and leaves others alone: each gets the turn that
+            # the grid gives it, so that outlines run on across the antimeridian, and once round the globe is no jump.
+            scale, meridian = self._longitude
+            given = scale * east + meridian
+            with np.errstate(invalid="ignore"):  # points off the globe are infinite
+                turns = np.round((given - longitude) / 360)
+                longitude = np.where(turns == 0, longitude, longitude + 360 * turns)
+                # A pole lies beside that of WGS 84, all of its row at one longitude, which would make triangles.
+                pole = (np.abs(north) > (1 - _GAP) * self._pole) & (np.abs(longitude - given) > 1)
+                longitude = np.where(pole, given, longitude)
+        return np.stack((longitude, latitude), axis=1)
 
     def _geometry(self, rings: Sequence[Ints]) -> dict[str, Any] | None:
         projected = [self._ring(ring) for ring in rings]
@@ -111,6 +132,13 @@ class LonLat:
             pole = np.copysign(90.0, degrees[:, 1].mean())
             degrees = np.concatenate([degrees, [[around[-1], degrees[0, 1]], [around[-1], pole], [around[0], pole]]])
         return degrees
+
+
+def _longitude(crs: CRS) -> tuple[float, float]:
+    """Return the degrees in a unit of a geographic CRS, and its prime meridian in degrees from Greenwich."""
+    meridian = crs.prime_meridian
+    offset = 0.0 if meridian is None else math.degrees(meridian.longitude * meridian.unit_conversion_factor)
+    return math.degrees(crs.axis_info[0].unit_conversion_factor), offset
 
 
 def _runs_clockwise(degrees: Coordinates, outlines: Outlines) -> npt.NDArray[np.bool_]:

@@ -62,13 +62,15 @@ def place(uri: str, group: Any, array: Any, height: int, width: int) -> Place:
     names = dict(zip((AXES.get(name, name) for name in dimensions(array)), _written(array), strict=True))
     y, x = _coordinate(uri, group, names["y"], height), _coordinate(uri, group, names["x"], width)
     transform: Transform | None = None
-    if y is not None and x is not None:
-        transform = (x[1], 0.0, x[0] - x[1] / 2, 0.0, y[1], y[0] - y[1] / 2)
+    if y is not None and x is not None and y[1] and x[1]:
+        transform = _upright(y, x)
     elif "GeoTransform" in mapping:
         c, a, b, f, d, e = (float(value) for value in str(mapping["GeoTransform"]).split())
         transform = (a, b, c, d, e, f)
+        if y is not None and x is not None and b == d == 0:
+            transform = _upright((y[0], y[1] or e), (x[0], x[1] or a))
     crs, spacing = _crs(uri, mapping, transform)
-    if crs is not None and y is not None and x is not None:
+    if crs is not None and transform is not None and y is not None and x is not None:
         for axis in ("y", "x"):
             _check_unit(uri, names[axis], str(group[names[axis]].attrs.get("units", "")), crs)
     bands = tuple(map(str, names_)) if isinstance(names_ := array.attrs.get("long_name"), list | tuple) else None
@@ -85,11 +87,23 @@ def _mapping(group: Any, array: Any) -> dict[str, Any]:
     return dict(group[name].attrs) if name in group else {}
 
 
+def _upright(y: tuple[float, float], x: tuple[float, float]) -> Transform:
+    """Return the transform of pixels whose centres have these first values and steps."""
+    return x[1], 0.0, x[0] - x[1] / 2, 0.0, y[1], y[0] - y[1] / 2
+
+
 def _coordinate(uri: str, group: Any, name: str, size: int) -> tuple[float, float] | None:
-    """Return the first value and the step of an evenly spaced coordinate, None where there is none."""
-    if name not in group or group[name].shape != (size,) or size < 2:
+    """Return the first value and the step (0 of a single value) of an even coordinate, None where there is none.
+
+    CF packs coordinates too, as integers with scale_factor and add_offset.
+    """
+    if name not in group or group[name].shape != (size,):
         return None
-    values = np.asarray(group[name][:], np.float64)
+    attributes = group[name].attrs
+    scale, offset = np.float64(attributes.get("scale_factor", 1)), np.float64(attributes.get("add_offset", 0))
+    values = np.asarray(group[name][:], np.float64) * scale + offset
+    if size == 1:
+        return float(values[0]), 0.0
     step = float(values[-1] - values[0]) / (size - 1)
     if step == 0 or np.abs(np.diff(values) - step).max() > _UNEVEN * abs(step):
         raise ImageFormatError(f"{uri}: its coordinate {name} is not evenly spaced; resample the image to a grid first")

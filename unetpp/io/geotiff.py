@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as GdalWindow
 
-from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError, UnetppError
 from unetpp.geometry import Box
 from unetpp.io.base import JP2, SIDECARS, VRT, Mask, Pixels, existing
 from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.georeference import georeference
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
-from unetpp.io.remote import RemoteObject
-from unetpp.io.tiff import count_images
+from unetpp.io.remote import RemoteFile, RemoteObject
+from unetpp.io.tiff import DECODE_ERRORS, MASK, count_images
 
 _DRIVERS, _FORMATS = {VRT: "VRT", JP2: "JP2OpenJPEG"}, {VRT: "vrt", JP2: "jp2"}
 """By suffix; all else is a GeoTIFF."""
 _NO_CODEC = "missing codec"
 _SOURCES = {"sourcefilename", "sourcedataset"}
 _SCRIPTS = {"pixelfunctionlanguage", "pixelfunctioncode"}
+_MASK_FILES = (MASK, MASK + ".ovr")
 
 
 class SceneRaster(ReaderBase):
@@ -34,7 +36,7 @@ class SceneRaster(ReaderBase):
 
     Ground control points count where an affine transform fits them all within half a pixel; others are refused.
     A pixel is valid where alpha and the masks of file and bands say so, and where `reader.valid_samples` finds samples,
-    not nodata.
+    not nodata. Overviews without the masks of level 0, as those made before the mask, are no levels.
 
     Args:
         source: a file, or remote objects by name: the image first, then its sidecars.
@@ -55,7 +57,7 @@ class SceneRaster(ReaderBase):
             self._refuse_pages()
         overviews = self._dataset(0).run(self._describe)
         sizes = [self._dataset(index).run(lambda dataset: (dataset.height, dataset.width)) for index in overviews]
-        self.levels = make_levels(sizes)
+        self.levels = make_levels(sizes[: self._count_masked(sizes)])
 
     def _refuse_pages(self) -> None:
         """Refuse a TIFF of several images, of which GDAL shows the first; a small one beside it may be a thumbnail."""
@@ -95,6 +97,29 @@ class SceneRaster(ReaderBase):
                 f"{self.uri}: one block holds {height * width} pixels, more than {MAX_DECODED_PIXELS}; "
                 "rewrite it as a tiled TIFF (gdal_translate -of COG)"
             )
+
+    def _count_masked(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Return how many levels from the finest on have the masks of level 0: GDAL has all else valid."""
+        if not self._masked or len(sizes) == 1:
+            return len(sizes)
+        # An overview inside a TIFF has its image's flags, mask or not; without one GDAL makes up that all is valid.
+        stored = self._mask_sizes() if self._driver == "GTiff" else set(sizes)
+        flags = [self._dataset(level).run(self._mask_flags) for level in range(len(sizes))]
+        missing = (i for i, size in enumerate(sizes) if i and (flags[i] != flags[0] or size not in stored))
+        return next(missing, len(sizes))
+
+    def _mask_flags(self, dataset: Any) -> list[Any]:
+        return [dataset.mask_flag_enums[i - 1] for i in self._masked]
+
+    def _mask_sizes(self) -> set[tuple[int, int]]:
+        """Return (height, width) of all masks in a TIFF and beside it: GDAL finds an overview's by its size."""
+        files: dict[str, Path | RemoteObject] = {}
+        if isinstance(self._source, Path):
+            beside = (self._source.with_name(self._source.name + ending) for ending in SIDECARS)
+            files.update({file.name: file for file in (self._source, *existing(beside))})
+        else:
+            files.update(self._source)
+        return {size for name, file in files.items() for size in _mask_sizes(file, name.endswith(_MASK_FILES))}
 
     def _dataset(self, level: int) -> Dataset:
         """Return this thread's own handle on one level."""
@@ -141,6 +166,18 @@ class SceneRaster(ReaderBase):
                 dataset.close()
             self._open_datasets.clear()
         self._local = threading.local()
+
+
+def _mask_sizes(source: Path | RemoteObject, all_masks: bool) -> list[tuple[int, int]]:
+    """Return (height, width) of a TIFF's masks, or of all its pages; none where the file is no readable TIFF."""
+    try:
+        with tifffile.TiffFile(source if isinstance(source, Path) else RemoteFile(source)) as file:
+            pages: list[Any] = list(file.pages)
+            return [(page.imagelength, page.imagewidth) for page in pages if all_masks or page.is_mask]
+    except UnetppError:
+        raise
+    except (tifffile.TiffFileError, *DECODE_ERRORS):
+        return []
 
 
 def vrt_sources(path: Path) -> list[Path]:

@@ -95,8 +95,9 @@ def plan_grid(raster: Raster, *, model_spacing: Spacing | None, override: Spacin
 def ground_spacing(raster: Raster) -> Spacing | None:
     """Return level 0's spacing on the ground at the image's centre: micrometres or metres, never degrees.
 
-    Geographic CRS: degrees along the meridian and the parallel of the WGS 84 ellipsoid (M and N cos(lat), Snyder, "Map
-    Projections", 1987, eq. 4-18 and 4-20). Mercator: nominal metres by its scale there, in Web Mercator 1 / cos(lat).
+    Geographic CRS: the grid's steps, rotated or not, in degrees along the meridian and the parallel of the WGS 84
+    ellipsoid (M and N cos(lat), Snyder, "Map Projections", 1987, eq. 4-18 and 4-20). Mercator: nominal metres by its
+    scale there, in Web Mercator 1 / cos(lat).
     """
     top = raster.levels[0]
     return _on_ground(raster.spacing, raster.crs, raster.transform, (top.height, top.width), raster.uri)
@@ -113,7 +114,12 @@ def _on_ground(
         shrink = 1 - _ECCENTRICITY_2 * math.sin(latitude) ** 2
         meridian = _SEMI_MAJOR_M * (1 - _ECCENTRICITY_2) / shrink**1.5
         parallel = _SEMI_MAJOR_M / math.sqrt(shrink) * math.cos(latitude)
-        return Spacing(math.radians(spacing.y) * meridian, math.radians(spacing.x) * parallel, "m")
+        # The spacing may be an option's: the transform only says how a step divides into east and north.
+        a, b, _, d, e, _ = transform
+        down, across = math.hypot(b, e), math.hypot(a, d)
+        radius_y = math.hypot(b / down * parallel, e / down * meridian)
+        radius_x = math.hypot(a / across * parallel, d / across * meridian)
+        return Spacing(math.radians(spacing.y) * radius_y, math.radians(spacing.x) * radius_x, "m")
     mercator = find_mercator(horizontal(crs))
     if mercator is not None:
         factor = 1 / mercator.scale_at(_centre_latitude(crs, transform, shape, name))

@@ -59,6 +59,28 @@ def test_a_crop_lies_where_its_coordinates_say(make: Any, tmp_path: Path) -> Non
         assert raster.transform == pytest.approx((0.5, 0, 33 + 20 * 0.5, 0, -0.5, 40 - 10 * 0.5))
 
 
+def test_packed_coordinates_are_unpacked(make: Any, tmp_path: Path) -> None:
+    packed = {
+        "x": {"dtype": "int16", "scale_factor": 0.25, "add_offset": 30.0},
+        "y": {"dtype": "int32", "scale_factor": 0.25},
+    }
+    _scene(make).to_dataset().to_zarr(tmp_path / "packed.zarr", encoding=packed)
+    stored = xarray.open_zarr(tmp_path / "packed.zarr", mask_and_scale=False)
+    assert stored["x"].dtype == "int16" and stored["x"].values[0] == 13
+    with open_raster(tmp_path / "packed.zarr") as raster:
+        assert raster.transform == pytest.approx((0.5, 0, 33, 0, -0.5, 40))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 30), (20, 1), (1, 1)])
+def test_a_crop_to_one_row_or_column_lies_where_its_coordinates_say(
+    make: Any, tmp_path: Path, rows: int, columns: int
+) -> None:
+    crop = _scene(make).isel(y=slice(10, 10 + rows), x=slice(20, 20 + columns))
+    crop.to_dataset().to_zarr(tmp_path / "line.zarr")
+    with open_raster(tmp_path / "line.zarr") as raster:
+        assert raster.transform == pytest.approx((0.5, 0, 33 + 20 * 0.5, 0, -0.5, 40 - 10 * 0.5))
+
+
 def test_without_coordinates_the_geotransform_counts(make: Any, tmp_path: Path) -> None:
     _scene(make).drop_vars(["x", "y"]).to_dataset().to_zarr(tmp_path / "bare.zarr")
     with open_raster(tmp_path / "bare.zarr") as raster:

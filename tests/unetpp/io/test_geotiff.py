@@ -135,6 +135,70 @@ def test_nodata_alpha_mask_and_nan_are_invalid(make: Any) -> None:
         np.testing.assert_array_equal(window.pixels, base)
 
 
+def _masked(make: Any, *steps: str) -> tuple[Path, np.ndarray]:
+    """A scene whose upper half is masked, made in these steps: mask and overviews, inside the file or beside it."""
+    hidden = np.full((256, 300), 255, np.uint8)
+    hidden[:128] = 0
+    path: Path = make.geotiff(make.noise((256, 300, 3)))
+    for step in steps:
+        inside = step.endswith("inside")
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside, TIFF_USE_OVR=not inside),
+            rasterio.open(path, "r+") as file,
+        ):
+            if step.startswith("mask"):
+                file.write_mask(hidden)
+            else:
+                file.build_overviews([2, 4])
+    return path, hidden
+
+
+@pytest.mark.parametrize(
+    ("steps", "count"),
+    [
+        (["mask inside", "overviews inside"], 3),
+        (["mask beside", "overviews inside"], 3),
+        (["mask beside", "overviews beside"], 3),
+        (["overviews inside", "mask inside"], 1),
+        (["overviews inside", "mask beside"], 1),
+        (["overviews beside", "mask beside"], 1),
+        (["mask inside", "overviews beside"], 1),
+    ],
+)
+def test_overviews_without_the_mask_are_no_levels(make: Any, steps: list[str], count: int) -> None:
+    path, hidden = _masked(make, *steps)
+    with rasterio.open(path) as file, open_raster(path) as raster:
+        assert file.overviews(1) == [2, 4]
+        assert len(raster.levels) == count
+        for level, place in enumerate(raster.levels):
+            valid = raster.read(place.box, level).valid
+            np.testing.assert_array_equal(valid, hidden[:: 2**level, :: 2**level] > 0)
+
+
+def test_levels_end_where_the_mask_does(make: Any) -> None:
+    path, _ = _masked(make, "mask inside", "overviews inside")
+    with tifffile.TiffFile(path) as file:
+        coarsest: Any = file.pages[-1]
+        assert coarsest.is_mask and coarsest.shape == (64, 75)
+        subfile, kind = coarsest.tags[254].valueoffset, 1
+    data = bytearray(path.read_bytes())
+    data[subfile : subfile + 4] = kind.to_bytes(4, "little")
+    path.write_bytes(data)
+    with open_raster(path) as raster:
+        assert [level.box.shape for level in raster.levels] == [(256, 300), (128, 150)]
+
+
+def test_a_mask_beside_a_jpeg_2000_is_of_level_0_alone(make: Any) -> None:
+    scene, hidden = _masked(make, "mask beside")
+    path = make.folder / "photo.jp2"
+    Image.fromarray(make.noise((256, 300, 3))).save(path, num_resolutions=3)
+    scene.with_name("scene.tif.msk").rename(path.with_name("photo.jp2.msk"))
+    with rasterio.open(path) as file, open_raster(path) as raster:
+        assert file.overviews(1)
+        assert len(raster.levels) == 1
+        np.testing.assert_array_equal(raster.read(raster.levels[0].box).valid, hidden > 0)
+
+
 def test_rotated_grid_keeps_its_transform(make: Any) -> None:
     grid = Affine.translation(5e5, 1e6) @ Affine.rotation(30) @ Affine.scale(2.0, -3.0)
     with open_raster(make.geotiff(make.noise((20, 30, 1)), transform=grid)) as raster:

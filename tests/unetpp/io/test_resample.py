@@ -256,6 +256,31 @@ def test_degrees_are_measured_at_the_centre(latitude: float) -> None:
     assert grid.spacing.unit == "deg"
 
 
+@pytest.mark.parametrize("angle", [0.0, 30.0, 90.0, -135.0])
+def test_rotated_degrees_are_measured_along_the_grid(angle: float) -> None:
+    """Pixels of 2 x 3 m on the ground at 60 degrees north, whichever way they lie."""
+    geod, turn = pyproj.Geod(ellps="WGS84"), math.radians(angle)
+    per_east, per_north = 0.01 / geod.inv(8, 60, 8.01, 60)[2], 0.01 / geod.inv(8, 59.995, 8, 60.005)[2]
+    a, d = 3 * math.cos(turn) * per_east, 3 * math.sin(turn) * per_north
+    b, e = 2 * math.sin(turn) * per_east, -2 * math.cos(turn) * per_north
+    transform = (a, b, 8 - 15 * a - 10 * b, d, e, 60 - 15 * d - 10 * e)
+    spacing = Spacing(math.hypot(b, e), math.hypot(a, d), "deg")
+    wkt = pyproj.CRS(4326).to_wkt()
+    raster = MemoryRaster(_noise(20, 30), spacing=spacing, transform=transform, crs=wkt)
+    ground = ground_spacing(raster)
+    assert ground is not None and ground.unit == "m"
+    assert (ground.y, ground.x) == pytest.approx((2, 3), rel=1e-6)
+    grid = plan_grid(raster, model_spacing=Spacing(6, 6, "m"))
+    assert (grid.step_y, grid.step_x) == pytest.approx((3, 2), rel=1e-6)
+    on_grid = grid.ground()
+    assert on_grid is not None
+    assert (on_grid.y, on_grid.x) == pytest.approx((6, 6), rel=1e-5)
+    stated = MemoryRaster(_noise(20, 30), spacing=spacing.scaled(2, 1), transform=transform, crs=wkt)
+    ground = ground_spacing(stated)
+    assert ground is not None
+    assert (ground.y, ground.x) == pytest.approx((4, 3), rel=1e-6)
+
+
 @pytest.mark.parametrize("latitude", [0.0, 47.0, -63.5])
 def test_web_mercator_shrinks_with_latitude(latitude: float) -> None:
     x, y = pyproj.Transformer.from_crs(4326, 3857, always_xy=True).transform(8, latitude)
