@@ -98,7 +98,7 @@ class DataError(UnetppError, ValueError):
 
 
 class TrainingError(UnetppError, ArithmeticError):
-    """A training that cannot go on: its loss or gradient is no number any more."""
+    """A training that cannot go on: its loss or gradient is no number any more, or a step needs too much memory."""
 
 
 def one_line(error: BaseException) -> str:

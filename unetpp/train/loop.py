@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -148,6 +148,21 @@ class _Heads(nn.Module):
         return self.network.heads(x)
 
 
+@contextmanager
+def _fits_memory(what: str, device: str) -> Iterator[None]:
+    """Say in a `TrainingError` what took more memory than there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not short:
+            raise
+        raise TrainingError(
+            f"{what} does not fit into the memory of {device}; give a larger train.accumulate, or a smaller "
+            "train.batch or train.patch"
+        ) from error
+
+
 class _Trainer:
     """One worker: its share of every step, and the validations."""
 
@@ -183,7 +198,8 @@ class _Trainer:
         state.optimizer.zero_grad()
         loss = 0.0
         for number in range(config.accumulate):
-            loss += self._part(self._next(), last=number == config.accumulate - 1)
+            with _fits_memory(f"step {state.step + 1}", self.norm.device):
+                loss += self._part(self._next(), last=number == config.accumulate - 1)
         norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             # One such step leaves no weight that is a number, and every later one looks like a result.
@@ -282,7 +298,7 @@ def fit(
             see different folders, or images have no label, or labels of classes that the network has not.
         ConfigError: there is no such device, a part of a batch has fewer patches than there are workers, patches are
             too small or not what an augmentation is for, or mean and std are not those of the network's bands.
-        TrainingError: the loss or its gradient is no number any more; the checkpoint is of before.
+        TrainingError: the loss or its gradient is no number any more, or memory is short; the checkpoint is of before.
         OutputError: the checkpoint cannot be written.
     """
     ranks = ranks or Ranks()

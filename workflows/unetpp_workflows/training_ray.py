@@ -41,7 +41,7 @@ def train_on_ray(
         on_entry: called in this thread with every new entry of the output's progress.jsonl.
 
     Raises:
-        EngineError: a worker failed more often than that; its first line says why.
+        EngineError: a worker failed more often than that.
     """
     with redirect_stdout(sys.stderr), ray_session(address, cpus=workers):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -82,8 +82,14 @@ def _follow(fit: Callable[[], Any], journal: Journal, on_entry: Callable[[dict[s
             if on_entry is not None:
                 on_entry(entry)
     if errors:
-        first = next((line for line in str(errors[0]).splitlines() if line.strip()), type(errors[0]).__name__)
-        raise EngineError(f"training on Ray failed: {first.strip()}; run the same command to continue") from errors[0]
+        raise EngineError(f"training on Ray failed: {_reason(errors[0])}") from errors[0]
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line that says why: of a worker's error, which Ray hands on with its traceback, the last one."""
+    failures = getattr(error, "worker_failures", None)
+    text = str(failures[min(failures)] if failures else error).strip()
+    return text.splitlines()[-1 if failures else 0].strip() if text else type(error).__name__
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from unetpp.errors import ConfigError, DataError, OutputError, TrainingError
 from unetpp.geometry import Box
 from unetpp.losses import LossConfig
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp.train import ArraySource, AugmentConfig, TrainConfig, TrainResult, fit
+from unetpp.train import ArraySource, AugmentConfig, TrainConfig, TrainResult, fit, loop
 from unetpp.train.loop import schedule, score
 
 MEAN, STD = (128.0, 128.0, 128.0), (60.0, 60.0, 60.0)
@@ -84,6 +84,18 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"checkpoint\.pt does not read [^_]*; remove it to start anew"):
             run(tmp_path)
+
+
+def test_a_step_that_needs_more_memory_than_there_is_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for allocate in (lambda *_: torch.empty(2**50), lambda *_: np.empty(2**50)):
+        monkeypatch.setattr(loop, "patches", allocate)
+        with pytest.raises(TrainingError, match=r"step \d+ does not fit into the memory of cpu; give a larger"):
+            run(tmp_path)
+    monkeypatch.setattr(loop, "patches", lambda *_: torch.ones(2).reshape(3))
+    with pytest.raises(RuntimeError, match="shape"):
+        run(tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_training_before_any_weight_is_lost(tmp_path: Path) -> None:
