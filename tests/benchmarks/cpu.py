@@ -42,7 +42,6 @@ HERE = Path(__file__).parent
 RESULT = HERE / "cpu.json"
 CALIBRATION_SIDE = 256
 MOST_ERROR = 0.005  # relative to fp32, of an engine that may be the default
-MOST_DROP = 0.2  # points of IoU that int8 may cost
 DISTRIBUTIONS = (
     "torch", "llvmlite", "openvino", "onnxruntime", "onnx", "nncf", "numpy",
     "segmentation_models_pytorch", "timm", "torchvision", "monai",
@@ -199,27 +198,22 @@ def accuracy(rows: Sequence[tuple[dict[str, Any], Runner | None]], validation: S
     ordered = sorted(validation, key=lambda s: s.labels.shape)  # each shape is compiled once
     iou: dict[str, float] = {}
     for facts, runner in rows:
-        if (facts["network"], facts["engine"]) == ("pw_dw", "openvino") and runner is not None:
+        if facts["network"] == "pw_dw" and facts["engine"] in ("native", "openvino") and runner is not None:
             confusion = Confusion(2)
             for sample in ordered:
                 confusion.update(sample.labels, runner.labels(sample.pixels))
-            iou[facts["precision"]] = round(float(confusion.iou[1]), 5)
-    drop = {name: round(100 * (iou["fp32"] - value), 3) for name, value in iou.items() if name != "fp32"}
-    return {"images": len(ordered), "iou": iou, "drop_points": drop}
+            iou[_name(facts)] = round(float(confusion.iou[1]), 5)
+    return {"images": len(ordered), "iou": iou}
 
 
-def verdict(rows: Sequence[dict[str, Any]], drop_points: dict[str, float]) -> dict[str, Any]:
+def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the figures say about the default engine for the default order of convolutions."""
     measured = sorted((r for r in rows if r["network"] == "pw_dw" and "mpx_s" in r), key=lambda r: -r["mpx_s"])
     exact = [r for r in measured if r["relative_error"] <= MOST_ERROR]
-    int8 = next((i for i, r in enumerate(measured) if r["precision"] == "int8"), None)
     return {
         "fastest": _name(measured[0]),
         "fastest_within_error": _name(exact[0]),
         "most_error": MOST_ERROR,
-        "int8_is_fastest": int8 == 0,
-        "int8_within_drop": "int8" in drop_points and drop_points["int8"] <= MOST_DROP,
-        "most_drop_points": MOST_DROP,
     }
 
 
@@ -288,7 +282,7 @@ def main() -> None:
         "ours": ours,
         "peers": peers.rows,
         "accuracy": judged,
-        "verdict": verdict(ours, judged["drop_points"]),
+        "verdict": verdict(ours),
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({"accuracy": judged, "verdict": result["verdict"]}, indent=1))

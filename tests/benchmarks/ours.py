@@ -20,6 +20,7 @@ from unetpp.engine.base import pad_tile
 from unetpp.engine.network import TileNetwork, tile_networks
 from unetpp.engine.openvino import import_openvino
 from unetpp.model import UNetPlusPlus
+from unetpp.native.support import WHOLE, why_no_cpu
 from unetpp.package import Package, bundled_package, load_package, save_package
 from unetpp.processor import cpu_has_bf16
 
@@ -98,11 +99,10 @@ def _settle_norms(network: UNetPlusPlus, images: Sequence[Pixels], mean: Sequenc
 
 
 def engine_names() -> list[tuple[str, str]]:
-    """List (engine, precision) of every row; bf16 only where the CPU multiplies it."""
+    """List (engine, precision) of every row; a precision only where the CPU multiplies it."""
     bf16 = cpu_has_bf16()
     return [
-        ("native", "fp32"),
-        *([("native", "bf16")] if bf16 else []),
+        *(("native", name) for name in ("fp32", "bf16", *WHOLE) if why_no_cpu(name) is None),
         ("openvino", "fp32"),
         *([("openvino", "bf16")] if bf16 else []),
         ("openvino", "int8"),
@@ -117,7 +117,7 @@ def build(
     source: Package, engine: str, precision: str, *, threads: int, side: int, calibration: Sequence[Pixels]
 ) -> Runner:
     """Return the network in one engine; those that fix their shape are made for tiles of `side`."""
-    if precision == "int8":
+    if (engine, precision) == ("openvino", "int8"):
         return openvino_int8(source, calibration, threads)
     if engine in ("native", "openvino", "torch"):
         return choose_engine(source, name=engine, precision=precision, threads=threads)
