@@ -259,8 +259,8 @@ def _per_shard(template: SegmentJob, workers: int, seconds: float, record: dict[
 def _per_report(job: SegmentJob, folder: Path, count: int = 20_000) -> float:
     """Return the seconds of the driver for logging and counting a shard."""
     record = replace(_record(job), seconds={"read": 0.1, "compute": 0.5, "write": 0.1})
-    metrics = RunMetrics(folder, 1)
-    metrics.queued(count, "cuda")
+    metrics = RunMetrics(folder)
+    metrics.queued(count, "cuda", 1)
     with closing(EventLog(folder / "log")) as log:
         clock = time.process_time()
         for _ in range(count):

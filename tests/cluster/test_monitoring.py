@@ -103,12 +103,12 @@ def test_metrics_are_served_on_this_machine_while_a_run_lasts(tmp_path: Path) ->
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = load_config(options={"metrics.port": port}).metrics
-    with exported(config, tmp_path, workers=2) as metrics:
-        metrics.queued(5, "cuda")
+    with exported(config, tmp_path) as metrics:
+        metrics.queued(5, "cuda", 2)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             found = read(answer.read().decode())
         assert found["unetpp_shards_waiting"][""] == 5 and found["unetpp_run_exit_code"][""] == -1
-        with pytest.raises(Exception, match="another port"), exported(config, tmp_path, workers=1):
+        with pytest.raises(Exception, match="another port"), exported(config, tmp_path):
             pass
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)

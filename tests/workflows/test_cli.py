@@ -281,6 +281,32 @@ def test_plan_status_verify_and_report_on_one_output(ink_package: Path, blots: D
     assert (out / "slide/report.html").exists()
 
 
+def test_plan_takes_the_options_of_segment_on_which_the_work_depends(
+    ink_package: Path, blots: Draw, tmp_path: Path
+) -> None:
+    work = (blots("slide.png"), "-m", ink_package, "-o", tmp_path / "out")
+    work += ("--engine", "torch", "--precision", "fp32", "--tta", "mirror", "--probabilities", "--workers", "1")
+    work += ("--set", "tiling.core=32", "--set", "tracking.enabled=false")
+    assert call("segment", *work)[0] == 0
+    code, text = call("plan", *work)
+    assert code == 0, text
+    assert "12 shards of which 12 are done" in text and "engine torch fp32 with tta mirror" in text
+    assert "with 1 worker" in text
+    assert "of which 0 are done" in call("plan", *(word for word in work if word != "--probabilities"))[1]
+
+
+@pytest.mark.parametrize("command", ["segment", "plan"])
+def test_what_every_image_would_lack_is_said_once(command: str, ink_package: Path, blots: Draw, tmp_path: Path) -> None:
+    """10,000 images of an archive had 10,000 records that each said the same of this machine."""
+    images, out = [blots(f"{name}.png") for name in "abc"], tmp_path / "out"
+    code, text = call(command, *images, "-m", ink_package, "-o", out, "--engine", "openvino", "--precision", "fp16")
+    assert code == 1
+    assert [line for line in text.splitlines() if "fp16" in line] == [
+        "error: the openvino engine has no fp16; use --precision bf16 or fp32"
+    ]
+    assert not list(out.glob("*/"))
+
+
 def test_plan_names_every_image_where_the_terminal_is_narrow(
     ink_package: Path, blots: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

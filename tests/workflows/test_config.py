@@ -73,3 +73,20 @@ def test_a_mask_counts_by_its_content(tmp_path: Path) -> None:
     assert first == moved
     masks[0].write_bytes(b"two")
     assert load_config(options={"input.mask": masks[0]}).result_hash() != first
+
+
+def test_what_belongs_to_a_file_counts_with_it(tmp_path: Path) -> None:
+    """QGIS saves a GeoPackage into a file beside it, a Shapefile has its CRS there, and a VRT its pixels."""
+    for option, name, beside in (
+        ("input.region", "field.gpkg", "field.gpkg-wal"),
+        ("input.region", "field.shp", "field.prj"),
+        ("input.mask", "mask.tif", "mask.tif.msk"),
+        ("input.mask", "mask.vrt", "pixels.tif"),
+    ):
+        source = "<VRTDataset><SourceFilename relativeToVRT='1'>pixels.tif</SourceFilename></VRTDataset>"
+        (tmp_path / name).write_text(source)
+        seen = set()
+        for content in ("one", "another"):
+            (tmp_path / beside).write_text(content)
+            seen |= {load_config(options={option: str(tmp_path / name)}).result_hash() for _ in range(2)}
+        assert len(seen) == 2, name

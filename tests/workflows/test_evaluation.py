@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -27,7 +29,7 @@ from unetpp.errors import DataError, EngineError, StoreError
 from unetpp.geometry import Box, Spacing
 from unetpp.metrics import Confusion
 from unetpp.model import GridConfig, UNetPlusPlus
-from unetpp.package import ClassInfo, load_package, save_package
+from unetpp.package import ClassInfo, ModelSpec, Package, load_package, save_package
 from unetpp.train.store import PatchStore
 from unetpp_workflows import evaluation_tracking
 from unetpp_workflows.cases import draw_cases
@@ -36,7 +38,9 @@ from unetpp_workflows.cli_evaluate import print_evaluation
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, evaluate, mean_iou, shared_images
 from unetpp_workflows.evaluation_tracking import evaluated, find_evaluation
 from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.prepare.page import jpeg, overlay
 from unetpp_workflows.registry import register_package, resolve
+from unetpp_workflows.report import to_rgb
 from unetpp_workflows.speed import measure_speed
 
 PIXELS = 48 * 64
@@ -91,27 +95,51 @@ def test_orientations_make_another_evaluation(
     assert "3 images in 3 groups, mean over 8 orientations (d4)" in text.getvalue()
 
 
+def unsure(spec: ModelSpec, folder: Path) -> Package:
+    """A network of random weights, whose logit is near zero in many pixels: rounding tells there."""
+    spec = replace(spec, architecture=GridConfig(classes=1, filters=(4, 8)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(10)
+        return save_package(folder, UNetPlusPlus(spec.architecture).eval(), spec, "")
+
+
 @pytest.mark.parametrize("precision", WHOLES)
 def test_whole_numbers_are_judged_by_the_engine_that_segments(
     data: EvaluationData, ink_package: Path, tmp_path: Path, known_speed: dict[str, Any], precision: str
 ) -> None:
-    spec = dataclasses.replace(load_package(ink_package).spec, architecture=GridConfig(classes=1, filters=(4, 8)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        package = save_package(tmp_path / "model", UNetPlusPlus(spec.architecture).eval(), spec, "")
+    package = unsure(load_package(ink_package).spec, tmp_path / "model")
+    spec = package.spec
     model = resolve(package.folder)
     exact, rounded = (evaluated(model, data, precision=name) for name in ("fp32", precision))
     assert rounded.evaluation.key != exact.evaluation.key and not rounded.found
     assert f"by the native engine in {precision}" in rounded.page and "in plain torch, fp32" in exact.page
     engine = choose_engine(package, precision=precision)
+    worst, best = draw_cases(rounded.evaluation, package, data)
+    drawn = {case.name: case for case in (*worst, *best)}
+    colors, plain = zip(*((info.color, info.background) for info in spec.classes), strict=True)
     for index, row in enumerate(rounded.evaluation.images):
         image = data.source.images[index]
         crop = data.source.read(index, Box(0, 0, image.height, image.width))
+        labels = (engine.labels(crop.pixels) == spec.classes[1].value).astype(np.uint8)
         judged = Confusion(2)
-        judged.update(crop.labels, (engine.labels(crop.pixels) == spec.classes[1].value).astype(np.uint8))
+        judged.update(crop.labels, labels)
         assert row["confusion"] == judged.matrix.tolist()
+        case = drawn[row["name"]]
+        x, y = map(int, re.findall(r"\d+", case.place))
+        width, height = Image.open(io.BytesIO(b64decode(case.prediction.partition(",")[2]))).size
+        here = slice(y, y + height), slice(x, x + width)
+        rgb = to_rgb(crop.pixels[here], np.ones((height, width), bool))
+        assert case.prediction == jpeg(overlay(rgb, labels[here], colors, plain)), "the picture is of other labels"
     if precision == "int8":
         assert exact.evaluation.images != rounded.evaluation.images, "the network is too sure to be told by"
+
+
+def test_pictures_show_what_bf16_sees(data: EvaluationData, ink_package: Path, tmp_path: Path) -> None:
+    package = unsure(load_package(ink_package).spec, tmp_path / "model")
+    found = run(package.folder, data)
+    exact, rounded = (draw_cases(replace(found, precision=name), package, data)[0] for name in ("fp32", "bf16"))
+    assert [case.picture for case in exact] == [case.picture for case in rounded]
+    assert any(a.prediction != b.prediction for a, b in zip(exact, rounded, strict=True))
 
 
 def test_pictures_show_the_mean_over_orientations(

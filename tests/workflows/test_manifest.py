@@ -75,12 +75,17 @@ def test_the_home_folder_is_that_of_a_user_only(tmp_path: Path, monkeypatch: pyt
     assert expand(["~scan.tif"]) == expand(["."]) == ([Entry("~scan.tif")], {})
 
 
-def test_a_region_is_numbers_or_a_file_beside_the_manifest(tmp_path: Path) -> None:
+def test_a_region_is_numbers_or_a_file_beside_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "field.geojson").write_text("{}")
     table = tmp_path / "list.csv"
     table.write_text('uri,region\na.tif,"1,2,3,4"\nb.tif,field.geojson\nc.tif,\n')
     assert [entry.region for entry in read_manifest(table)] == ["1,2,3,4", str(tmp_path / "field.geojson"), None]
     assert next(source.region for source in assign_folders(read_manifest(table), tmp_path / "out")) == "1,2,3,4"
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("field.geojson", "elsewhere.gpkg"):
+        (tmp_path / "elsewhere" / name).write_text("{}")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [entry.region for entry in read_manifest(table)][1] == str(tmp_path / "field.geojson")
     table.write_text("uri,region\na.tif,elsewhere.gpkg\n")
     with pytest.raises(DataError, match=r"row 1: region .*elsewhere\.gpkg"):
         read_manifest(table)

@@ -41,7 +41,7 @@ def ending(file: Path) -> tuple[float, float]:
 def test_a_run_that_breaks_off_has_ended_and_failed(tmp_path: Path, error: BaseException, code: int) -> None:
     config = MetricsConfig(file=tmp_path / "unetpp.prom")
     began = time.time()
-    with pytest.raises(type(error)), exported(config, tmp_path, workers=1):
+    with pytest.raises(type(error)), exported(config, tmp_path):
         assert ending(tmp_path / "unetpp.prom") == (-1, 0)
         raise error
     found, finish = ending(tmp_path / "unetpp.prom")
@@ -53,14 +53,14 @@ def test_a_run_without_its_port_has_ended_and_failed(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         config = MetricsConfig(file=tmp_path / "unetpp.prom", port=taken.getsockname()[1])
-        with pytest.raises(ConfigError, match="choose another port"), exported(config, tmp_path, workers=1):
+        with pytest.raises(ConfigError, match="choose another port"), exported(config, tmp_path):
             pass
     assert ending(tmp_path / "unetpp.prom")[0] == 2
 
 
 def test_a_file_without_room_ends_no_run(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
     disk = small_disk(64)
-    with exported(MetricsConfig(file=disk / "unetpp.prom"), tmp_path, workers=1) as metrics:
+    with exported(MetricsConfig(file=disk / "unetpp.prom"), tmp_path) as metrics:
         ballast = fill(disk)
         metrics.update()
         assert "No space left on device; free disk space" in str(metrics.fault)
@@ -70,7 +70,7 @@ def test_a_file_without_room_ends_no_run(small_disk: Callable[[int], Path], tmp_
         assert metrics.fault is None
         fill(disk)
     assert ending(disk / "unetpp.prom")[0] == 0
-    with pytest.raises(OutputError), exported(MetricsConfig(file=disk / "x.prom"), tmp_path, workers=1):
+    with pytest.raises(OutputError), exported(MetricsConfig(file=disk / "x.prom"), tmp_path):
         pass
 
 
@@ -102,8 +102,12 @@ def test_runs_have_no_series_in_common(tmp_path: Path) -> None:
     ]
     seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
     for output, part in runs:
-        with exported(MetricsConfig(file=tmp_path / "unetpp.prom"), output, workers=1, part=part) as metrics:
-            metrics.queued(1, "cpu")
+        with exported(MetricsConfig(file=tmp_path / "unetpp.prom"), output, part=part) as metrics:
+            metrics.queued(1, "cpu", 1)
+            waiting = [
+                line for line in (tmp_path / "unetpp.prom").read_text().splitlines() if "shards_waiting{" in line
+            ]
+            assert waiting[0].endswith(" 1.0"), "a run whose workers never begin would look idle"
             metrics.finished({"done": 1}, 0)
         families = text_string_to_metric_families((tmp_path / "unetpp.prom").read_text(encoding="utf-8"))
         found = {(s.name, frozenset(s.labels.items())) for family in families for s in family.samples}

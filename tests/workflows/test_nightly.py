@@ -209,6 +209,25 @@ def test_three_nights(
     assert ledger(output)["bad.png"]["gone"] is None
 
 
+def test_a_record_that_cannot_be_read_is_told_and_the_others_are_done(
+    config: Path, archive: Path, registered: Callable[..., str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    registered(60, "champion")
+    assert run(config).exit_code == 0
+    (output / "a/record.json").write_text('{"format": 1}')
+    draw(archive / "c.png", 70)
+    (archive / "bad.png").write_bytes(b"no image")
+    result = run(config)
+    assert result.exit_code == 1
+    last = nights(output)[-1]
+    assert last["archive"] == {"new": ["bad", "c"], "changed": [], "again": ["a"], "removed": [], "unchanged": 1}
+    found = {name: image["status"] for name, image in last["images"].items()}
+    assert found == {"a": "failed", "bad": "failed", "c": "done"}
+    assert any("a/record.json is damaged" in line for line in last["problems"])
+    assert any("bad.png" in line for line in last["problems"])
+
+
 def test_a_challenger_that_lacks_shadow_runs_is_judged_again_when_it_has_them(
     config: Path, archive: Path, registered: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -344,10 +363,6 @@ def _hide_the_ledger(output: Path) -> None:
     (output / "nightly/ledger.json").mkdir()
 
 
-def _break_a_record(output: Path) -> None:
-    (output / "a/record.json").write_text('{"format": 1}')
-
-
 def _remove_the_output(output: Path) -> None:
     shutil.rmtree(output)
     output.touch()
@@ -368,7 +383,6 @@ def test_what_nobody_thought_of_is_told(
     [
         (_tear_the_ledger, "ledger: .*ledger.json cannot be read"),
         (_hide_the_ledger, "ledger: .*Is a directory"),
-        (_break_a_record, "sync: .*record.json is damaged"),
         (_remove_the_output, "night: .*choose an output folder"),
     ],
 )

@@ -392,6 +392,11 @@ def test_items_of_a_band_list_have_truths_of_their_own(run: Any, blots: Draw, tm
     assert (first.name, first.record.warning, second.name, second.record.warning) == ("A", None, "B", None)
     assert first.record.iou == {"ink": pytest.approx(100 / INK_PX)}
     assert second.record.iou == {"ink": pytest.approx(INK_PX / (96 * 128))}
+    # Corrected, one of them counts anew, and only that.
+    Image.fromarray(np.full((96, 128), 7, np.uint8)).save(tmp_path / "truths" / "A.png")
+    first, second = run(tmp_path / "list.bands.toml", sets=sets).images
+    assert (first.reused, second.reused) == (False, True)
+    assert first.record.iou == {"ink": pytest.approx(INK_PX / (96 * 128))}
 
 
 def test_a_truth_that_does_not_fit_is_a_warning(run: Any, blots: Draw, tmp_path: Path) -> None:

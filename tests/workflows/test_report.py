@@ -98,6 +98,11 @@ def test_the_page_tells_figures_run_and_model(folder: Path) -> None:
     for fact in ("0.01 mm²", "1,234", "0.876", "1.33 Mpx/s", "56.0%", "nuclei", "MLflow", "aperio"):
         assert fact in text, fact
     assert "shown turned" not in text
+    assert "96 px · pixel size unknown" in text
+    changes = {"grid": {"spacing": {"y": 1.0, "x": 1.0, "unit": "m"}}, "input": {"spacing_override": "0.3 m/px"}}
+    text = " ".join(_Page(write_report(folder, _record(**changes)).read_text()).words)
+    assert "96 px · 1 m/px" in text, "pixels of the result have the size that they have there"
+    assert "pixel size given 0.3 m/px" in text
     turned = _record(input={**_record().input, "orientation": 6})
     assert "orientation 6, not applied" in " ".join(_Page(write_report(folder, turned).read_text()).words)
 

@@ -33,6 +33,8 @@ def test_retry_takes_only_what_failed_or_was_not_finished(
     good, bad = blots("good.png"), blots("bad.png")
     whole = bad.read_bytes()
     bad.write_bytes(whole[:200])
+    with pytest.raises(ConfigError, match=r"none of 2 image\(s\) was begun"):
+        run(ink_package, tmp_path, retry=True)
     assert run(ink_package, tmp_path).exit_code == 1
     blots("new.png")
     assert [(i.name, i.status) for i in run(ink_package, tmp_path, retry=True).images] == [("bad", "failed")]

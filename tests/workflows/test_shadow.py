@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 from click.testing import Result
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.workflows.test_gates import CARD, FACTS
+from unetpp_workflows import pipeline
 from unetpp_workflows.cli import app
+from unetpp_workflows.config import RunConfig
 from unetpp_workflows.mlflow_store import init_store, store_uri
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.registry import register_package
-from unetpp_workflows.shadow import chosen
+from unetpp_workflows.shadow import chosen, run_shadow
 
 
 @pytest.fixture
@@ -105,6 +109,17 @@ def test_the_metrics_are_those_of_the_first_run(versions: None, tmp_path: Path) 
     label = f'output="{tmp_path}/out"'
     assert f"unetpp_run_exit_code{{{label}}} 1.0" in file.read_text()
     assert f'unetpp_images_total{{{label},status="failed"}} 1.0' in file.read_text()
+
+
+def test_a_shadow_that_cannot_run_here_is_told_and_the_call_goes_on(versions: None, tmp_path: Path) -> None:
+    inputs, console = [draw(tmp_path / "in", one=0, two=0)], Console(file=io.StringIO())
+    summary = pipeline.segment(inputs, "models:/ink@champion", tmp_path / "out", console=console)
+    assert summary.exit_code == 0
+    shadow = {"model": "models:/ink@challenger", "share": 1.0}
+    config = RunConfig.model_validate({"shadow": shadow, "engine": {"name": "openvino", "precision": "fp16"}})
+    found = run_shadow(summary, inputs, output=tmp_path / "out", config=config, console=console)
+    assert found.pooled is None
+    assert found.trouble == {"every image": "the openvino engine has no fp16; use --precision bf16 or fp32"}
 
 
 def test_a_wrong_shadow_is_told_before_anything_is_segmented(versions: None, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
-"""A Ray cluster of two nodes on this machine: one is killed in the middle of a training, and the training completes."""
+"""A Ray cluster of two nodes on this machine: a training outlives one that is killed, and says what ends it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unetpp.errors import EngineError
 from unetpp_workflows.recipe import load_recipe
 from unetpp_workflows.training_data import prepared_store
 from unetpp_workflows.training_job import RECIPE, TrainingJob, work
@@ -36,15 +38,27 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     nodes.shutdown()
 
 
+def begun(out: Path, *sets: str) -> TrainingJob:
+    recipe = load_recipe("smoke", [*SETS, *sets])
+    store = prepared_store(recipe, None, out)
+    (out / RECIPE).write_text(recipe.model_dump_json())
+    return TrainingJob(out, store, "cpu")
+
+
+@pytest.mark.slow
+def test_what_ended_a_training_is_said(cluster: Any, tmp_path: Path) -> None:
+    from unetpp_workflows.training_ray import train_on_ray
+
+    job = begun(tmp_path / "out", "train.rate=1e30", "train.warmup=0")
+    with pytest.raises(EngineError, match=r"training on Ray failed: .*TrainingError: step \d+: the loss is .*; give a"):
+        train_on_ray(job, workers=2, failures=0)
+
+
 @pytest.mark.slow
 def test_a_killed_node_costs_no_training(cluster: Any, tmp_path: Path) -> None:
     from unetpp_workflows.training_ray import train_on_ray
 
-    recipe = load_recipe("smoke", SETS)
-    out = tmp_path / "out"
-    store = prepared_store(recipe, None, out)
-    (out / RECIPE).write_text(recipe.model_dump_json())
-    job = TrainingJob(out, store, "cpu")
+    job = begun(tmp_path / "out")
     seen: list[int] = []
 
     def on_entry(entry: dict[str, Any]) -> None:
@@ -57,6 +71,6 @@ def test_a_killed_node_costs_no_training(cluster: Any, tmp_path: Path) -> None:
 
     train_on_ray(job, workers=2, least=1, on_entry=on_entry)
     assert cluster.second is None and max(seen) == 40
-    result = work(TrainingJob(out, store, "cpu", seconds=0.0))
+    result = work(replace(job, seconds=0.0))
     assert result.finished and [epoch.step for epoch in result.history] == [8, 16, 24, 32, 40]
     assert result.history[-1].loss < result.history[0].loss

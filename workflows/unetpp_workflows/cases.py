@@ -6,17 +6,21 @@ are labelled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from unetpp.engine import choose_engine
 from unetpp.geometry import Box
-from unetpp.model.orientations import Tta
+from unetpp.model import halo
 from unetpp.model.turned import averaged
+from unetpp.native.support import WHOLE
 from unetpp.tiling import cut
+from unetpp.train.validate import decide
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, mean_iou
 from unetpp_workflows.prepare.page import jpeg, overlay
 from unetpp_workflows.report import to_rgb
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from unetpp.package import Package
 
 SIDE, EACH, _LOOKED = 256, 4, 12
+Predict = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""(H, W, C) raw pixels -> (K, H, W) logits."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +53,30 @@ def draw_cases(evaluation: Evaluation, package: Package, data: EvaluationData) -
     known = sorted((found for found in figures if np.isfinite(found[0])), key=lambda found: found[0])
     half = min(EACH, (len(known) + 1) // 2)
     worst, best = known[:half], known[::-1][: min(EACH, len(known) - half)]
-    painter = _Painter(package, data, evaluation.tta)
+    painter = _Painter(package, data, _network(package, evaluation))
     return [painter.case(iou, row, worst=True) for iou, row in worst], [
         painter.case(iou, row, worst=False) for iou, row in best
     ]
 
 
-class _Painter:
-    def __init__(self, package: Package, data: EvaluationData, tta: Tta) -> None:
-        import torch
+def _network(package: Package, evaluation: Evaluation) -> Predict:
+    """Return what the evaluation asked for logits."""
+    if evaluation.precision in WHOLE:
+        return choose_engine(package, precision=evaluation.precision, tta=evaluation.tta).logits
+    network = package.load_model()
+    mean, std = (torch.tensor(value)[:, None, None] for value in (package.spec.mean, package.spec.std))
 
-        self._torch = torch
-        self._data, self._spec, self._tta = data, package.spec, tta
-        self._network = package.load_model()
-        self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (package.spec.mean, package.spec.std))
+    def predict(pixels: NDArray[Any]) -> NDArray[np.float32]:
+        x = torch.from_numpy(np.ascontiguousarray(pixels, np.float32)).permute(2, 0, 1)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=evaluation.precision == "bf16"):
+            return averaged(network, ((x - mean) / std)[None], evaluation.tta)[0].float().numpy()
+
+    return predict
+
+
+class _Painter:
+    def __init__(self, package: Package, data: EvaluationData, predict: Predict) -> None:
+        self._data, self._spec, self._network = data, package.spec, predict
 
     def case(self, iou: float, row: dict[str, Any], *, worst: bool) -> Case:
         source, index = self._data.source, int(row["index"])
@@ -89,23 +105,18 @@ class _Painter:
 
     def _predict(self, index: int, box: Box) -> NDArray[np.uint8]:
         """Return the labels of a box as whole-image prediction gives them: it is read with its halo."""
-        from unetpp.train.validate import decide
-
-        torch, network, image = self._torch, self._network, self._data.source.images[index]
-        step, halo = network.multiple, network.halo
+        config, image = self._spec.architecture, self._data.source.images[index]
+        step, around = config.multiple, halo(config)
         ends = [(-(-size // step) * step) for size in (image.height, image.width)]
         read = Box(
-            max(0, box.y0 - halo) // step * step,
-            max(0, box.x0 - halo) // step * step,
-            min(ends[0], -(-(box.y1 + halo) // step) * step),
-            min(ends[1], -(-(box.x1 + halo) // step) * step),
+            max(0, box.y0 - around) // step * step,
+            max(0, box.x0 - around) // step * step,
+            min(ends[0], -(-(box.y1 + around) // step) * step),
+            min(ends[1], -(-(box.x1 + around) // step) * step),
         )
         inside = read.clip(image.height, image.width)
         pixels = cut(self._data.source.read(index, inside).pixels, inside, read, image.height, image.width)
-        x = torch.from_numpy(np.ascontiguousarray(pixels, np.float32)).permute(2, 0, 1)
-        with torch.inference_mode():
-            logits = averaged(network, ((x - self._mean) / self._std)[None], self._tta)[0]
-        labels: NDArray[np.uint8] = decide(logits).numpy()[box.slices(read)]
+        labels: NDArray[np.uint8] = decide(torch.from_numpy(self._network(pixels))).numpy()[box.slices(read)]
         return labels
 
 

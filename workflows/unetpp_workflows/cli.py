@@ -44,6 +44,7 @@ from unetpp_workflows.cli_options import (
     Tta,
     Uncertainty,
     Workers,
+    compute_options,
     input_options,
     reported,
     standard_output,
@@ -215,17 +216,11 @@ def segment(
 
     options = {
         **input_options(model, spacing, mpp, mask, region, tissue, tracking_uri),
-        "engine.name": engine,
-        "engine.precision": precision,
-        "engine.tta": tta,
-        "executor.kind": executor,
-        "executor.workers": workers,
+        **compute_options(executor, workers, engine, precision, tta, probabilities, uncertainty),
         "output.formats": formats,
         "output.instances": instances,
         "shadow.model": shadow,
         "shadow.share": shadow_share,
-        "output.probabilities": probabilities,
-        "output.uncertainty": uncertainty,
         "output.into_source": into_source,
         "metrics.port": metrics_port,
         "metrics.file": metrics_file,
@@ -261,22 +256,34 @@ def plan(
     mask: Mask = None,
     region: Region = None,
     tissue: Tissue = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    engine: Engine = None,
+    precision: Precision = None,
+    tta: Tta = None,
+    probabilities: Probabilities = None,
+    uncertainty: Uncertainty = None,
     tracking_uri: Tracking = None,
     config: Config = None,
     sets: Sets = None,
 ) -> None:
     """Say what a segmentation would do: pixels, shards, tiles, bytes, time, memory, and what is done. Computes nothing.
 
-    The time comes from `unetpp doctor --bench`, run once on this machine; without it it is unknown.
+    Options are those of segment on which that depends. The time comes from `unetpp doctor --bench`, run once on this
+    machine; without it it is unknown.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
         unetpp plan archive/ --model nuclei --output out
+        unetpp plan archive/ -m nuclei -o out --precision fp32 --workers 8 --tta flips
     """
     from unetpp_workflows.config import load_config
     from unetpp_workflows.plan import print_plan
 
-    options = input_options(model, spacing, mpp, mask, region, tissue, tracking_uri)
+    options = {
+        **input_options(model, spacing, mpp, mask, region, tissue, tracking_uri),
+        **compute_options(executor, workers, engine, precision, tta, probabilities, uncertainty),
+    }
     resolved = load_config(config, options=options, sets=sets or ())
     raise typer.Exit(print_plan(inputs, resolved, output, standard_output()))
 

@@ -215,6 +215,26 @@ def input_options(
     }
 
 
+def compute_options(
+    executor: str | None,
+    workers: int | None,
+    engine: str | None,
+    precision: str | None,
+    tta: str | None,
+    probabilities: bool | None,
+    uncertainty: bool | None,
+) -> dict[str, object]:
+    return {
+        "executor.kind": executor,
+        "executor.workers": workers,
+        "engine.name": engine,
+        "engine.precision": precision,
+        "engine.tta": tta,
+        "output.probabilities": probabilities,
+        "output.uncertainty": uncertainty,
+    }
+
+
 def check_folder(option: str, path: Path | None) -> None:
     """Raise `ConfigError` where an option names a folder that is not there."""
     if path is not None and not path.is_dir():

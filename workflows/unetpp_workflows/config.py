@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from unetpp.errors import ConfigError, RegionError, SpacingError
 from unetpp.geometry import Spacing
+from unetpp.io.base import VRT, other_files
 from unetpp.io.remote import is_remote
 from unetpp.io.remote_image import versions
 from unetpp.maps import MAPS, MapName, ordered
@@ -179,22 +180,39 @@ class RunConfig(_Section):
     shadow: ShadowConfig = ShadowConfig()
     metrics: MetricsConfig = MetricsConfig()
 
-    def result_hash(self) -> str:
-        """Return the SHA-256 (hex) of every setting that can change a result; masks and polygons count by content."""
+    def result_hash(self, truth: Path | None = None) -> str:
+        """Return the SHA-256 (hex) of every setting that can change a result; masks and polygons count by content.
+
+        Args:
+            truth: an image's own raster of known labels, where `truth.path` is a folder or it was given apart. It
+                counts by its time: an archive's rasters are too many to be read by every call.
+        """
         values = self.model_dump(mode="json", include={"input", "tiling", "engine", "truth"})
         if self.engine.tta == "none":
             del values["engine"]["tta"]  # the hash of versions that had none
         if self.input.region is None:
             del values["input"]["region"]
         elif (file := parse_region(self.input.region).file) is not None:
-            values["input"]["region_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+            values["input"]["region_sha256"] = _content(file)
         if self.input.mask is not None and is_remote(self.input.mask):
             values["input"]["mask"] = versions(self.input.mask)
         for section, key in (("input", "mask"), ("truth", "path")):
             path = Path(values[section][key]) if isinstance(values[section][key], str) else None
             if path and path.is_file():
-                values[section][key] = hashlib.sha256(path.read_bytes()).hexdigest()
+                values[section][key] = _content(path)
+        if truth is not None and truth != self.truth.path and truth.is_file():
+            values["truth"]["path"] = f"{truth.name} {truth.stat().st_size} {truth.stat().st_mtime_ns}"
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _content(file: Path) -> str:
+    """Return the SHA-256 (hex) of a file and of what belongs to it; rasters of a VRT, maybe large, count by time."""
+    digest = hashlib.sha256(file.read_bytes())
+    for other in other_files(file):
+        facts = other.stat()
+        virtual = file.suffix.lower() == VRT
+        digest.update(f"{other.name} {facts.st_size} {facts.st_mtime_ns}".encode() if virtual else other.read_bytes())
+    return digest.hexdigest()
 
 
 def load_config(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from unetpp.durable import output_errors
@@ -108,7 +108,11 @@ def _own(output: Path) -> list[Path]:
 
 def _size(path: Path) -> int:
     files = (inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else (path,)
-    return sum(file.stat().st_size for file in files)
+    size = 0
+    for file in files:
+        with suppress(FileNotFoundError):  # a run that is alive has moved it to its place
+            size += file.stat().st_size
+    return size
 
 
 def _delete(path: Path) -> None:

@@ -139,7 +139,10 @@ def _kind(before: tuple[str | None, str] | None, entry: Entry, source: Source) -
         return "new"
     if before[0] != entry.stamp or before[1] == "changed":
         return "changed"
-    record = ImageRecord.read(source.folder)
+    try:
+        record = ImageRecord.read(source.folder)
+    except StoreError:
+        return "again"  # and then it is said what is wrong with it
     # With a warning it is segmented but not recorded: that is made up for.
     finished = record is not None and record.status in _FINISHED and record.warning is None
     return None if finished and before[1] in _FINISHED else "again"

@@ -112,14 +112,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _region(text: str, folder: str, where: str) -> str:
     """Return a region whose file, if it is one, starts from the manifest's folder."""
-    for candidate in (text, placed(folder, text)):
-        try:
-            parse_region(candidate)
-        except RegionError as error:
-            problem = error
-        else:
-            return candidate
-    raise DataError(f"{where}: {problem}")
+    problem, own = None, placed(folder, text)
+    try:
+        if parse_region(text).numbers is not None:
+            return text
+        # A file of that name in the current folder is another one.
+    except RegionError as error:
+        problem = error
+    try:
+        parse_region(own)
+    except RegionError as error:
+        raise DataError(f"{where}: {problem or error}") from None
+    return own
 
 
 def _image(item: stac.Item, place: str) -> stac.Asset:

@@ -33,7 +33,6 @@ class RunMetrics:
 
     Args:
         output: folder that the run writes.
-        workers: shards that compute at once, for the busy share.
         file: text file that is kept up to date, or None.
         part: which part of the archive the run computes, as in "3/8".
         every: hours until the next run is due, where a schedule starts them.
@@ -45,7 +44,6 @@ class RunMetrics:
     def __init__(
         self,
         output: Path,
-        workers: int,
         file: Path | None = None,
         *,
         part: str | None = None,
@@ -55,7 +53,7 @@ class RunMetrics:
         # Labels are UTF-8, which names of folders need not be.
         self._run = {"output": str(output.resolve()).encode(errors="backslashreplace").decode()}
         self._run |= {} if part is None else {"part": part}
-        self._workers, self._file = workers, file
+        self._workers, self._file = 1, file
         self._began = self._queued = time.time()
         self.fault: OutputError | None = None
         self._written = 0.0
@@ -83,11 +81,12 @@ class RunMetrics:
         self._busy = self._gauge("device_busy_ratio", "Share of the time that workers spent computing.", "device")
         self._stages = {stage: self._seconds.labels(**self._run, stage=stage) for stage in STAGES}
 
-    def queued(self, shards: int, device: str) -> None:
-        """Say how many shards are to be done, and on what: "cpu" or "cuda"."""
-        self._waiting, self._queued = shards, time.time()
+    def queued(self, shards: int, device: str, workers: int) -> None:
+        """Say how many shards are to be done, on what ("cpu" or "cuda"), and how many compute at the same time."""
+        self._waiting, self._queued, self._workers = shards, time.time(), workers
         self._busy.labels(**self._run, device=device).set_function(self._busy_share)
         self._settle(0)
+        self.update()  # the next shard may never be settled, which this file is to tell
 
     def committed(self, record: CommitRecord) -> None:
         """Count a shard that this run committed."""
@@ -147,17 +146,17 @@ class RunMetrics:
 
 
 @contextmanager
-def exported(config: MetricsConfig, output: Path, workers: int, *, part: str | None = None) -> Iterator[RunMetrics]:
+def exported(config: MetricsConfig, output: Path, *, part: str | None = None) -> Iterator[RunMetrics]:
     """Serve and write the metrics of the run in this block; the file stays, and says how the block was left.
 
     Args:
-        output, workers, part: see `RunMetrics`.
+        output, part: see `RunMetrics`.
 
     Raises:
         ConfigError: the port is taken.
         OutputError: the file cannot be begun.
     """
-    metrics = RunMetrics(output, workers, config.file, part=part, every=config.every)
+    metrics = RunMetrics(output, config.file, part=part, every=config.every)
     metrics.write()
     try:
         with _served(config, metrics):
@@ -191,6 +190,6 @@ def _served(config: MetricsConfig, metrics: RunMetrics) -> Iterator[None]:
 
 def write_end(config: MetricsConfig, output: Path, code: int) -> None:
     """Write that a run without shards has ended now, in the place of what the file says. Raises `OutputError`."""
-    metrics = RunMetrics(output, 1, config.file, every=config.every)
+    metrics = RunMetrics(output, config.file, every=config.every)
     metrics.finished({}, code)
     metrics.write()

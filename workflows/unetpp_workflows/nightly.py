@@ -39,6 +39,7 @@ from unetpp_workflows.steps import utc_now
 
 if TYPE_CHECKING:
     from unetpp_workflows.gates import Gates
+    from unetpp_workflows.summary import ImageResult
 
 FOLDER = "nightly"
 BUSY = 75
@@ -261,7 +262,7 @@ def _segment(config: NightlyConfig, found: Sync, ledger: Ledger, night: Night, c
     for image in summary.images:
         if image.uri not in chosen:
             continue
-        model = image.record.model.get("uri") if image.record and image.record.model else None
+        model = _model_of(image)
         night.champion = night.champion or model
         night.images[image.name] = {"status": image.status, "message": image.message, "model": model}
         ledger.settle(image.uri, image.status, model, night.started)
@@ -269,6 +270,15 @@ def _segment(config: NightlyConfig, found: Sync, ledger: Ledger, night: Night, c
             night.problems.append(str(image.message))
         elif image.status == "partial" or image.warning:
             night.problems.append(f"{image.name}: {image.warning or image.message}")
+
+
+def _model_of(image: ImageResult) -> str | None:
+    """Return the model that an image's record names, None where there is no record, or none that can be read."""
+    try:
+        record = image.record
+    except StoreError:
+        return None  # the image failed by it
+    return record.model.get("uri") if record is not None else None
 
 
 def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, night: Night, console: Console) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from unetpp.errors import ConfigError, StoreError, UnetppError
+from unetpp.errors import ConfigError, EngineError, ModelPackageError, StoreError, UnetppError
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
@@ -30,7 +30,7 @@ from unetpp_workflows.pipeline import find_sources, make_folder, run_shards, sta
 from unetpp_workflows.preparing import Prepared, prepared
 from unetpp_workflows.progress import Display
 from unetpp_workflows.record import ImageRecord
-from unetpp_workflows.steps import Call, reuse, shown_config, stored_config_hash
+from unetpp_workflows.steps import Call, result_hash, reuse, shown_config, stored_config_hash
 from unetpp_workflows.summary import ImageResult
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def segment_part(
     """Prepare the images (part 0) or compute the part's shards; returns the exit code: 1 where anything failed.
 
     Raises:
-        ModelNotFoundError, ModelPackageError, ConfigError: nothing can be segmented at all.
+        ModelNotFoundError, ModelPackageError, ConfigError, EngineError: nothing can be segmented at all.
         StoreError: the same part, or a call without a part, is running.
     """
     display = Display(console)
@@ -79,7 +79,7 @@ def segment_part(
     # The preparation writes what every part reads: it has the folder for itself.
     with (
         Lease(output, part=name if part.index else None) as lease,
-        exported(config.metrics, output, call.workers, part=str(part)) as metrics,
+        exported(config.metrics, output, part=str(part)) as metrics,
         closing(EventLog(output)) as log,
     ):
         sources, unnamed = find_sources(inputs, output)
@@ -89,6 +89,8 @@ def segment_part(
         for source in sources:
             try:
                 found = _job(call, source, part)
+            except (EngineError, ModelPackageError):
+                raise
             except (UnetppError, OSError) as error:
                 faults.append(" ".join(str(error).split()))
                 continue
@@ -137,7 +139,7 @@ def _prepared_before(call: Call, source: Source, part: Part) -> Prepared:
     same = (
         job is not None
         and job.model_ref["digest"] == call.package.digest
-        and stored_config_hash(source.folder) == call.config_of(source).result_hash()
+        and stored_config_hash(source.folder) == result_hash(call, source)
         and job.fingerprint == fingerprint(source.uri)
     )
     if job is None or not same:

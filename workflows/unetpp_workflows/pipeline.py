@@ -76,6 +76,7 @@ def segment(
 
     Raises:
         ModelNotFoundError, ModelPackageError, ConfigError: Nothing can be segmented at all.
+        EngineError: This machine cannot run the model as the configuration wants it.
         StoreError: Another run is writing the output folder.
         OutputError: The output folder cannot be made. What is wrong with single images is in the summary instead.
     """
@@ -86,11 +87,11 @@ def segment(
     make_folder(output)
     with (
         Lease(output) as lease,
-        exported(call.config.metrics, output, call.workers) as metrics,
+        exported(call.config.metrics, output) as metrics,
         closing(EventLog(output)) as log,
     ):
         sources, results = find_sources([inputs] if isinstance(inputs, str | Path) else inputs, output)
-        sources = [source for source in sources if selection.takes(source)]
+        sources = selection.of(sources)
         log.write("run_started", images=len(sources), model=call.model.reference(), config=shown_config(call.config))
         found: list[Prepared] = []
         with rare_collections(len(sources)), _cluster(call):
@@ -279,7 +280,7 @@ def run_shards(
     """Compute the shards of all images in one queue under one progress display; `before` were done by earlier calls."""
     total = sum(len(ready.places) for ready in found)
     options = call.config.executor
-    metrics.queued(total, found[0].job.engine.device)
+    metrics.queued(total, found[0].job.engine.device, call.workers)
     title = f"segmenting {len(found)} image{'s' if len(found) > 1 else ''}"
     with display.shards(total, title, note, before=before) as (meter, shown):
 

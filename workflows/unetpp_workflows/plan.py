@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from unetpp.errors import UnetppError
+from unetpp.errors import EngineError, ModelPackageError, UnetppError
 from unetpp.geometry import Box
 from unetpp.model.orientations import turns
 from unetpp.region import Region
@@ -69,7 +69,11 @@ class ImagePlan:
 
 
 def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, console: Console) -> int:
-    """Print the plan of every image and their sum; returns the exit code: 1 where an image cannot be planned."""
+    """Print the plan of every image and their sum; returns the exit code: 1 where an image cannot be planned.
+
+    Raises:
+        EngineError, ModelPackageError: see `unetpp_workflows.preparing.prepared`.
+    """
     call = start_call(config, None, {})
     sources, unnamed = find_sources(inputs, output or Path("segmented"))
     measured = load()
@@ -78,6 +82,8 @@ def print_plan(inputs: Iterable[str], config: RunConfig, output: Path | None, co
     for source in sources:
         try:
             plans.append(plan_image(call, source, measured))
+        except (EngineError, ModelPackageError):
+            raise
         except (UnetppError, OSError) as error:
             problems.append(" ".join(str(error).split()))
     if plans:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unetpp.errors import EngineError
+from unetpp.errors import EngineError, ModelPackageError
 from unetpp_workflows.inputs import Source, owner
 from unetpp_workflows.machine import cpu_count
 from unetpp_workflows.record import ImageRecord
@@ -98,7 +98,11 @@ def _prepared_there(
 
 
 def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | ImageResult:
-    """Return an image's job, ready to be computed, or its result where nothing is to do or it cannot be prepared."""
+    """Return an image's job, ready to be computed, or its result where nothing is to do or it cannot be prepared.
+
+    Raises:
+        EngineError, ModelPackageError: the model cannot run here as the call wants it: no image of it would end better.
+    """
     from unetpp_workflows.executors.base import pending_places
 
     try:
@@ -111,6 +115,8 @@ def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | I
         # A copy, without what the job has opened: a call may keep a million.
         replaces = before is not None and before.status == "done" and before.key != job.key
         return Prepared(source, replace(job), places, call.seconds[source.uri], replaces)
+    except (EngineError, ModelPackageError):
+        raise
     except Exception as error:  # noqa: BLE001 (one bad image of an archive must not stop the others; it is reported)
         return failed(source, error)
 

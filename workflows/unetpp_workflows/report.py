@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from unetpp.durable import write_file
 from unetpp.errors import StoreError, one_line
+from unetpp.geometry import Spacing
 from unetpp.model.orientations import Tta, turns
 from unetpp_workflows.drift import words
 from unetpp_workflows.record import ImageRecord
@@ -246,7 +247,8 @@ def _lead(record: ImageRecord) -> str:
     version = f" version {record.model['version']}" if record.model.get("version") else ""
     model = f"model {record.model.get('name', '?')}{version}"
     moment = record.finished[:16].replace("T", " ")
-    return " · ".join((size, record.input.get("spacing") or "pixel size unknown", model, f"{moment} UTC"))
+    pixel = record.grid.get("spacing")
+    return " · ".join((size, str(Spacing(**pixel)) if pixel else "pixel size unknown", model, f"{moment} UTC"))
 
 
 def _figures_note(record: ImageRecord) -> str:
@@ -281,6 +283,7 @@ def _tables(record: ImageRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("bands", ", ".join(record.input.get("bands", [])) or _NONE),
         *([("shown turned", f"orientation {turned}, not applied: all lies on the stored pixels")] if turned else []),
         ("pixel size", record.input.get("spacing") or "unknown"),
+        *([("pixel size given", given)] if (given := record.input.get("spacing_override")) else []),
         ("CRS", crs_name(record.input.get("crs"))),
         ("fingerprint", str(record.input.get("fingerprint", _NONE))[:16]),
     ]

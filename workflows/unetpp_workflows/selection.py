@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,16 @@ class Selection:
     since: datetime | None = None
     force: bool = False
     only: frozenset[str] | None = None
+
+    def of(self, sources: Sequence[Source]) -> list[Source]:
+        """Return the images that are to be worked on.
+
+        Raises:
+            ConfigError: a retry where no image was begun: the run before it failed too early to leave any.
+        """
+        if self.retry and sources and not any(source.folder.is_dir() for source in sources):
+            raise ConfigError(f"nothing to retry: none of {len(sources)} image(s) was begun; run this without --retry")
+        return [source for source in sources if self.takes(source)]
 
     def takes(self, source: Source) -> bool:
         """Say whether an image is to be worked on."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unetpp.errors import ConfigError, UnetppError
+from unetpp.errors import ConfigError, EngineError, ModelPackageError, UnetppError
 from unetpp.levels import NO_DATA
 from unetpp_workflows.config import MetricsConfig, OutputConfig, RunConfig, ShadowConfig
 from unetpp_workflows.record import ImageRecord
@@ -109,14 +109,18 @@ def run_shadow(
             "metrics": MetricsConfig(),  # the file is to say how the first run ended
         }
     )
-    second = segment(
-        inputs,
-        model.folder if model.version is None else model.uri,
-        output / FOLDER / model.digest[:_DIGEST_CHARS],
-        config=own,
-        selection=Selection(only=frozenset(taken)),
-        console=console,
-    )
+    try:
+        second = segment(
+            inputs,
+            model.folder if model.version is None else model.uri,
+            output / FOLDER / model.digest[:_DIGEST_CHARS],
+            config=own,
+            selection=Selection(only=frozenset(taken)),
+            console=console,
+        )
+    except (EngineError, ModelPackageError) as error:  # of this model: the first one's results are as they were
+        found.trouble["every image"] = str(error)
+        return found
     found.trouble.update({f"{FOLDER} {number}": fault for number, fault in enumerate(second.faults, 1)})
     with Lease(output):
         for image in second.images:

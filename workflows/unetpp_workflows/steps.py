@@ -106,7 +106,7 @@ def reuse(call: Call, source: Source) -> ImageResult | None:
     record = ImageRecord.read(source.folder)
     if record is None or record.status not in ("done", "empty") or record.output_format != OUTPUT_FORMAT:
         return None
-    configured = record.config_hash == call.config_of(source).result_hash()
+    configured = record.config_hash == result_hash(call, source)
     same = configured and record.model.get("digest") == call.package.digest
     recorded = record.warning is None and (record.tracking_run is not None or not call.config.tracking.enabled)
     there = _has_formats(call, record) and all((source.folder / path).exists() for path in record.outputs.values())
@@ -147,8 +147,17 @@ def prepare(call: Call, source: Source, *, anew: bool = False) -> SegmentJob:
         discard_products(source.folder)
     (source.folder / ITEM).unlink(missing_ok=True)
     (source.folder / RECORD).unlink(missing_ok=True)  # from here on the folder is this job's, and not finished
-    write_json(source.folder / CONFIG, {"config": shown_config(config), "hash": config.result_hash()})
+    write_json(source.folder / CONFIG, {"config": shown_config(config), "hash": result_hash(call, source)})
     return job
+
+
+def result_hash(call: Call, source: Source) -> str:
+    """Return the hash of all that can change an image's result but the image and the model."""
+    try:
+        truth = _truth(call, source.uri, source.folder.name)
+    except UnetppError:
+        truth = None  # the folder has none for this image, which is said where it is scored
+    return call.config_of(source).result_hash(truth.path if truth is not None else None)
 
 
 def stored_config_hash(folder: Path) -> str | None:
@@ -303,7 +312,7 @@ def _record(call: Call, source: Source, job: SegmentJob, state: Progress, failur
         },
         key=job.key,
         config=shown_config(config),
-        config_hash=config.result_hash(),
+        config_hash=result_hash(call, source),
         engine=job.engine.to_json(),
         executor={**call.config.executor.model_dump(exclude={"address"}), "workers": call.workers},
         grid=job.grid.to_json(),
@@ -342,20 +351,28 @@ def _looked_at(call: Call, job: SegmentJob) -> Profile:
 
 def _scored(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
     """Return the record with the IoU where there is a truth; a truth that does not fit is only a warning."""
-    from unetpp.io.bands import split_item
-    from unetpp.io.video import split_frame
-    from unetpp_workflows.truth import Truth, find_truth, score
+    from unetpp_workflows.truth import score
 
-    truth = call.truths.get(identity(job.uri))
     try:
-        if truth is None and call.config.truth.path is not None:
-            # Frames of a video and items of a band list share a file: their folders have names of their own.
-            alone = split_frame(job.uri) is None and split_item(job.uri) is None
-            path = find_truth(call.config.truth.path, Path(job.uri).stem if alone else job.out.name)
-            truth = Truth(path, call.config.truth.classes)
+        truth = _truth(call, job.uri, job.out.name)
         return replace(record, iou=score(job.store, job.grid, job.classes, truth)) if truth else record
     except UnetppError as error:
         return replace(record, warning=f"not scored: {error}")
+
+
+def _truth(call: Call, uri: str, name: str) -> Truth | None:
+    """Return the known labels of an image whose folder has this name. Raises `DataError` where a folder lacks them."""
+    from unetpp.io.bands import split_item
+    from unetpp.io.video import split_frame
+    from unetpp_workflows.truth import Truth, find_truth
+
+    known = call.truths.get(identity(uri))
+    if known is not None or call.config.truth.path is None:
+        return known
+    # Frames of a video and items of a band list share a file: their folders have names of their own.
+    alone = split_frame(uri) is None and split_item(uri) is None
+    path = find_truth(call.config.truth.path, Path(uri).stem if alone else name)
+    return Truth(path, call.config.truth.classes)
 
 
 def _labelled(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:

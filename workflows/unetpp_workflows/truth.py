@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,17 @@ def find_truth(path: Path, name: str) -> Path:
     """
     if not path.is_dir():
         return path
-    for file in sorted(path.iterdir()):
-        if file.stem == name and file.is_file():
-            return file
-    raise DataError(f"{path}: no truth named {name}; give each image a raster of its name")
+    found = _by_stem(path, path.stat().st_mtime_ns).get(name)
+    if found is None:
+        raise DataError(f"{path}: no truth named {name}; give each image a raster of its name")
+    return found
+
+
+# Every image of an archive asks for its own.
+@lru_cache(maxsize=4)
+def _by_stem(folder: Path, _changed: int) -> dict[str, Path]:
+    """Return the files of a folder by stem, of several with the same the first by name."""
+    return {file.stem: file for file in sorted(folder.iterdir(), reverse=True) if file.is_file()}
 
 
 def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], truth: Truth) -> dict[str, float]:
