@@ -95,6 +95,16 @@ def test_orientations_make_another_evaluation(
     assert "3 images in 3 groups, mean over 8 orientations (d4)" in text.getvalue()
 
 
+def test_a_class_that_the_truth_lacks_decides_nothing() -> None:
+    """Else the worse of two models would win, where the better one sees that class in one pixel."""
+    better = np.array([[90, 9, 1], [10, 90, 0], [0, 0, 0]])
+    worse = np.array([[80, 20, 0], [20, 80, 0], [0, 0, 0]])
+    assert mean_iou(better) == pytest.approx((90 / 110 + 90 / 109) / 2)
+    assert mean_iou(worse) == pytest.approx(80 / 120)
+    # Of two classes the one that counts may have been found where it is not.
+    assert mean_iou(np.array([[99, 1], [0, 0]])) == 0 and np.isnan(mean_iou(np.array([[100, 0], [0, 0]])))
+
+
 def unsure(spec: ModelSpec, folder: Path) -> Package:
     """A network of random weights, whose logit is near zero in many pixels: rounding tells there."""
     spec = replace(spec, architecture=GridConfig(classes=1, filters=(4, 8)))
