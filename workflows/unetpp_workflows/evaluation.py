@@ -254,7 +254,7 @@ def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None
 
 
 def mean_iou(confusion: NDArray[Any]) -> float:
-    """Return what models are compared by: the foreground's IoU of two classes, of more the mean over those in the truth.
+    """Return what models are compared by: the foreground's IoU of two classes, of more the mean over the truth's own.
 
     NaN where truth and prediction hold none of them, as of an image without foreground in which none was found. Of more
     than two, a class that the truth lacks is left out even where it was predicted: those pixels are missed by the
