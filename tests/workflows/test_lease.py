@@ -140,9 +140,19 @@ def test_a_reused_process_number_is_no_holder(tmp_path: Path) -> None:
     with Lease(tmp_path):
         facts = (tmp_path / LEASE).read_text()
     (tmp_path / LEASE).write_text(facts)
-    change(tmp_path, process_started=1.0, id="other")
+    change(tmp_path, process_began=1, id="other")
     with Lease(tmp_path):
         pass
+
+
+def test_a_clock_that_is_set_makes_no_other_process_of_a_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lease(tmp_path):
+        began = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: began(process) + 2.0)  # of the clock
+        with pytest.raises(StoreError, match="being written by process"), Lease(tmp_path):
+            pass
 
 
 def test_a_holder_renews_and_learns_that_it_was_replaced(tmp_path: Path) -> None:

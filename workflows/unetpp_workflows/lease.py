@@ -53,7 +53,7 @@ class Lease:
             "id": uuid.uuid4().hex,
             **_place(),
             "pid": os.getpid(),
-            "process_started": psutil.Process().create_time(),
+            "process_began": _began(os.getpid()),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._stop = threading.Event()
@@ -162,9 +162,22 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     if "boot" not in here or any(holder.get(name) != value for name, value in here.items()):
         return bool(time.time() > holder["expires"])
     try:
-        process = psutil.Process(holder["pid"])
-        # A later process may have got the same number.
-        other = abs(process.create_time() - holder.get("process_started", 0.0)) > 1.0
-        return bool(other or process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+        # A later process may have got the same number. Older versions did not say.
+        other = holder.get("process_began") not in (None, _began(holder["pid"]))
+        return bool(other or psutil.Process(holder["pid"]).status() == psutil.STATUS_ZOMBIE)
+    except (psutil.NoSuchProcess, OSError):
         return True
+
+
+def _began(pid: int) -> int | None:
+    """Return when a process began in ticks since the machine's boot, None on other systems than Linux.
+
+    psutil says it in the time of a clock, which is set now and then: a run that lives would count as another one.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    if not Path("/proc/self/stat").exists():
+        return None
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return int(fields[19])  # the 22nd of all, see proc(5)
