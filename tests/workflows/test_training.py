@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from tests.disk import fill
 from unetpp.errors import ConfigError, DataError, EngineError, OutputError, PromotionError, StoreError
 from unetpp.model import halo
-from unetpp.package import load_package
+from unetpp.package import SPEC, load_package
 from unetpp_workflows.cli import app
 from unetpp_workflows.evaluation import EvaluationData, check_fit
 from unetpp_workflows.figures import plain
@@ -142,6 +142,16 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(EngineError, match="device cuda: torch sees no GPU here"):
             run(tmp_path, None, device="cuda")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_head_without_a_gpu_packages_what_workers_with_gpus_trained(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path, store, register=False)[0] == 0
+    (tmp_path / SPEC).unlink()  # as the workers leave it
+    monkeypatch.setattr("unetpp_workflows.training_ray.train_on_ray", lambda *_, **__: None)  # none has a GPU here
+    assert run(tmp_path, store, register=False, workers=2, device="cuda")[0] == 0
+    assert load_package(tmp_path).spec.training["validation"] == ["drawn_1"]
 
 
 def test_more_workers_than_patches_are_refused_before_any_is_started(tmp_path: Path) -> None:

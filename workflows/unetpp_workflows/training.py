@@ -100,8 +100,9 @@ def run_training(
         EngineError: workers failed too often, or there is no such device.
     """
     options = options or TrainOptions()
-    if options.workers == 1 and options.address is None:
-        device(options.device)  # better known before the data is prepared
+    # Workers of Ray have the device that was asked for; what is to be done here takes what there is.
+    here = options.device if _alone(options) else "auto"
+    device(here)  # better known before the data is prepared
     config = with_start(load_recipe(recipe, sets), output, tracking_uri=options.tracking_uri)
     check_network(config)
     check_batch(config.train, options.workers)  # a worker that refuses would be started again and again
@@ -128,7 +129,7 @@ def run_training(
             return TIME_UP
         command = shlex.join(["unetpp", "train", str(recipe), "--data", "DATA", "--output", f"runs/{Path(recipe).stem}",
                               *(part for setting in sets for part in ("--set", setting))])  # fmt: skip
-        package = _package(config, found, result, output, start, command, device(options.device), console)
+        package = _package(config, found, result, output, start, command, device(here), console)
     except BaseException:
         watcher.close("FAILED")
         raise
@@ -245,14 +246,19 @@ def _check(config: Recipe, data: TrainingData, store: Path, start: StartingPoint
     )
 
 
+def _alone(options: TrainOptions) -> bool:
+    """Say whether this process trains, and not workers of Ray."""
+    return options.workers == 1 and options.address is None
+
+
 def _train(job: TrainingJob, options: TrainOptions, watcher: _Watcher) -> TrainResult:
-    if options.workers == 1 and options.address is None:
+    if _alone(options):
         return work(job, on_step=watcher.step, on_epoch=lambda epoch: watcher.epoch(asdict(epoch)))
     from unetpp_workflows.training_ray import train_on_ray
 
     train_on_ray(job, workers=options.workers, least=options.least, address=options.address, on_entry=watcher.entry)
     # Every worker has ended behind the same checkpoint: this call only reads it.
-    return work(replace(job, seconds=0.0))
+    return work(replace(job, seconds=0.0, device="auto"))
 
 
 def _package(
