@@ -218,13 +218,15 @@ def sweep(arguments: argparse.Namespace) -> None:
     ready()
 
     def time_all(settings: Sequence[Setting]) -> Setting:
+        found: dict[Setting, list[float]] = {setting: [] for setting in settings}
         for setting in ROUNDS * [*settings]:
             precision, layout, tile, batch = setting
             logits = logits_of(network, precision, layout)
             image = torch.randint(0, 256, (batch, 3, tile, tile)).float()
             speed = throughput(lambda call=logits, x=image: call(x), image[:, 0].numel(), 1)
-            speeds.setdefault(setting, []).append(round(speed, 4))
-        return max(settings, key=lambda setting: statistics.median(speeds[setting]))
+            found[setting].append(round(speed, 4))
+        speeds.update(found)
+        return max(found, key=lambda setting: statistics.median(found[setting]))
 
     precisions = ("fp32", "bf16") if arguments.bf16 else ("fp32",)
     best = time_all([(name, layout, 512, 1) for name in precisions for layout in ("channels_last", "contiguous")])

@@ -267,5 +267,6 @@ class Body:
 
     def _least(self, value: Any) -> Any:
         """Return what can be stored: the largest number for what is more or not a number."""
+        assert self.target.most is not None  # of maps of whole numbers
         most = self.constants(float(self.target.most))
         return self.builder.select(self.builder.fcmp_ordered("<", value, most), value, most)
