@@ -269,8 +269,8 @@ def plan(
 ) -> None:
     """Say what a segmentation would do: pixels, shards, tiles, bytes, time, memory, and what is done. Computes nothing.
 
-    Options are those of segment on which that depends. The time comes from `unetpp doctor --bench`, run once on this
-    machine; without it it is unknown.
+    It takes the options of segment on which that depends. The time comes from `unetpp doctor --bench`, run once on
+    this machine; without it it is unknown.
 
     [bold]Examples[/]
 
