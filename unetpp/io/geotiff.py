@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as GdalWindow
 
-from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError, UnetppError
+from unetpp.errors import CorruptImageError, ImageFormatError, ImageTooLargeError
 from unetpp.geometry import Box
 from unetpp.io.base import JP2, SIDECARS, VRT, Mask, Pixels, existing
 from unetpp.io.gdal import Dataset, bound_cache
 from unetpp.io.georeference import georeference
 from unetpp.io.reader import MAX_DECODED_PIXELS, ReaderBase, both, first_line, make_levels, valid_samples
-from unetpp.io.remote import RemoteFile, RemoteObject
-from unetpp.io.tiff import DECODE_ERRORS, MASK, count_images
+from unetpp.io.remote import RemoteObject
+from unetpp.io.tiff import MASK, count_images, mask_sizes
 
 _DRIVERS, _FORMATS = {VRT: "VRT", JP2: "JP2OpenJPEG"}, {VRT: "vrt", JP2: "jp2"}
 """By suffix; all else is a GeoTIFF."""
@@ -103,7 +102,7 @@ class SceneRaster(ReaderBase):
         if not self._masked or len(sizes) == 1:
             return len(sizes)
         # An overview inside a TIFF has its image's flags, mask or not; without one GDAL makes up that all is valid.
-        stored = self._mask_sizes() if self._driver == "GTiff" else set(sizes)
+        stored = self._stored_masks() if self._driver == "GTiff" else set(sizes)
         flags = [self._dataset(level).run(self._mask_flags) for level in range(len(sizes))]
         missing = (i for i, size in enumerate(sizes) if i and (flags[i] != flags[0] or size not in stored))
         return next(missing, len(sizes))
@@ -111,7 +110,7 @@ class SceneRaster(ReaderBase):
     def _mask_flags(self, dataset: Any) -> list[Any]:
         return [dataset.mask_flag_enums[i - 1] for i in self._masked]
 
-    def _mask_sizes(self) -> set[tuple[int, int]]:
+    def _stored_masks(self) -> set[tuple[int, int]]:
         """Return (height, width) of all masks in a TIFF and beside it: GDAL finds an overview's by its size."""
         files: dict[str, Path | RemoteObject] = {}
         if isinstance(self._source, Path):
@@ -119,7 +118,7 @@ class SceneRaster(ReaderBase):
             files.update({file.name: file for file in (self._source, *existing(beside))})
         else:
             files.update(self._source)
-        return {size for name, file in files.items() for size in _mask_sizes(file, name.endswith(_MASK_FILES))}
+        return {size for name, file in files.items() for size in mask_sizes(file, all_pages=name.endswith(_MASK_FILES))}
 
     def _dataset(self, level: int) -> Dataset:
         """Return this thread's own handle on one level."""
@@ -166,18 +165,6 @@ class SceneRaster(ReaderBase):
                 dataset.close()
             self._open_datasets.clear()
         self._local = threading.local()
-
-
-def _mask_sizes(source: Path | RemoteObject, all_masks: bool) -> list[tuple[int, int]]:
-    """Return (height, width) of a TIFF's masks, or of all its pages; none where the file is no readable TIFF."""
-    try:
-        with tifffile.TiffFile(source if isinstance(source, Path) else RemoteFile(source)) as file:
-            pages: list[Any] = list(file.pages)
-            return [(page.imagelength, page.imagewidth) for page in pages if all_masks or page.is_mask]
-    except UnetppError:
-        raise
-    except (tifffile.TiffFileError, *DECODE_ERRORS):
-        return []
 
 
 def vrt_sources(path: Path) -> list[Path]:

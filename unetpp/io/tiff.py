@@ -292,6 +292,18 @@ def count_images(source: Path | RemoteObject) -> int:
         return sum(_is_peer(page, first) for page in file.pages)
 
 
+def mask_sizes(source: Path | RemoteObject, *, all_pages: bool) -> list[tuple[int, int]]:
+    """Return (height, width) of a TIFF's masks, or of all its pages; none where the file is no readable TIFF."""
+    try:
+        with _tiff_file(source) as file:
+            pages: list[Any] = list(file.pages)
+            return [(page.imagelength, page.imagewidth) for page in pages if all_pages or page.is_mask]
+    except UnetppError:
+        raise
+    except (tifffile.TiffFileError, *DECODE_ERRORS):
+        return []
+
+
 @functools.cache
 def _decoders() -> ThreadPoolExecutor:
     """Return the threads that decode for all readers of this process."""
