@@ -165,8 +165,10 @@ def _is_gone(holder: dict[str, Any]) -> bool:
         # A later process may have got the same number. Older versions did not say.
         other = holder.get("process_began") not in (None, _began(holder["pid"]))
         return bool(other or psutil.Process(holder["pid"]).status() == psutil.STATUS_ZOMBIE)
-    except (psutil.NoSuchProcess, OSError):
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
+    except (psutil.AccessDenied, PermissionError):
+        return False  # it is there, though another user's and hidden
 
 
 def _began(pid: int) -> int | None:
