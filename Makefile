@@ -166,7 +166,7 @@ $(TIA_STAMP): tests/benchmarks/tiatoolbox.txt
 	@touch $(TIA_STAMP)
 
 cpu-bench: $(BENCH_STAMP)
-	@PYTHONPATH=.:kernels:workflows $(BENCH) tests/benchmarks/cpu.py
+	@PYTHONPATH=.:kernels $(BENCH) tests/benchmarks/cpu.py
 	@$(BENCH) tests/readme.py
 
 wheel-test: $(STAMP)
