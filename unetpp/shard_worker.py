@@ -15,7 +15,6 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +31,10 @@ from unetpp.io.resample import GridReader
 from unetpp.job import EngineChoice, SegmentJob
 from unetpp.levels import NO_DATA, Levels, chunk_side
 from unetpp.lock import FolderLock
+from unetpp.missing import fill_values
 from unetpp.model.margins import NO_MARGINS, Margins
 from unetpp.model.orientations import Tta
-from unetpp.package import ModelSpec, Package, load_package
+from unetpp.package import Package, load_package
 from unetpp.shard_object import Chunks, Place
 from unetpp.store import LabelStore
 from unetpp.tiling import Shard, Tile, cut
@@ -69,7 +69,7 @@ class ShardWorker:
         if package.digest != job.model_ref["digest"]:
             raise ModelPackageError(f"{job.package} changed after the job was prepared; run segment again")
         self._engine = _planned_engine(package, job.engine)
-        self._fill = _fill_values(package.spec)
+        self._fill = fill_values(package.spec.mean, package.spec.dtype)
         with ExitStack() as stack:
             stack.enter_context(FolderLock(job.out, exclusive=False))
             current = SegmentJob.load(job.out)
@@ -239,13 +239,6 @@ class _Made:
             self.counts[value] += count
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
-
-
-def _fill_values(spec: ModelSpec) -> NDArray[Any]:
-    """Return the value per band that stands for missing pixels: the mean, which the network sees as 0."""
-    dtype = np.dtype(spec.dtype)
-    mean = np.asarray(spec.mean)
-    return (np.rint(mean).clip(0, np.iinfo(dtype).max) if dtype.kind == "u" else mean).astype(dtype)
 
 
 @contextmanager

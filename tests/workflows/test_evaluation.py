@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 from rich.console import Console
@@ -35,9 +36,12 @@ from unetpp_workflows import evaluation_tracking
 from unetpp_workflows.cases import draw_cases
 from unetpp_workflows.cli import app
 from unetpp_workflows.cli_evaluate import print_evaluation
+from unetpp_workflows.config import validate
 from unetpp_workflows.evaluation import Evaluation, EvaluationData, evaluate, mean_iou, shared_images
 from unetpp_workflows.evaluation_tracking import evaluated, find_evaluation
 from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.prepare.build import prepare
+from unetpp_workflows.prepare.dataset import Dataset
 from unetpp_workflows.prepare.page import jpeg, overlay
 from unetpp_workflows.registry import register_package, resolve
 from unetpp_workflows.report import to_rgb
@@ -78,6 +82,48 @@ def test_figures_are_those_computed_by_hand(
     perfect = run(ink_variant(tmp_path / "loose", 112), data)
     assert perfect.figures["iou"] == {"paper": 1.0, "ink": 1.0} and perfect.figures["average_precision"]["ink"] == 1.0
     assert Evaluation.from_json(perfect.to_json()) == perfect
+
+
+def test_pixels_without_data_are_shown_as_segmentation_shows_them(tiny_package: Path, tmp_path: Path) -> None:
+    """The store's mean is far from the model's, and a network that looks around sees one or the other."""
+    pixels = np.random.default_rng(0).integers(0, 60, (3, 96, 96), np.uint8)
+    pixels[:, 30:60, 40:70] = 255
+    for name, shown in (("t", pixels[:, ::-1]), ("a", pixels)):
+        kind: Any = {"driver": "GTiff", "width": 96, "height": 96, "count": 3, "dtype": "uint8", "nodata": 255}
+        place = rasterio.Affine(2, 0, 5e5, 0, -2, 5e6)
+        with rasterio.open(tmp_path / f"{name}.tif", "w", transform=place, crs=32632, **kind) as file:
+            file.write(shown)
+        Image.fromarray(pixels[0] % 3).save(tmp_path / f"{name}.png")
+    spec = load_package(tiny_package).spec
+    classes = [{"name": info.name, "color": list(info.color), "background": info.background} for info in spec.classes]
+    asked = {"images": "*.tif", "labels": "{stem}.png", "side": 32, "validation": [], "test": ["a"]}
+    prepared = prepare(
+        validate(Dataset, {"name": "n", "data": asked, "classes": classes}, source="test"),
+        tmp_path,
+        tmp_path / "s.zarr",
+    )
+    assert not prepared.errors, prepared.errors
+    data = EvaluationData.open(prepared.store, "test")
+    found = run(tiny_package, data)
+    command = [
+        "segment",
+        str(tmp_path / "a.tif"),
+        "-m",
+        str(tiny_package),
+        "-o",
+        str(tmp_path / "out"),
+        "--precision",
+        "fp32",
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    values = {255: 255, **{info.value: index for index, info in enumerate(spec.classes)}}
+    with rasterio.open(tmp_path / "out/a/classes.tif") as file:
+        labels = np.vectorize(values.get)(file.read(1)).astype(np.uint8)
+    judged = Confusion(3)
+    judged.update(np.where(labels == 255, 255, pixels[0] % 3).astype(np.uint8), labels)
+    assert found.images[0]["confusion"] == judged.matrix.tolist()
+    assert len(np.unique(labels)) == 4
 
 
 def test_orientations_make_another_evaluation(

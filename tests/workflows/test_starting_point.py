@@ -12,18 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from unetpp.errors import DataError, ModelNotFoundError
+from unetpp.geometry import Box
 from unetpp.package import ClassInfo, Package, load_package, save_package
+from unetpp.train.store import export
 from unetpp_workflows.cli import app
 from unetpp_workflows.evaluation import shared_images
 from unetpp_workflows.recipe import Recipe, load_recipe
 from unetpp_workflows.registry import register_package
-from unetpp_workflows.starting_point import START
+from unetpp_workflows.starting_point import START, open_started, starting_point, with_start
 from unetpp_workflows.training import TIME_UP, TrainOptions, export_training, run_training
 from unetpp_workflows.training_data import open_data, prepared_store
 
@@ -32,6 +35,7 @@ STEPS = [
     "train.patch=32", "train.batch=4", "train.steps=6", "train.validate_every=3", "train.precision='fp32'",
     "train.threads=1",
 ]  # fmt: skip
+_HOLE = slice(10, 20), slice(10, 30)
 NETWORK = ["network.filters=[4, 8, 8]", "network.norm='none'", "result.level=1"]
 
 
@@ -68,6 +72,16 @@ def renamed(package: Package) -> tuple[ClassInfo, ...]:
     return tuple(replace(info, name=f"other {info.name}") for info in package.spec.classes)
 
 
+def holed(store: Path, folder: Path) -> Path:
+    """Return a copy of a store whose patches have no data in `_HOLE`."""
+    export(store, folder)
+    for name, value in (("valid", False), ("pixels", 0), ("labels", 255)):
+        array = np.load(folder / f"{name}.npy", mmap_mode="r+")
+        array[:, *_HOLE] = value
+        array.flush()
+    return folder
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_package(folder).load_model().state_dict())
 
@@ -94,6 +108,16 @@ def test_the_first_loss_is_the_older_models(older: Package, store: Path, tmp_pat
         train(tmp_path / name, store, [*sets, "train.steps=1"])
     first = {n: json.loads((tmp_path / n / "history.json").read_text())[0]["loss"] for n in ("fresh", "on", "champion")}
     assert first["on"] < 0.9 * first["fresh"]
+
+
+def test_pixels_without_data_are_the_older_models_mean(older: Package, store: Path, tmp_path: Path) -> None:
+    """They are so in its segmentations: the new one would learn from another picture of the same images."""
+    model = variant(older, tmp_path / "model", mean=(9.0, 19.0, 29.0))
+    recipe = with_start(load_recipe("smoke", started(model)), tmp_path / "out")
+    data = open_started(holed(store, tmp_path / "holed"), starting_point(recipe, tmp_path / "out"))
+    for source in (data.training, data.validation):
+        pixels = source.read(0, Box(0, 0, 64, 64)).pixels
+        assert (pixels[_HOLE] == (9, 19, 29)).all() and (pixels[:8] != (9, 19, 29)).any()
 
 
 def test_other_classes_get_new_heads(older: Package, store: Path, tmp_path: Path) -> None:
@@ -201,6 +225,7 @@ def test_a_bare_machine_starts_from_it_too(older: Package, store: Path, tmp_path
     """Other classes, so that heads are drawn: exported and trained there, the weights are those trained here."""
     model = variant(older, tmp_path / "model", classes=renamed(older), mean=(9.0, 9.0, 9.0), std=(70.0, 70.0, 70.0))
     whole, out, bare = tmp_path / "whole", tmp_path / "out", tmp_path / "bare"
+    store = holed(store, tmp_path / "holed")
     train(whole, store, started(model))
     export_training("smoke", data=None, output=out, sets=started(model), store=store, folder=bare,
                     console=Console(quiet=True))  # fmt: skip

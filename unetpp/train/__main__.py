@@ -41,7 +41,7 @@ def _run(folder: Path, device: str, seconds: float) -> TrainResult:
     if not seconds > 0:  # a loop that goes on while the time was up would never end
         raise ConfigError(f"--minutes {seconds / 60:g}: give a number above 0")
     training = ExportedTraining.load(folder)
-    store = PatchStore.open(folder / DATA)
+    store = PatchStore.open(folder / DATA).filled(training.mean)
     start = time.monotonic()
 
     def on_step(step: int, loss: float) -> None:

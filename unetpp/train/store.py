@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from unetpp.errors import StoreError, one_line
 from unetpp.geometry import Box, Spacing
 from unetpp.losses import IGNORE
+from unetpp.missing import fill_values
 from unetpp.package import ClassInfo
 from unetpp.span import Span
 from unetpp.train.source import Blocks, Crop, SourceImage
@@ -76,6 +77,8 @@ class PatchStore:
         images: of all splits. splits: their names.
         within_group: the splits are parts of one group, so figures on them are too good for anything else.
         guard: pixels without labels between such parts.
+        fill: (C,) what pixels without data are read as: the store's mean, unless it was opened for a network that
+            subtracts another one, see `filled`.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], arrays: Mapping[str, _Array]) -> None:
@@ -97,13 +100,9 @@ class PatchStore:
         self.images = tuple(StoredImage(**{k: v for k, v in i.items() if k in names}) for i in facts["images"])
         self.splits: tuple[str, ...] = tuple(facts["splits"])
         self.image, self.box, self.counts = (np.asarray(arrays[name][...], np.int64) for name in TABLES)
-        fill = np.asarray(self.mean)
-        kind = np.dtype(self.dtype)
-        self._fill = (np.rint(fill).clip(np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "ui" else fill).astype(
-            kind
-        )
+        self.fill = fill_values(self.mean, self.dtype)
         self._cache: OrderedDict[int, Crop] = OrderedDict()
-        self._room = max(8, _CACHE_BYTES // (self.side**2 * (len(self.bands) * kind.itemsize + 1)))
+        self._room = max(8, _CACHE_BYTES // (self.side**2 * (len(self.bands) * self.fill.itemsize + 1)))
         self._lock = threading.Lock()
 
     @classmethod
@@ -131,6 +130,12 @@ class PatchStore:
         shards = {name: _Shards(path / name, group[name], size) for name, size in zip(stored, sizes, strict=True)}
         return cls(path, facts, {**tables, **shards})
 
+    def filled(self, mean: Sequence[float]) -> PatchStore:
+        """Return the store as a network that subtracts `mean` (C,) is to see it: pixels without data are that mean."""
+        other = PatchStore(self.path, self.facts, self._arrays)
+        other.fill = fill_values(mean, self.dtype)
+        return other
+
     def source(self, split: str) -> PatchSource:
         """Return the images of one split as training reads them; raises `StoreError` for a split without images."""
         if split not in self.splits:
@@ -138,7 +143,7 @@ class PatchStore:
         return PatchSource(self, split)
 
     def patch(self, number: int) -> Crop:
-        """Return a whole stored patch, its invalid and padded pixels at the mean. Safe from several threads."""
+        """Return a whole stored patch, its invalid and padded pixels at `fill`. Safe from several threads."""
         with self._lock:
             if number in self._cache:
                 self._cache.move_to_end(number)
@@ -165,13 +170,13 @@ class PatchStore:
         parts = self._stored(number, PATCH_ARRAYS)
         pixels, valid = parts["pixels"], parts["valid"]
         if not valid.all():
-            pixels = np.where(valid[..., None], pixels, self._fill)
+            pixels = np.where(valid[..., None], pixels, self.fill)
         return Crop(pixels, parts["labels"], parts.get("objects"))
 
     def blank(self, height: int, width: int) -> Crop:
         """Return a crop without data or labels."""
         pixels = np.empty((height, width, len(self.bands)), self.dtype)
-        pixels[...] = self._fill
+        pixels[...] = self.fill
         objects = np.zeros((height, width), np.int32) if "objects" in self._arrays else None
         return Crop(pixels, np.full((height, width), IGNORE, np.uint8), objects)
 
@@ -272,7 +277,7 @@ class PatchSource:
         return self._store.pixels(int(self._labelled[block]))[:height, :width]
 
     def read(self, image: int, box: Box) -> Crop:
-        """Return a box that lies inside the image; where nothing is stored, labels are 255 and pixels the mean."""
+        """Return a box that lies inside the image; where nothing is stored, labels are 255 and pixels the fill."""
         side, grid = self.side, self._grids[image]
         rows = range(box.y0 // side, -(-box.y1 // side))
         cols = range(box.x0 // side, -(-box.x1 // side))

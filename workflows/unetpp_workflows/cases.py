@@ -76,7 +76,7 @@ def _network(package: Package, evaluation: Evaluation) -> Predict:
 
 class _Painter:
     def __init__(self, package: Package, data: EvaluationData, predict: Predict) -> None:
-        self._data, self._spec, self._network = data, package.spec, predict
+        self._data, self._spec, self._network = data.seen_by(package.spec), package.spec, predict
 
     def case(self, iou: float, row: dict[str, Any], *, worst: bool) -> Case:
         source, index = self._data.source, int(row["index"])

@@ -24,6 +24,7 @@ from unetpp.engine import choose_engine
 from unetpp.errors import DataError, StoreError
 from unetpp.geometry import Spacing
 from unetpp.metrics import Confusion
+from unetpp.missing import fill_values
 from unetpp.model import halo
 from unetpp.model.orientations import Tta
 from unetpp.native.support import WHOLE
@@ -122,14 +123,23 @@ class EvaluationData:
         store = PatchStore.open(path)
         return cls(store, split, store.source(split))
 
+    def seen_by(self, spec: ModelSpec) -> EvaluationData:
+        """Return the images as segmentation shows them to the model: pixels without data are its mean."""
+        store = self.store.filled(spec.mean)
+        return EvaluationData(store, self.split, store.source(self.split))
+
     @property
     def name(self) -> str:
         return str(self.store.facts.get("name") or self.store.path.stem)
 
 
-def evaluation_key(digest: str, data: EvaluationData, precision: str, tta: Tta = "none") -> str:
+def evaluation_key(package: Package, data: EvaluationData, precision: str, tta: Tta = "none") -> str:
     """Return what a repeated evaluation is recognised by."""
-    parts = [FORMAT, digest, data.source.fingerprint, data.split, precision, *([tta] if tta != "none" else [])]
+    parts = [FORMAT, package.digest, data.source.fingerprint, data.split, precision, *([tta] if tta != "none" else [])]
+    # Where the two differ, evaluations of older versions showed the network the store's mean where there is no data.
+    fill = fill_values(package.spec.mean, data.store.dtype)
+    if (fill != fill_values(data.store.mean, data.store.dtype)).any():
+        parts.append({"fill": fill.tolist()})
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -157,15 +167,16 @@ def evaluate(
         DataError: the store's classes, bands, sample type or pixel size are not the model's.
         EngineError: int16 or int8 cannot be used here.
     """
-    check_fit(package.spec, data)
     spec = package.spec
+    check_fit(spec, data)
+    data = data.seen_by(spec)
     predictions = _predictions(package, data.source, precision, tta, device, known or {})
     classes = max(2, spec.architecture.classes)
     found = measure(predictions, data.source, classes, known=known, on_image=on_image)
     names = [info.name for info in spec.classes]
     total = found.total()
     return Evaluation(
-        key=evaluation_key(package.digest, data, precision, tta),
+        key=evaluation_key(package, data, precision, tta),
         model=dict(model.reference()),
         data={
             "name": data.name,

@@ -77,7 +77,7 @@ def evaluated(
     """
     package = load_package(model.folder)
     check_fit(package.spec, data)
-    key = evaluation_key(package.digest, data, precision, tta)
+    key = evaluation_key(package, data, precision, tta)
     found, warning = _here(output, key), None
     if found is None:
         try:

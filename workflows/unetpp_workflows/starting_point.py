@@ -86,10 +86,10 @@ def open_started(store: Path, start: StartingPoint | None) -> TrainingData:
         StoreError: it is no finished store.
         DataError: its pixels are not what that model takes.
     """
-    data = open_data(store)
     if start is None:
-        return data
+        return open_data(store)
     spec = start.package.spec
+    data = open_data(store, spec.mean)
     for what, ours, theirs in (("bands", data.bands, spec.bands), ("samples", data.dtype, spec.dtype)):
         if ours != theirs:
             raise DataError(f"{store} has {what} {_shown(ours)}, but {start.uri} takes {_shown(theirs)}; start anew")

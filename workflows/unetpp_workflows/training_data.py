@@ -41,9 +41,15 @@ class TrainingData:
     guard: int
 
 
-def open_data(store: Path) -> TrainingData:
-    """Open a finished training store, Zarr or exported; raises `StoreError` where it is none."""
+def open_data(store: Path, mean: tuple[float, ...] | None = None) -> TrainingData:
+    """Open a finished training store, Zarr or exported; raises `StoreError` where it is none.
+
+    Args:
+        mean: what the network subtracts, per band; the store's own when not given.
+    """
     found = PatchStore.open(store)
+    if mean is not None and len(mean) == len(found.mean):
+        found = found.filled(mean)
     return TrainingData(
         found.source("train"),
         found.source("val"),

@@ -71,11 +71,13 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "s.zarr"
 
 
-def expected(store: Path, image: int, height: int, width: int) -> tuple[Any, Any, Any]:
+def expected(
+    store: Path, image: int, height: int, width: int, fill: tuple[int, int] = (1000, 2001)
+) -> tuple[Any, Any, Any]:
     """Put an image together with zarr-python and plain loops."""
     root = zarr.open_group(store, mode="r")
     pixels = np.empty((height, width, BANDS), np.uint16)
-    pixels[:] = (1000, 2001)
+    pixels[:] = fill
     labels, objects = np.full((height, width), 255, np.uint8), np.zeros((height, width), np.int32)
     content = {name: np.asarray(root[name][...]) for name in (*PATCH_ARRAYS, "image", "box")}  # type: ignore[index]
     for number in np.flatnonzero(content["image"] == image):
@@ -108,6 +110,15 @@ def test_any_box_is_put_together_from_patches(store: Path, exported: bool, tmp_p
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(check, boxes * 3))
+
+
+def test_a_network_of_another_mean_sees_that_mean_where_there_is_no_data(store: Path) -> None:
+    opened = PatchStore.open(store)
+    whole, box = opened.source("train"), Box(0, 0, 40, 50)
+    ours = whole.read(0, box).pixels
+    theirs = opened.filled((7.5001, 70000.0)).source("train").read(0, box).pixels
+    assert (theirs == expected(store, 0, 40, 50, (8, 65535))[0]).all() and (theirs != ours).any()
+    assert (whole.read(0, box).pixels == expected(store, 0, 40, 50)[0]).all()
 
 
 def test_a_store_says_what_it_holds(store: Path) -> None:
