@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from unetpp.train.source import Source
+from unetpp.train.source import Source, SourceImage
 
-_CHARS = 16
+_CHARS, _PART = 16, "part of "
+_NOTHING = {"", _PART}
 
 
 def image_digests(source: Source) -> tuple[str, ...]:
@@ -36,18 +37,25 @@ def image_digests(source: Source) -> tuple[str, ...]:
 def source_content(source: Source) -> list[str]:
     """Return all that a source's images can be known again by, sorted: their digests and the hashes of their pictures.
 
-    A digest also knows a part of an image, and images of stores that hold no pictures; a picture knows an image that
-    was cut into other blocks, labelled elsewhere or resampled.
+    A digest also knows images of stores that hold no pictures; a picture knows an image that was cut into other blocks,
+    labelled elsewhere or resampled. That of a part is marked as such: the rest of that image was not seen.
     """
-    return sorted(set().union(*_marks(source)))
+    pictures = {_PART * image.part + picture for image, picture in _pictures(source)}
+    return sorted(set(image_digests(source)).union(pictures) - _NOTHING)
 
 
 def known_images(source: Source, content: Iterable[str]) -> int:
-    """Return how many of a source's images are among those that `source_content` told of."""
+    """Return how many of a source's images are among those that `source_content` told of, in whole or in part.
+
+    A part of an image is known by itself or by the whole image, not by another part.
+    """
     told = set(content)
-    return sum(not told.isdisjoint(marks) for marks in _marks(source))
+    known = 0
+    for digest, (image, picture) in zip(image_digests(source), _pictures(source), strict=True):
+        marks = {digest, picture} if image.part else {digest, picture, _PART + picture}
+        known += not told.isdisjoint(marks - _NOTHING)
+    return known
 
 
-def _marks(source: Source) -> list[set[str]]:
-    digests = image_digests(source)
-    return [{digest, image.picture[:_CHARS]} - {""} for digest, image in zip(digests, source.images, strict=True)]
+def _pictures(source: Source) -> list[tuple[SourceImage, str]]:
+    return [(image, image.picture[:_CHARS]) for image in source.images]

@@ -26,6 +26,7 @@ class SourceImage:
         stratum: what figures are given by and batches are balanced over: the kind of image; or the group.
         height, width: pixels on the grid it is trained on.
         picture: hash of the whole image, however it was cut and labelled; "" where it is not known.
+        part: labels count in a part of that image only; other splits may have the rest.
     """
 
     name: str
@@ -34,6 +35,7 @@ class SourceImage:
     height: int
     width: int
     picture: str = ""
+    part: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class StoredImage:
     """One image of a store: `group` is what was not split, `stratum` what figures are given by.
 
     `picture` is the SHA-256 (hex) of the thumbnail of the whole image; "" where it does not tell images apart.
+    `part`: labels count in a part of it only.
     """
 
     name: str
@@ -63,6 +64,7 @@ class StoredImage:
     height: int
     width: int
     picture: str = ""
+    part: bool = False
 
 
 class PatchStore:
@@ -240,7 +242,7 @@ class PatchSource:
         numbers = [n for n, image in enumerate(store.images) if image.split == split and n in labels]
         chosen = [store.images[number] for number in numbers]
         self.images: Sequence[SourceImage] = tuple(
-            SourceImage(i.name, i.group, i.stratum, i.height, i.width, i.picture) for i in chosen
+            SourceImage(i.name, i.group, i.stratum, i.height, i.width, i.picture, i.part) for i in chosen
         )
         self.span = Span.of(store.dtype, store.mean, store.std)
         self.fingerprint = str(store.facts["splits"][split]["fingerprint"])

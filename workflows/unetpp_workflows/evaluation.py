@@ -135,7 +135,14 @@ class EvaluationData:
 
 def evaluation_key(package: Package, data: EvaluationData, precision: str, tta: Tta = "none") -> str:
     """Return what a repeated evaluation is recognised by."""
-    parts = [FORMAT, package.digest, data.source.fingerprint, data.split, precision, *([tta] if tta != "none" else [])]
+    parts: list[Any] = [
+        FORMAT,
+        package.digest,
+        data.source.fingerprint,
+        data.split,
+        precision,
+        *([tta] if tta != "none" else []),
+    ]
     # Where the two differ, evaluations of older versions showed the network the store's mean where there is no data.
     fill = fill_values(package.spec.mean, data.store.dtype)
     if (fill != fill_values(data.store.mean, data.store.dtype)).any():

@@ -161,6 +161,28 @@ def test_images_are_known_again_however_they_are_cut_and_labelled(
         assert known_images(store.source("val"), told) == 1 and known_images(store.source("train"), told) == 0
 
 
+def test_an_image_is_known_where_a_part_was_seen_and_a_part_by_the_whole(
+    described: Callable[..., Dataset], photos: Any, tmp_path: Path
+) -> None:
+    """The two parts of one image are not each other's: what was not trained on may be measured."""
+    photos({"a": (64, 300), "b": (64, 300), "v": (64, 300)})
+    settings = {**GLOBS, "group_pattern": "(a)", "shares": {"train": 0.6, "val": 0.4}, "guard": 40, "validation": []}
+    for name in "bv":
+        (tmp_path / f"images/{name}.png").rename(tmp_path / f"{name}.png")
+    prepare(described(**settings), tmp_path, tmp_path / "parts.zarr")
+    for name in "bv":
+        (tmp_path / f"{name}.png").rename(tmp_path / f"images/{name}.png")
+    prepare(described(**{**GLOBS, "side": 64, "validation": ["a"]}), tmp_path, tmp_path / "whole.zarr")
+    (first, rest), (others, whole) = (
+        [PatchStore.open(tmp_path / f"{name}.zarr").source(split) for split in ("train", "val")]
+        for name in ("parts", "whole")
+    )
+    assert known_images(whole, source_content(first)) == known_images(whole, source_content(rest)) == 1
+    assert known_images(first, source_content(whole)) == known_images(rest, source_content(whole)) == 1
+    assert known_images(rest, source_content(first)) == known_images(others, source_content(first)) == 0
+    assert known_images(rest, source_content(rest)) == known_images(whole, source_content(whole)) == 1
+
+
 def test_an_image_without_a_label_is_neither_trained_on_nor_measured(
     described: Callable[..., Dataset], photos: Any, tmp_path: Path
 ) -> None:

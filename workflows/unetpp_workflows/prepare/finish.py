@@ -133,8 +133,8 @@ def _facts(
                 "height": found.output_grid().height,
                 "width": found.output_grid().width,
                 "fingerprint": found.fingerprint,
-                # Parts of one picture are different images, and blank ones are all alike.
-                "picture": "" if row.part != (0.0, 1.0) or found.plain else found.sha256,
+                "picture": "" if found.plain else found.sha256,  # blank ones are all alike
+                "part": row.part != (0.0, 1.0),
                 "annotators": list(row.annotators),
             }
             for row, found in zip(rows, surveys, strict=True)
