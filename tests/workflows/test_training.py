@@ -30,6 +30,7 @@ from tests.disk import fill
 from unetpp.errors import ConfigError, DataError, EngineError, OutputError, PromotionError, StoreError
 from unetpp.model import halo
 from unetpp.package import SPEC, load_package
+from unetpp.train.store import export
 from unetpp_workflows.cli import app
 from unetpp_workflows.evaluation import EvaluationData, check_fit
 from unetpp_workflows.figures import plain
@@ -351,6 +352,28 @@ def test_time_up_is_an_exit_code_and_goes_on(tmp_path: Path, store: Path) -> Non
     run_id = json.loads((tmp_path / "mlflow.json").read_text())["run_id"]
     assert init_store(store_uri()).get_run(run_id).info.status == "KILLED"
     assert run(tmp_path, store, register=False)[0] == 0 and len(losses(tmp_path)) == 3
+
+
+def test_a_training_on_other_images_is_another_run(tmp_path: Path, store: Path) -> None:
+    """The first one ended before its first checkpoint: nothing of it is left but its run."""
+    output, file = tmp_path / "out", tmp_path / "out/mlflow.json"
+    ids = []
+    for _ in range(2):
+        assert run(output, store, minutes=1e-6, register=False)[0] == TIME_UP
+        ids.append(json.loads(file.read_text())["run_id"])
+        (output / "checkpoint.pt").unlink()
+    first = ids[0]
+    assert ids == [first, first]
+    other = export(store, tmp_path / "other")
+    facts = json.loads((other / "store.json").read_text())
+    facts["splits"]["train"]["fingerprint"] = "0" * 64
+    (other / "store.json").write_text(json.dumps(facts))
+    code, text = run(output, other, register=False)
+    second = json.loads(file.read_text())["run_id"]
+    assert code == 0 and f"the MLflow run {first} is of other settings or images: {second} has what comes" in text
+    client = init_store(store_uri())
+    assert [m.step for m in client.get_metric_history(second, "val.mean_loss")] == [8, 16, 24]
+    assert {found.dataset.digest for found in client.get_run(second).inputs.dataset_inputs} >= {"0" * 36}
 
 
 @pytest.mark.parametrize("how", ["marked", "gone", "experiment"])

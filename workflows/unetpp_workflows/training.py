@@ -359,9 +359,9 @@ class _Watcher:
         self._run = TrainingRun(
             self._output, self._config.name, params=params, data=inputs, tracking_uri=self._options.tracking_uri
         )
-        if self._run.replaces is not None:
+        if self._run.replaced is not None:
             self._console.print(
-                f"the MLflow run {self._run.replaces} was deleted: {self._run.id} has what comes from here on",
+                f"{self._run.replaced}: {self._run.id} has what comes from here on",
                 highlight=False,
                 soft_wrap=True,
             )

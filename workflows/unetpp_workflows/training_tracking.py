@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetpp.durable import write_file
+from unetpp.package import SPEC
+from unetpp.train.job import CHECKPOINT
 from unetpp_workflows.mlflow_store import experiment, import_mlflow, init_store, locked, registry_errors, store_uri
 from unetpp_workflows.tracking import flat, log, numbers
 
@@ -22,14 +25,15 @@ _DIGEST_CHARS = 36
 class TrainingRun:
     """The MLflow run of one training; made when there is none, continued when the output folder names one.
 
-    Where that one was deleted meanwhile, another is made, which has what comes from here on.
+    Where that one was deleted meanwhile, or is of a training with other settings or images that ended here before its
+    first checkpoint, another is made, which has what comes from here on.
 
     Attributes:
         id: of the run.
-        replaces: id of a run that was deleted; None where none was.
+        replaced: what became of the run that the folder named, in words; None where it is continued, or there was none.
 
     Args:
-        output: the training's folder; mlflow.json there holds the run's id.
+        output: the training's folder; mlflow.json there holds the run's id and a hash of what it is of.
         name: of the run: the model's.
         params: the resolved recipe, nested.
         data: name, fingerprint and role of each dataset: `[("nuclei", "ab12...", "training"), ...]`.
@@ -53,7 +57,7 @@ class TrainingRun:
         self._uri = store_uri(tracking_uri)
         self._client = init_store(self._uri)
         self._output = output
-        self.replaces: str | None = None
+        self.replaced: str | None = None
         with registry_errors(self._uri):
             self.id, self._last = self._open(name, params, data)
         self._monitor = _monitor(self.id, self._uri) if system_metrics else None
@@ -103,24 +107,31 @@ class TrainingRun:
         mlflow = import_mlflow()
         last = {"loss": -1, "val.mean_loss": -1}
         file = self._output / RUN_FILE
+        of = hashlib.sha256(json.dumps([params, data], sort_keys=True).encode()).hexdigest()
         if file.is_file():
-            run_id = str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
+            named = json.loads(file.read_text(encoding="utf-8"))
+            run_id, self.replaced = str(named["run_id"]), "was deleted"
             try:
                 if self._client.get_run(run_id).info.lifecycle_stage == "active":
-                    self._client.update_run(run_id, status="RUNNING")
-                    for key in last:
-                        last[key] = max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
-                    return run_id, last
+                    # From its first checkpoint on, a training refuses other settings and images itself.
+                    begun = any((self._output / name).exists() for name in (CHECKPOINT, SPEC))
+                    if begun or named.get("of", of) == of:  # older versions did not say
+                        self.replaced = None
+                        self._client.update_run(run_id, status="RUNNING")
+                        for key in last:
+                            last[key] = max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
+                        return run_id, last
+                    self.replaced = "is of other settings or images"
             except mlflow.exceptions.MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-            self.replaces = run_id
+            self.replaced = f"the MLflow run {run_id} {self.replaced}"
         with locked(self._uri):
             run = self._client.create_run(experiment(self._client, self._uri, TRAINING), run_name=name)
         run_id = str(run.info.run_id)
         log(self._client, run_id, params=flat({"recipe": params}), tags={"unetpp.model.name": name})
         _link(self._client, run_id, data)
-        write_file(file, (json.dumps({"run_id": run_id}) + "\n").encode())
+        write_file(file, (json.dumps({"run_id": run_id, "of": of}) + "\n").encode())
         return run_id, last
 
     def _metrics(self, step: int, values: Mapping[str, float]) -> None:
