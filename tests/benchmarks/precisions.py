@@ -30,7 +30,6 @@ from unetpp.io import open_raster
 from unetpp.metrics import Confusion
 from unetpp.native.support import why_no_cpu
 from unetpp.package import Package, bundled_package, load_package
-from unetpp.train.loop import judged_iou
 
 RESULT = Path(__file__).with_name("precisions.json")
 PRECISIONS = tuple(name for name in ("fp32", "bf16", "int16", "int8") if why_no_cpu(name) is None)
@@ -61,7 +60,7 @@ def rows(package: Package, images: Iterable[Image], what: str) -> Iterator[dict[
                 counts[name].update(truth, ranks[labels])
     for name in PRECISIONS:
         [measured] = bench(package, engine="native", precision=name, tiles=[TILE], workers=WORKERS, seconds=SECONDS)
-        score = None if truth is None else round(judged_iou(tuple(map(float, counts[name].iou))), 4)
+        score = None if truth is None else round(counts[name].judged_iou, 4)
         yield {
             "model": package.spec.name, "images": what.format(seen), "precision": name, "score": score,
             "unlike": float(f"{unlike[name] / pixels:.3g}"), "mpx_s": round(measured.written_mpx_s, 3),

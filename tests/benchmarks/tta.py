@@ -28,7 +28,6 @@ from unetpp.geometry import Box
 from unetpp.metrics import Confusion
 from unetpp.model.orientations import Tta
 from unetpp.package import Package, bundled_package, load_package
-from unetpp.train.loop import judged_iou
 from unetpp.train.store import PatchStore
 
 RESULT = Path(__file__).with_name("tta.json")
@@ -73,7 +72,7 @@ def row(model: str, tta: Tta, store: PatchStore) -> dict[str, Any]:
     names = [info.name for info in package.spec.classes]
     made = {
         "model": model, "tta": tta, "engine": engine.name, "precision": engine.precision, "images": len(images),
-        "score": round(judged_iou(tuple(iou)), 4), "mpx_s": round(measured.written_mpx_s, 3),
+        "score": round(found.judged_iou, 4), "mpx_s": round(measured.written_mpx_s, 3),
         "iou": dict(zip(names, np.round(iou, 4).tolist(), strict=True)),
         "dice": dict(zip(names, found.dice.round(4).tolist(), strict=True)),
     }  # fmt: skip

@@ -7,7 +7,7 @@ that add up, so images may be shared among workers in any way and the figures ar
 from unetpp.metrics.bootstrap import bootstrap
 from unetpp.metrics.boundary import BoundaryF1
 from unetpp.metrics.calibration import CalibrationError, Temperature
-from unetpp.metrics.confusion import Confusion
+from unetpp.metrics.confusion import Confusion, judged_iou
 from unetpp.metrics.counts import IGNORE
 from unetpp.metrics.curves import PrecisionRecall
 from unetpp.metrics.objects import ObjectQuality
@@ -21,4 +21,5 @@ __all__ = [
     "PrecisionRecall",
     "Temperature",
     "bootstrap",
+    "judged_iou",
 ]

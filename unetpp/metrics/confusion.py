@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,25 @@ from numpy.typing import NDArray
 
 from unetpp.errors import ShapeError
 from unetpp.metrics.counts import IGNORE, check_classes, ratio
+
+
+def judged_iou(iou: Sequence[float], shown: Sequence[bool]) -> float:
+    """Return the figure that networks are compared by.
+
+    Args:
+        iou: per class; NaN where neither truth nor prediction has it.
+        shown: per class, whether the truth has it.
+
+    Returns:
+        The second class's IoU of two (the first is the background), the mean over those that the truth has of three and
+        more; NaN where there is none, as of an image without foreground in which none was found. Of three and more, a
+        class that the truth lacks is left out even where it was predicted: those pixels are missed by the classes that
+        they are of, and a mean over one class more, at 0, for one such pixel would decide between networks.
+    """
+    if len(iou) == 2:
+        return iou[1]
+    judged = [value for value, there in zip(iou, shown, strict=True) if there and not math.isnan(value)]
+    return float(np.mean(judged)) if judged else math.nan
 
 
 class Confusion:
@@ -55,6 +76,11 @@ class Confusion:
         """Intersection over union per class, pooled over all pixels; NaN for a class that occurs nowhere."""
         hit, truth, predicted = self._sums()
         return ratio(hit, truth + predicted - hit)
+
+    @property
+    def judged_iou(self) -> float:
+        """What networks are compared by; see `judged_iou`."""
+        return judged_iou(tuple(map(float, self.iou)), (self.matrix.sum(1) > 0).tolist())
 
     @property
     def dice(self) -> NDArray[np.float64]:

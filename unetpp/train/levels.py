@@ -48,7 +48,7 @@ def score_levels(network: UNetPlusPlus, source: Source, norm: Normalise, *, prec
         LevelScore(
             level,
             tuple(map(float, counts[level].iou)),
-            score(tuple(map(float, counts[level].iou))),
+            score(counts[level].judged_iou),
             sum(p.numel() for p in network.prune(level).parameters()) if level else full,
         )
         for level in levels

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unetpp.allocation import keep_freed_memory
 from unetpp.errors import DataError, TrainingError
 from unetpp.losses import supervised_loss
-from unetpp.metrics import Confusion
+from unetpp.metrics import Confusion, judged_iou
 from unetpp.model.batch_norm import synchronise
 from unetpp.train.augment import patches
 from unetpp.train.checkpoint import Facts, load_checkpoint, save_checkpoint
@@ -76,10 +76,13 @@ class _State:
     """Everything that a checkpoint must hold for the next step to be the one that would have followed.
 
     Patches and augmentation depend on the step's number alone, and the networks draw no random numbers.
+
+    Args:
+        shown: per class of the network, whether the validation images have it.
     """
 
-    def __init__(self, network: Network, config: TrainConfig) -> None:
-        self.network = network
+    def __init__(self, network: Network, config: TrainConfig, shown: Sequence[bool]) -> None:
+        self.network, self._shown = network, shown
         self.average = {name: value.detach().clone() for name, value in network.state_dict().items()}
         matrices = [p for p in network.parameters() if p.ndim > 1]
         vectors = [p for p in network.parameters() if p.ndim <= 1]
@@ -126,15 +129,18 @@ class _State:
         self.losses, self.seconds, self.waited = [], 0.0, 0.0
         self.history.append(epoch)
         best = self.history[self.best[2]] if self.best is not None else None
-        if best is None or score(epoch.iou) >= score(best.iou):
+        if best is None or self._score(epoch) >= self._score(best):
             weights = {name: value.detach().cpu().clone() for name, value in self.average.items()}
             self.best = (weights, confusion.matrix.copy(), len(self.history) - 1)
         return epoch
 
     def stale(self) -> int:
         """Return how many validations have passed since one was better than all before it."""
-        scores = [score(epoch.iou) for epoch in self.history]
+        scores = [self._score(epoch) for epoch in self.history]
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+    def _score(self, epoch: Epoch) -> float:
+        return score(judged_iou(epoch.iou, self._shown))
 
 
 class _Heads(nn.Module):
@@ -283,7 +289,7 @@ def fit(
 
     Args:
         network: what to train; left on `device` with its last weights.
-        training, validation: labelled images; the best weights are those with the highest `judged_iou`.
+        training, validation: labelled images; the best weights are those with the highest `judged_iou` on the latter.
         mean, std: per band: the network sees (x - mean) / std.
         folder: where checkpoint.pt is kept; the same for all workers.
         device: a torch device.
@@ -312,7 +318,7 @@ def fit(
         keep_freed_memory()
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     synchronise(network, ranks.world > 1)
-    state, norm = _State(network, config), Normalise(mean, std, device)
+    state, norm = _State(network, config, _shown(network, validation)), Normalise(mean, std, device)
     checkpoint, facts = folder / "checkpoint.pt", _facts(network, training, validation, norm)
     load_checkpoint(checkpoint, state, config, facts)
     _agree(state.step, ranks, device)
@@ -344,6 +350,12 @@ def _facts(network: Network, training: Source, validation: Source, norm: Normali
         "normalisation": norm.values,
         "network": (type(network).__name__, asdict(network.config)),
     }
+
+
+def _shown(network: Network, source: Source) -> list[bool]:
+    """Return for each class of the network whether the images have it."""
+    there = np.flatnonzero(source.blocks.counts.any(0))
+    return [k in there for k in range(max(2, network.config.classes))]
 
 
 def _result(state: _State, finished: bool, seconds: float) -> TrainResult:
@@ -384,24 +396,7 @@ def _average(state: _State, config: TrainConfig) -> None:
             state.average[name].copy_(value)
 
 
-def score(iou: Sequence[float]) -> float:
-    """Return the figure that decides which weights are best; see `judged_iou`.
-
-    It is 0 where nothing can be judged, so that any weights that can be are better.
-    """
-    value = judged_iou(iou)
-    return 0.0 if math.isnan(value) else value
-
-
-def judged_iou(iou: Sequence[float]) -> float:
-    """Return the figure that networks are compared by.
-
-    Args:
-        iou: per class; NaN where neither truth nor prediction has it.
-
-    Returns:
-        The second class's IoU of two (the first is the background), the mean over those that occur of three and more;
-        NaN where none does.
-    """
-    judged = [value for value in (iou[1:] if len(iou) == 2 else iou) if not math.isnan(value)]
-    return float(np.mean(judged)) if judged else math.nan
+def score(judged: float) -> float:
+    """Return the figure that decides which weights are best: `judged_iou`, and 0 where nothing can be judged, so that
+    any weights that can be are better."""
+    return 0.0 if math.isnan(judged) else judged

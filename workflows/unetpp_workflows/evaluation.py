@@ -272,18 +272,8 @@ def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None
 
 
 def mean_iou(confusion: NDArray[Any]) -> float:
-    """Return what models are compared by: the foreground's IoU of two classes, of more the mean over the truth's own.
-
-    NaN where truth and prediction hold none of them, as of an image without foreground in which none was found. Of more
-    than two, a class that the truth lacks is left out even where it was predicted: those pixels are missed by the
-    classes that they are of, and a mean over one class more, at 0, for one such pixel would decide between models.
-    """
-    from unetpp.train.loop import judged_iou
-
-    iou = Confusion.from_state(confusion).iou
-    if len(iou) > 2:
-        iou = np.where(confusion.sum(1) > 0, iou, np.nan)
-    return judged_iou(tuple(map(float, iou)))
+    """Return what models are compared by, of a confusion (K, K); see `unetpp.metrics.judged_iou`."""
+    return Confusion.from_state(confusion).judged_iou
 
 
 def _close(a: Spacing, b: Spacing) -> bool:

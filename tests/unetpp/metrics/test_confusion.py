@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unetpp.errors import DataError, ShapeError
-from unetpp.metrics import Confusion
+from unetpp.metrics import Confusion, judged_iou
 
 
 def test_hand_computed() -> None:
@@ -40,6 +40,19 @@ def test_absent_classes_have_no_figure() -> None:
     confusion = Confusion(3)
     confusion.update(np.zeros((2, 2), int), np.zeros((2, 2), int))
     assert confusion.iou[0] == 1 and np.isnan(confusion.iou[1:]).all()
+
+
+def test_networks_are_compared_by_the_truths_own_classes() -> None:
+    """Else the worse of two would win, where the better one sees a class that the truth lacks in one pixel."""
+    nan = float("nan")
+    better = np.array([[90, 9, 1], [10, 90, 0], [0, 0, 0]])
+    worse = np.array([[80, 20, 0], [20, 80, 0], [0, 0, 0]])
+    assert Confusion.from_state(better).judged_iou == pytest.approx((90 / 110 + 90 / 109) / 2)
+    assert Confusion.from_state(worse).judged_iou == pytest.approx(80 / 120)
+    assert judged_iou((0.6, 0.2, 0.0), (True, True, False)) == pytest.approx(0.4)
+    assert np.isnan(judged_iou((nan, 0.0, nan), (False, False, False)))
+    # Of two classes the one that counts may have been found where it is not.
+    assert judged_iou((0.9, 0.0), (True, False)) == 0 and np.isnan(judged_iou((0.9, nan), (True, False)))
 
 
 def test_no_data_in_the_prediction_never_counts() -> None:

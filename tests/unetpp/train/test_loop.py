@@ -21,9 +21,10 @@ from tests.unetpp.train.shapes import squares
 from unetpp.errors import ConfigError, DataError, OutputError, TrainingError
 from unetpp.geometry import Box
 from unetpp.losses import LossConfig
+from unetpp.metrics import Confusion
 from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.train import ArraySource, AugmentConfig, TrainConfig, TrainResult, fit, loop
-from unetpp.train.loop import schedule, score
+from unetpp.train.loop import _State, schedule, score
 
 MEAN, STD = (128.0, 128.0, 128.0), (60.0, 60.0, 60.0)
 CONFIG = TrainConfig(
@@ -173,9 +174,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path)
 
 
 def test_the_best_weights_are_those_that_can_be_judged() -> None:
-    nan = float("nan")
-    assert score((0.9, 0.4)) == 0.4 and score((0.9, nan)) == 0.0
-    assert score((0.6, 0.2, nan)) == pytest.approx(0.4) and score((nan, nan, nan)) == 0.0
+    """A class that the validation images lack decides nothing, found in a pixel or not."""
+    assert score(0.4) == 0.4 and score(float("nan")) == 0.0
+    state = _State(UNetPlusPlus(GridConfig(classes=3, filters=(2, 2))), CONFIG, (True, True, False))
+    for matrix in ([[80, 20, 0], [20, 80, 0], [0, 0, 0]], [[90, 9, 1], [10, 90, 0], [0, 0, 0]]):
+        state.losses = [1.0]
+        state.add_epoch({}, Confusion.from_state(np.array(matrix)))
+    assert state.best is not None and state.best[2] == 1 and state.stale() == 0
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:

@@ -66,7 +66,7 @@ def gradients(rank: int | None) -> torch.Tensor:
 
         synchronise(network)
     norm = Normalise((128.0,) * 3, (60.0,) * 3, "cpu")
-    trainer = _Trainer(_State(network, CONFIG), squares(6, 0), squares(5, 1), CONFIG, norm, ranks)
+    trainer = _Trainer(_State(network, CONFIG, (True, True)), squares(6, 0), squares(5, 1), CONFIG, norm, ranks)
     network.train()
     trainer._part(trainer._next(), last=True)
     trainer.close()
