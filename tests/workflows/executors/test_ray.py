@@ -18,6 +18,7 @@ import pytest
 
 from unetpp import commit
 from unetpp.commit import CommitRecord
+from unetpp.errors import EngineError
 from unetpp.segment import SegmentJob, pending
 from unetpp_workflows.executors import ray as ray_executor
 from unetpp_workflows.executors.base import Outcome, Result, ShardQueue
@@ -65,6 +66,42 @@ def test_a_killed_worker_is_replaced(prepare: Prepare, hashes: Files) -> None:
     assert hashes(job) == hashes(expected)
     _, alive = psutil.wait_procs(actor_processes(), timeout=20)
     assert alive == [], "actors outlive the call"
+
+
+def test_workers_that_cannot_start_end_nothing_while_another_lives(
+    prepare: Prepare, hashes: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on spot nodes that go together: their workers start anew, some on a node that is going, too."""
+    starts = tmp_path / "starts"
+    starts.mkdir()
+
+    class Going(ShardActor):
+        def __init__(self, calls: int) -> None:
+            mine = starts / str(os.getpid())
+            mine.touch()
+            order = [path.name for path in sorted(starts.iterdir(), key=lambda path: path.stat().st_mtime_ns)]
+            if 0 < order.index(mine.name) < 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().__init__(calls)
+
+        def run(self, jobs: Sequence[Shards], attempt: int) -> list[Result]:
+            if len(list(starts.iterdir())) < 7:
+                time.sleep(1)  # or all is done before the others have failed so often
+            return super().run(jobs, attempt)
+
+    class Gone(ShardActor):
+        def __init__(self, calls: int) -> None:
+            raise ImportError("no module named unetpp")
+
+    monkeypatch.setattr(ray_executor, "ShardActor", Going)
+    expected, job = prepare("expected", engine="torch"), prepare("job", engine="torch")
+    run_local([expected])
+    assert run_ray([job], workers=2) == (Outcome(35),)
+    assert hashes(job) == hashes(expected)
+    assert len(list(starts.iterdir())) == 7, "one that started, five that did not, one that started at last"
+    monkeypatch.setattr(ray_executor, "ShardActor", Gone)
+    with pytest.raises(EngineError, match=r"Ray cannot start a worker \(.*; is unetpp installed on every node\?"):
+        run_ray([prepare("none", engine="torch")], workers=2)
 
 
 def test_a_shard_that_kills_its_worker_is_recorded_and_the_rest_is_done(

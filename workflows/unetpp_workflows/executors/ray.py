@@ -162,7 +162,9 @@ class _Actors:
         self._slots = workers * self._most
         self._free: dict[Any, int] = {}  # calls that each living actor can still take
         self._by_free: list[dict[Any, None]] = [{} for _ in range(self._most + 1)]  # the same, the other way round
-        self._failed_starts = 0
+        self._workers = workers
+        self._failed_starts = 0  # since one succeeded
+        self._missing = 0  # of the workers, while others live
         for _ in range(workers):
             self._start()
 
@@ -246,6 +248,9 @@ class _Actors:
                 actor.rest.remote()
         for task, result in zip(tasks, results, strict=True):
             self._queue.settle(task, result)
+        if self._missing and len(self._queue):
+            self._missing -= 1
+            self._start()
 
     def _replace(self, actor: Any, tasks: Sequence[Task], error: Exception) -> None:
         """Start another actor for one that died; certainly dead first, for one shard has one writer."""
@@ -258,7 +263,11 @@ class _Actors:
             self._queue.settle(task, Result(error=message))
         if not tasks:
             self._failed_starts += 1
-            if self._failed_starts >= ATTEMPTS:
+            if self._free:
+                # A node that went, or cannot have one: the others go on, and one of their next answers tries again.
+                self._missing += 1
+                return
+            if self._failed_starts >= ATTEMPTS * self._workers:
                 raise EngineError(f"Ray cannot start a worker ({one_line(error)}); is unetpp installed on every node?")
         if first:
             self._start()
