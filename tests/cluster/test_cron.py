@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import subprocess
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def test_the_night_has_the_environment_of_the_file(night: str, tmp_path: Path) -
 def test_a_night_without_its_environment_is_told_by_cron(night: str, tmp_path: Path) -> None:
     ran = shell(night)
     assert ran.returncode != 0 and "environment" in ran.stderr and not (tmp_path / "seen").exists()
+
+
+def test_a_night_under_systemd_reaches_the_ray_cluster() -> None:
+    """In a private /tmp the sockets of Ray's processes are not there, and Ray ends the program without a word."""
+    unit = configparser.ConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(FOLDER / "unetpp-nightly.service")
+    assert "PrivateTmp" not in unit["Service"] and "/tmp" in unit["Service"]["ReadWritePaths"].split()  # noqa: S108
 
 
 def test_cron_and_systemd_say_who_may_read_the_secrets() -> None:

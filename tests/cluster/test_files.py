@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -15,6 +16,7 @@ import yaml
 
 from tests.cluster.files import CLUSTER, FILES
 from unetpp import __version__
+from unetpp_workflows.mlflow_store import import_mlflow
 
 DOCKERFILES = sorted((CLUSTER / "docker").glob("*.Dockerfile"))
 SCRIPTS = [file for file in FILES if file.read_bytes().startswith(b"#!")]
@@ -158,6 +160,29 @@ def test_compose_services_are_closed_and_say_when_they_are_ready() -> None:
         if "unetpp" in service["image"]:
             assert service["cap_drop"] == ["ALL"] and service["read_only"] is True, name
     assert all(list(secret) == ["file"] for secret in COMPOSE["secrets"].values())
+
+
+def test_mlflow_answers_by_the_names_that_our_files_call_it() -> None:
+    """Its server refuses every host that it was not told of, and its health check is asked before that."""
+    import_mlflow()
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    [command] = COMPOSE["services"]["mlflow"]["command"]
+    values = yaml.safe_load((CLUSTER / "kuberay/mlflow-values.yaml").read_text())
+    allowed = {
+        "docker": command.partition("--allowed-hosts ")[2].split()[0],
+        "kuberay": next(v["value"] for v in values["env"] if v["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS"),
+    }
+    uris = [
+        (file, uri)
+        for file in FILES
+        for uri in re.findall(r"MLFLOW_TRACKING_URI\b.*?(http://[^\s\"'}]+)", file.read_text())
+    ]
+    hosts = [(file.relative_to(CLUSTER).parts[0], urlsplit(uri).netloc) for file, uri in uris]
+    assert {where for where, _ in hosts} == set(allowed) and len(hosts) >= 3
+    for where, host in [*hosts, *((where, "localhost:5000") for where in allowed), ("kuberay", "10.1.2.3:5000")]:
+        assert is_allowed_host_header(allowed[where].split(","), host), f"{where}: {host}"
+    assert not is_allowed_host_header(allowed["docker"].split(","), "evil.example:5000")
 
 
 def test_the_secrets_script_makes_every_file_once(tmp_path: Path) -> None:

@@ -26,6 +26,13 @@ _LOCK_SECONDS = 120.0
 _ADVISORY_KEY = 0x756E657470702B2B
 """Bytes of "unetpp++": nothing else in the database is likely to lock this number."""
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")
+_ADVICE = (
+    *((full, "free disk space and run the same command again") for full in _FULL),
+    ("Invalid Host header", "name this host and port in the server's own --allowed-hosts"),
+    ("error code 401", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    ("error code 403", "this user may not do that: ask whoever runs the server"),
+)
+"""What to do about an error in whose text this is found, the first that is."""
 """What the errors of a disk without room say: of artifacts, and of SQLite."""
 _SERVER = ("http://", "https://")
 _ready: set[str] = set()
@@ -158,9 +165,7 @@ def registry_errors(uri: str) -> Iterator[None]:
         raise
     except (exceptions.MlflowException, SQLAlchemyError, OSError) as error:
         first = (str(error).replace(uri, shown(uri)).strip().splitlines() or ["no message"])[0]
-        advice = "check --tracking-uri or `mlflow db upgrade`"
-        if any(full in first for full in _FULL):
-            advice = "free disk space and run the same command again"
+        advice = next((told for said, told in _ADVICE if said in first), "check --tracking-uri or `mlflow db upgrade`")
         raise RegistryError(f"MLflow store {shown(uri)}: {shown(first)[:300]}; {advice}") from error
 
 
