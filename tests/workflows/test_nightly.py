@@ -228,6 +228,32 @@ def test_a_record_that_cannot_be_read_is_told_and_the_others_are_done(
     assert any("bad.png" in line for line in last["problems"])
 
 
+def test_a_refusal_is_of_weights_and_not_of_version_numbers(
+    config: Path, registered: Callable[..., str], tmp_path: Path
+) -> None:
+    """A registry that was made anew counts from 1 again: its second version is another model."""
+    registered(112, "champion")
+    registered(60, "challenger")
+    assert run(config).exit_code == 0
+    assert "models:/ink/2 was refused before" in run(config).output
+    init_store(store_uri()).delete_registered_model("ink")
+    registered(60, "champion")
+    registered(112, "challenger")
+    assert "models:/ink/2 is now @champion" in run(config).output
+
+
+def test_a_refusal_for_a_busy_machine_is_none_of_the_next_nights(
+    config: Path, registered: Callable[..., str], tmp_path: Path
+) -> None:
+    registered(60, "champion")
+    registered(112, "challenger")
+    for least, told in ((1e9, "was not promoted"), (1e9, "was not promoted"), (1e-9, "is now @champion")):
+        (tmp_path / "gates.toml").write_text(f"calibration = {{ ece = 1 }}\nspeed = {{ least = {least} }}")
+        assert f"models:/ink/2 {told}" in run(config).output
+    failed = [night["promotion"].get("failed") for night in nights(tmp_path / "out")]
+    assert [[line.partition(",")[0] for line in lines] for lines in failed] == [["speed"], ["speed"], []]
+
+
 def test_a_challenger_that_lacks_shadow_runs_is_judged_again_when_it_has_them(
     config: Path, archive: Path, registered: Callable[..., str], tmp_path: Path
 ) -> None:

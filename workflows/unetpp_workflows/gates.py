@@ -152,6 +152,11 @@ class GateResult:
     limit: str
     by: float | None = None
 
+    @property
+    def of_the_moment(self) -> bool:
+        """Whether another moment may answer otherwise, with less beside it on the machine: speed and memory."""
+        return self.gate.startswith(("speed", "memory"))
+
 
 def load_gates(file: Path | None) -> Gates:
     """Read a gates file; without one, the defaults. Raises `ConfigError`."""

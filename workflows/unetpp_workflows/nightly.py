@@ -282,13 +282,16 @@ def _model_of(image: ImageResult) -> str | None:
 
 
 def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, night: Night, console: Console) -> None:
-    """Judge the challenger unless the same question was answered before, with as much known of its shadow runs."""
+    """Judge the challenger unless the same question was answered before, with as much known of its shadow runs.
+
+    A refusal for what was measured at the moment alone is no answer: the next night measures again.
+    """
     from unetpp_workflows.cli_promotion import print_decision
     from unetpp_workflows.evaluation import EvaluationData
     from unetpp_workflows.gates import load_gates
     from unetpp_workflows.mlflow_store import init_store, store_uri
     from unetpp_workflows.promotion import CHALLENGER, promote
-    from unetpp_workflows.registry import CHAMPION, aliases_of
+    from unetpp_workflows.registry import CHAMPION, aliases_of, resolve
     from unetpp_workflows.training_job import device
 
     uri = store_uri(config.segment.tracking.uri)
@@ -300,8 +303,12 @@ def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, 
         return
     gates = load_gates(promotion.gates)
     data = EvaluationData.open(promotion.data, promotion.split)
-    question = [version, champion, data.store.facts.get("fingerprint"), promotion.split, gates.model_dump(mode="json")]
-    if not _shadow_passes(client, uri, config.model, gates, champion, version):
+    numbers = [number for number in (champion, version) if number is not None]
+    # A registry that was made anew counts its versions from 1 again.
+    digests = [resolve(f"models:/{config.model}/{number}", tracking_uri=uri).digest for number in numbers]
+    question = [version, champion, digests, data.store.facts.get("fingerprint"), promotion.split]
+    question.append(gates.model_dump(mode="json"))
+    if not _shadow_passes(client, uri, gates, digests):
         question.append("shadow")
     key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
     night.promotion = {"version": version, "champion": champion}
@@ -319,21 +326,24 @@ def _promote(config: NightlyConfig, promotion: PromotionConfig, ledger: Ledger, 
         tracking_uri=config.segment.tracking.uri,
     )
     print_decision(decision, console)
-    failed = [f"{gate.gate}: {gate.measured}, {gate.limit}" for gate in decision.gates if not gate.passed]
-    night.promotion |= {"outcome": decision.outcome, "run": decision.run, "failed": failed}
-    if decision.outcome == "refused":
+    failed = [gate for gate in decision.gates if not gate.passed]
+    told = [f"{gate.gate}: {gate.measured}, {gate.limit}" for gate in failed]
+    night.promotion |= {"outcome": decision.outcome, "run": decision.run, "failed": told}
+    if decision.outcome == "refused" and not all(gate.of_the_moment for gate in failed):
         ledger.refused[key] = decision.run
 
 
-def _shadow_passes(client: Any, uri: str, name: str, gates: Gates, champion: str | None, version: str) -> bool:
-    """Say what a gate would of the shadow runs until now; they go on while the challenger waits."""
+def _shadow_passes(client: Any, uri: str, gates: Gates, digests: list[str]) -> bool:
+    """Say what a gate would of the shadow runs until now; they go on while the challenger waits.
+
+    Args:
+        digests: champion's and challenger's, or the latter's alone.
+    """
     from unetpp_workflows.gates import judge_shadow
     from unetpp_workflows.promotion import shadow_evidence
-    from unetpp_workflows.registry import resolve
 
-    if champion is None or "shadow" in gates.off:
+    if len(digests) < 2 or "shadow" in gates.off:
         return True
-    digests = [resolve(f"models:/{name}/{number}", tracking_uri=uri).digest for number in (champion, version)]
     return all(result.passed for result in judge_shadow(gates.shadow, shadow_evidence(client, uri, *digests)))
 
 
