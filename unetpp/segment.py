@@ -95,7 +95,8 @@ def prepare_job(
 
     Args:
         out: this image's own folder; made when missing.
-        anew: first delete the whole folder; an image that cannot be planned keeps what was made of it.
+        anew: first delete what an earlier job made in the folder, and nothing else that lies there; an image that
+            cannot be planned keeps what was made of it.
 
     Raises:
         BandsError: the image's bands, their order or sample type are not the model's.
@@ -108,18 +109,17 @@ def prepare_job(
         Also what `open_raster`, `load_package`, `load_mask` and `choose_engine` raise.
     """
     job, coverage = plan_job(uri, out, package, **options)
-    if anew:
-        discard_folder(job.out)
     with output_errors(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
     with FolderLock(job.out, exclusive=True):
-        before = SegmentJob.load(job.out)
+        known = (job.out / JOB).exists()
+        before = None if anew else SegmentJob.load(job.out)
         if before is not None and set(before.maps) > set(job.maps):
             more = _with_maps(job, before.maps)
             job = more if more.key == before.key else job
         same = before is not None and before.key == job.key
         if not same:
-            _discard(job.store, known=before is not None)
+            _discard(job.store, known=known, damaged=anew and known)
         LabelStore.create(job.out, job.plan, job.grid, job.classes, keep=same)
         for store in job.map_stores:
             store.create(job.grid, keep=same)
@@ -281,12 +281,18 @@ def _describe(raster: Raster) -> dict[str, Any]:
     }
 
 
-def _discard(store: LabelStore, *, known: bool) -> None:
-    """Delete all that an earlier job left; record and job.json go first: half of it never counts as done or begun."""
+def _discard(store: LabelStore, *, known: bool, damaged: bool = False) -> None:
+    """Delete all that an earlier job left; record and job.json go first: half of it never counts as done or begun.
+
+    Args:
+        known: a job.json says that a job of ours left it.
+        damaged: take what says nothing of itself, or is of another version, for that job's too.
+    """
     from unetpp.finalize import NAMES, discard_products
 
     for root in (store.root, *(store.folder / map_folder(kind) for kind in MAPS)):
-        refuse_foreign(root)
+        if not damaged:
+            refuse_foreign(root)
     commits = store.folder / COMMITS
     if not (known or store.root.exists()):
         for name in (COMMITS, VALIDITY, REGION, *NAMES):

@@ -236,6 +236,29 @@ def test_no_image_takes_the_place_of_a_file_of_the_archive(tmp_path: Path) -> No
         assert source.name.startswith(f"{name}-")
 
 
+def test_images_that_lie_in_the_output_and_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    """`cases/case1/case1.png -o cases`, a Zarr image and a file without a suffix, a folder beside a MIRAX slide."""
+    zarr, plain, mirax = tmp_path / "img", _touch(tmp_path / "scan"), _touch(tmp_path / "slide.mrxs")
+    inside = _touch(tmp_path / "case1/case1.png")
+    _touch(zarr / "zarr.json")
+    _touch(tmp_path / "slide/Data0001.dat")
+    (tmp_path / "new").mkdir()
+    uris = [inside, str(zarr), plain, mirax, str(tmp_path / "new.png")]
+    found = {source.uri: source for source in assign_folders(uris, tmp_path)}
+    assert found[uris[-1]].name == "new", "an empty folder is nobody's"
+    assert [found[uri].name[:-8] for uri in uris[:4]] == ["case1-", "img-", "scan-", "slide-"]
+    for source in found.values():
+        (source.folder / "job.json").parent.mkdir(exist_ok=True)
+        (source.folder / "job.json").write_text(json.dumps({"uri": source.uri}))
+    assert {s.uri: s for s in assign_folders(uris, tmp_path)} == found
+    _touch(tmp_path / "held/held.png")
+    _touch(tmp_path / "held/job.json")
+    [source] = assign_folders([str(tmp_path / "held/held.png")], tmp_path)
+    assert source.name.startswith("held-"), "an older version wrote its results there"
+    with pytest.raises(OutputError, match=r"img/out lies inside the image .*img, which it would change"):
+        assign_folders([str(zarr)], zarr / "out")
+
+
 def test_a_linked_folder_out_of_the_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/x").symlink_to(tmp_path / "elsewhere")

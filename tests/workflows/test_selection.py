@@ -114,6 +114,43 @@ def test_force_deletes_no_result_of_an_image_that_is_not_there(
     assert [image.reused for image in run(ink_package, tmp_path).images] == [True, True]
 
 
+@pytest.mark.parametrize("damaged", ["job.json", "labels.ome.zarr/zarr.json", "commits"])
+def test_force_deletes_its_own_files_alone_and_needs_none_of_them(
+    damaged: str, ink_package: Path, blots: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What somebody put beside a result, here the annotations of an image, is not ours to delete."""
+    blots("a.png")
+    run(ink_package, tmp_path)
+    folder = tmp_path / "out/a"
+    ours = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "annotations.geojson").write_text("mine")
+    if (folder / damaged).is_dir():
+        for file in (folder / damaged).rglob("*.json*"):
+            file.write_text("{")
+    else:
+        (folder / damaged).write_text("{")
+    [again] = run(ink_package, tmp_path, force=True).images
+    assert again.status == "done" and (folder / "annotations.geojson").read_text() == "mine"
+    assert all((folder / name).is_file() for name in ours if "journal" not in name)
+    for name in ("polygons.geojson", "labels.ome.zarr/classes/0/c/0/0", "labels.ome.zarr/zarr.json"):
+        assert (folder / name).read_bytes() == ours[name], name
+
+
+def test_an_image_in_the_output_folder_outlives_its_results(
+    ink_package: Path, blots: Callable[..., Path], tmp_path: Path
+) -> None:
+    image = tmp_path / "in/case/case.png"
+    image.parent.mkdir(parents=True)
+    blots("other.png").rename(image)
+    whole = image.read_bytes()
+    for force in (False, True):
+        done = segment([image], ink_package, tmp_path / "in", config=CONFIG, selection=Selection(force=force))
+        assert [i.status for i in done.images] == ["done"] and image.read_bytes() == whole
+        assert [path.name for path in image.parent.iterdir()] == ["case.png"]
+    again = segment([tmp_path / "in"], ink_package, tmp_path / "in", config=CONFIG)
+    assert [(i.uri, i.reused) for i in again.images] == [(str(image), True)]
+
+
 def test_two_runs_do_not_write_one_folder(ink_package: Path, blots: Callable[..., Path], tmp_path: Path) -> None:
     blots("a.png")
     (tmp_path / "out").mkdir()

@@ -9,6 +9,7 @@ pause; what still fails then is an error, never zeros. Credentials and endpoints
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import os
 import posixpath
@@ -35,6 +36,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 TIMEOUT_S = 60.0
 BLOCK_BYTES = 2**18
 CACHED_BYTES = 2**24
+_LISTED = 4096
 
 T = TypeVar("T")
 
@@ -247,21 +249,29 @@ def list_prefix(uri: str) -> Listing:
     return Listing(tuple(folders), tuple(objects))
 
 
-def list_versions(uri: str, limit: int) -> list[tuple[str, int, str]]:
-    """Return (key, size, version) of the first objects below a prefix, as the store orders them; errors as above."""
+def list_versions(uri: str) -> list[tuple[str, int, str]]:
+    """Return (key, size, version) of the first objects below a prefix, as the store orders them; errors as above.
+
+    Where there are more than 4096, the rest is one last entry, its number and hash: a million would take memory.
+    """
     import obstore
 
     store, key = _locate(uri)
 
-    def first() -> list[tuple[str, int, str]]:
+    def listed() -> list[tuple[str, int, str]]:
         found: list[tuple[str, int, str]] = []
+        others, digest = 0, hashlib.sha256()
         for chunk in obstore.list(store, key or None, chunk_size=1000):
-            found += [(meta["path"], int(meta["size"]), _version(meta)) for meta in chunk]
-            if len(found) >= limit:
-                break
-        return found[:limit]
+            for meta in chunk:
+                entry = (meta["path"], int(meta["size"]), _version(meta))
+                if len(found) < _LISTED:
+                    found.append(entry)
+                else:
+                    others += 1
+                    digest.update(f"{entry}\n".encode())
+        return [*found, ("and more", others, digest.hexdigest())] if others else found
 
-    return retried(uri, first)
+    return retried(uri, listed)
 
 
 def zarr_store(uri: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from unetpp.errors import ImageFormatError
-from unetpp.io.base import FINGERPRINT_OBJECTS, SIDECARS, ZARR_DOCUMENTS, Raster
+from unetpp.io.base import SIDECARS, ZARR_DOCUMENTS, Raster
 from unetpp.io.remote import RemoteObject, find_object, list_versions, open_object, zarr_store
 from unetpp.io.tiff import AUXILIARY, MASK, PLACES, TIFF_MAGIC, read_header
 
@@ -44,7 +44,7 @@ def versions(uri: str) -> list[tuple[str, int, str]]:
         return [(name, part.size, part.version) for name, part in ({_name(uri): image} | beside).items()]
     if uri.startswith("http"):
         return documents
-    return documents + list_versions(uri, FINGERPRINT_OBJECTS)
+    return documents + list_versions(uri)
 
 
 def _open_tiff(image: RemoteObject) -> Raster | None:

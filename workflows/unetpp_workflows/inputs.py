@@ -31,6 +31,8 @@ JOB = "job.json"
 _ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
 _OURS = frozenset({JOB, "mlflow.db"})
 """What lies in a folder that holds one image, and in one that holds results or an MLflow store."""
+_BEGUN = frozenset({JOB, "record.json", "config.json", ".lock"})
+"""What lies in an image's folder that a call has begun in: one of these."""
 _NAME_BYTES = 230
 """File systems take 255, with a hash behind the name and what a folder is called while it is deleted."""
 
@@ -279,10 +281,12 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
     """Give each image a folder of its own: its name or stem, with a hash of its URI where two images share it.
 
     The choice does not depend on the order of the images, and a folder that another image took in an earlier call
-    stays that image's.
+    stays that image's. One that holds the image itself, or other things that are not ours, is left alone: images may
+    lie in the output folder, too.
 
     Raises:
-        OutputError: A folder of this name is a link that leads out of the output folder; two images have one folder.
+        OutputError: A folder of this name is a link that leads out of the output folder; two images have one folder;
+            the output folder lies inside an image.
     """
     entries = list(entries)
     stems = {entry.uri: safe_name(entry.name or entry.uri, is_name=bool(entry.name)) for entry in entries}
@@ -296,18 +300,38 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
         uri, stem = _absolute(entry.uri), stems[entry.uri]
         key, folder = stem.casefold(), output / stem
         held = owner(folder) if key in there else None
-        if held is None or held != identity(uri):
-            clash = counts[key] > 1 or key in RESERVED or held is not None
+        if held is None or held != identity(uri) or _lies_in(uri, folder):
+            foreign = key in there and (_is_foreign(folder) or _lies_in(uri, folder))
+            clash = counts[key] > 1 or key in RESERVED or held is not None or foreign
             if clash or there:
                 hashed = output / f"{stem}-{_uri_hash(uri)}"
                 folder = hashed if clash or (hashed.name.casefold() in there and hashed.is_dir()) else folder
         if folder.name.casefold() in there and folder.resolve().parent != root:
             raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
+        if _lies_in(folder, Path(uri)) and _is_zarr(Path(uri)):
+            raise OutputError(f"{output} lies inside the image {uri}, which it would change; choose another --output")
         source = Source(uri, folder, entry.spacing, entry.mask, entry.region)
         other = sources.setdefault(folder.name.casefold(), source)
         if other is not source:  # a short hash, or a name that looks like one with a hash
             raise OutputError(f"{other.uri} and {uri} would both be written to {folder}; use two --output")
     return list(sources.values())
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Say whether there is something of this name that no call of ours has begun in, and is not empty."""
+    try:
+        names = frozenset(os.listdir(folder))  # noqa: PTH208 (names are wanted, not paths)
+    except NotADirectoryError:
+        return True
+    except FileNotFoundError:
+        return False  # it differs in case, and here that is another name
+    return bool(names) and not names & _BEGUN
+
+
+def _lies_in(path: Path | str, folder: Path) -> bool:
+    """Say whether a local path is a folder or lies below it."""
+    inner, outer = identity(str(path)), identity(str(folder))
+    return inner == outer or inner.startswith(f"{outer}/")
 
 
 def _names_in(folder: Path) -> frozenset[str]:

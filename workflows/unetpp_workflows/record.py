@@ -122,7 +122,9 @@ class ImageRecord:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}; choose another output folder") from None
+        except ValueError as error:
             raise StoreError(f"{path} is damaged: {error}; delete it and run the same command again") from None
         if isinstance(values, dict) and values.get("format") not in (FORMAT, None):
             raise VersionError(f"{path} was written by another version of unetpp; choose a new output folder")

@@ -13,7 +13,7 @@ import zarr
 from unetpp.errors import PlanError
 from unetpp.geometry import Box
 from unetpp.io import base, open_raster
-from unetpp.io.base import Window, fingerprint, thumbnail
+from unetpp.io.base import Window, fingerprint, other_files, thumbnail
 from unetpp.io.reader import RGB, ReaderBase, level_scale, make_levels, valid_samples
 
 
@@ -124,6 +124,15 @@ def test_fingerprint_of_a_zarr_folder(tmp_path: Path) -> None:
     assert fourth not in (first, second, third)
     chunk.unlink()
     assert fingerprint(path) not in (first, second, third, fourth), "a chunk is gone"
+
+    row = path / "0" / "c" / "9"
+    row.mkdir()
+    for number in range(5000):
+        (row / str(number)).touch()
+    many = fingerprint(path)
+    _touch(row / "999")  # the last in order
+    assert fingerprint(path) != many, "the last of many chunks changed"
+    assert row / "999" in other_files(path)
 
 
 @pytest.mark.parametrize("length", [248, 255])

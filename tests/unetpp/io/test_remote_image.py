@@ -17,8 +17,9 @@ from PIL import Image
 from tests.object_store import BUCKET, ObjectStore
 from unetpp.errors import CorruptImageError, ImageFormatError, ImageNotFoundError, RemoteError
 from unetpp.geometry import Box
-from unetpp.io import Raster, open_raster
+from unetpp.io import Raster, open_raster, remote
 from unetpp.io.base import fingerprint
+from unetpp.io.remote import list_versions
 
 FAULTS = ("error", "cut", "short", "reset")
 
@@ -193,7 +194,7 @@ def test_threads_and_closing_from_another(make: Any, object_store: ObjectStore) 
             np.testing.assert_array_equal(window.pixels, whole[box.slices()])
 
 
-def test_fingerprint_follows_the_object(make: Any, object_store: ObjectStore) -> None:
+def test_fingerprint_follows_the_object(make: Any, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _scene(make)
     uri = object_store.put(path, "print.tif")
     first = fingerprint(uri)
@@ -210,10 +211,17 @@ def test_fingerprint_follows_the_object(make: Any, object_store: ObjectStore) ->
     folder = _ome_zarr(make)
     uri = object_store.put(folder, "print.zarr")
     first = fingerprint(uri)
-    chunk = next(file for file in folder.rglob("c/*/*/*") if file.is_file())
-    shutil.copy(next(file for file in folder.rglob("c/*/*/*") if file.read_bytes() != chunk.read_bytes()), chunk)
+    chunks = sorted(file for file in folder.rglob("c/*/*/*") if file.is_file())
+    chunk = chunks[-1]
+    before = chunk.read_bytes()
+    shutil.copy(next(file for file in chunks if file.read_bytes() != before), chunk)
     object_store.put(chunk, f"print.zarr/{chunk.relative_to(folder).as_posix()}")
     assert fingerprint(uri) != first, "a chunk changed"
+    monkeypatch.setattr(remote, "_LISTED", 2)  # the others are told of together
+    changed = fingerprint(uri)
+    chunk.write_bytes(before)
+    object_store.put(chunk, f"print.zarr/{chunk.relative_to(folder).as_posix()}")
+    assert len(list_versions(uri)) == 3 and fingerprint(uri) != changed, "one of the others changed"
 
 
 def test_names_of_nothing_are_refused(make: Any, object_store: ObjectStore) -> None:
