@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
+from PIL import Image
 from pydantic import ValidationError
 
 from unetpp.errors import ConfigError
@@ -73,6 +77,21 @@ def test_a_mask_counts_by_its_content(tmp_path: Path) -> None:
     assert first == moved
     masks[0].write_bytes(b"two")
     assert load_config(options={"input.mask": masks[0]}).result_hash() != first
+
+
+def test_a_mask_of_several_files_counts_by_what_is_in_them(tmp_path: Path) -> None:
+    picture, folder, mosaic = tmp_path / "mask.png", tmp_path / "mask.zarr", tmp_path / "all.mosaic.toml"
+    mosaic.write_text('rule = "first"\nparts = [{ uri = "part.png", x = 0, y = 0 }]\n')
+    seen = set()
+    for value in (1, 0):
+        pixels = np.full((8, 8), value, np.uint8)
+        for file in (picture, tmp_path / "part.png"):
+            Image.fromarray(pixels).save(file)
+            os.utime(file, ns=(value, value))
+        zarr.create_array(folder, data=pixels, chunks=(8, 8), overwrite=True, fill_value=9)
+        for mask in (picture.as_uri(), str(folder), folder.as_uri(), str(mosaic)):
+            seen |= {load_config(options={"input.mask": mask}).result_hash() for _ in range(2)}
+    assert len(seen) == 8
 
 
 def test_what_belongs_to_a_file_counts_with_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from unetpp.io.resample import OutputGrid
 from unetpp.package import ClassInfo
 from unetpp.store import LabelStore
 from unetpp.tiling import make_plan
-from unetpp_workflows.truth import Truth, find_truth, score
+from unetpp_workflows.truth import Truth, _by_stem, find_truth, score
 
 CLASSES = tuple(ClassInfo(value=v, name=n, color=(v, v, v)) for v, n in ((0, "rest"), (1, "road"), (4, "water")))
 Made = tuple[LabelStore, OutputGrid]
@@ -147,5 +147,9 @@ def test_a_folder_of_truths_is_searched_by_name(tmp_path: Path) -> None:
     path = _png(tmp_path / "scene.png", np.zeros((4, 4)))
     assert find_truth(tmp_path, "scene") == path
     assert find_truth(path, "other") == path
+    for beside in ("scene.csv", "scene.pgw", "scene.json"):
+        (tmp_path / beside).write_text("1")
+    _by_stem.cache_clear()
+    assert find_truth(tmp_path, "scene") == path, "a world file is no raster"
     with pytest.raises(DataError, match="no truth named other"):
         find_truth(tmp_path, "other")

@@ -12,16 +12,17 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from unetpp.errors import ConfigError, RegionError, SpacingError
+from unetpp.errors import ConfigError, RegionError, SpacingError, UnetppError
 from unetpp.geometry import Spacing
-from unetpp.io.base import VRT, other_files
-from unetpp.io.remote import is_remote
+from unetpp.io.base import VRT, fingerprint, other_files
+from unetpp.io.remote import is_remote, local_path
 from unetpp.io.remote_image import versions
 from unetpp.maps import MAPS, MapName, ordered
 from unetpp.region import parse_region
@@ -197,12 +198,29 @@ class RunConfig(_Section):
         if self.input.mask is not None and is_remote(self.input.mask):
             values["input"]["mask"] = versions(self.input.mask)
         for section, key in (("input", "mask"), ("truth", "path")):
-            path = Path(values[section][key]) if isinstance(values[section][key], str) else None
+            named = values[section][key]
+            path = local_path(named) if isinstance(named, str) and not is_remote(named) else None
             if path and path.is_file():
                 values[section][key] = _content(path)
+        if (parts := _parts_of_mask(self.input.mask)) is not None:
+            values["input"]["mask_parts"] = parts
         if truth is not None and truth != self.truth.path and truth.is_file():
             values["truth"]["path"] = f"{truth.name} {truth.stat().st_size} {truth.stat().st_mtime_ns}"
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _parts_of_mask(mask: str | None) -> str | None:
+    """Return the fingerprint of a mask on this machine that is more than a file: a Zarr folder, a mosaic, a band list.
+
+    None for one that does not open, which is said where the image is prepared.
+    """
+    if mask is None or is_remote(mask):
+        return None
+    path = local_path(mask)
+    if path.is_dir() or path.suffix.lower() == ".toml":
+        with suppress(UnetppError):
+            return fingerprint(path)
+    return None
 
 
 def _content(file: Path) -> str:

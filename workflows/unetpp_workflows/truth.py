@@ -18,6 +18,7 @@ from unetpp.geometry import Box, to_pixels
 from unetpp.levels import NO_DATA
 from unetpp.package import ClassInfo
 from unetpp.store import LabelStore
+from unetpp_workflows.inputs import SUFFIXES
 
 if TYPE_CHECKING:
     from unetpp.io.resample import OutputGrid
@@ -55,8 +56,10 @@ def find_truth(path: Path, name: str) -> Path:
 # Every image of an archive asks for its own.
 @lru_cache(maxsize=4)
 def _by_stem(folder: Path, _changed: int) -> dict[str, Path]:
-    """Return the files of a folder by stem, of several with the same the first by name."""
-    return {file.stem: file for file in sorted(folder.iterdir(), reverse=True) if file.is_file()}
+    """Return the files of a folder by stem; of several an image before a world file, then the first by name."""
+    files = (file for file in folder.iterdir() if file.is_file())
+    last_first = sorted(files, key=lambda file: (file.suffix.lower() not in SUFFIXES, file.name), reverse=True)
+    return {file.stem: file for file in last_first}
 
 
 def score(store: LabelStore, grid: OutputGrid, classes: Sequence[ClassInfo], truth: Truth) -> dict[str, float]:
