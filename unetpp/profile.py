@@ -106,13 +106,18 @@ def centred(box: Box) -> Box:
 
 
 def quantiles(profiles: Sequence[Profile]) -> dict[str, list[float]]:
-    """Return the 5th and the 95th percentile of every number over images; empty for fewer than 20 images."""
-    if len(profiles) < LEAST_IMAGES:
-        return {}
-    names = [name for name in profiles[0] if all(name in profile for profile in profiles)]
+    """Return the 5th and the 95th percentile of every number over the images that have it, if 20 do.
+
+    An image of a few pixels has none, and class shares are by class and unit: that is no reason to compare no other.
+    """
+    found: dict[str, list[float]] = {}
+    for profile in profiles:
+        for name, value in profile.items():
+            found.setdefault(name, []).append(value)
     return {
-        name: [round(float(q), 5) for q in np.quantile([profile[name] for profile in profiles], (0.05, 0.95))]
-        for name in names
+        name: [round(float(q), 5) for q in np.quantile(values, (0.05, 0.95))]
+        for name, values in found.items()
+        if len(values) >= LEAST_IMAGES
     }
 
 

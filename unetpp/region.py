@@ -19,6 +19,7 @@ tiles cannot change a pixel.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
@@ -267,10 +268,11 @@ def _read_file(path: Path, *, scene: bool) -> tuple[list[list[Ring]], str]:
             table, name, facts["crs"] = read_geoparquet(path)
             shapes = table.column(name).to_pylist()
         else:
-            layers = shape_layers(path)
+            content = _collection(path)
+            layers = shape_layers(path) if content is None else []
             if len(layers) > 1:
                 raise RegionError(f"region {path} holds the layers {', '.join(layers)}; save one of them as a file")
-            facts, _, shapes, _ = read(path, layer=layers[0] if layers else None, columns=[])
+            facts, _, shapes, _ = read(content or path, layer=layers[0] if layers else None, columns=[])
         found = shapely.from_wkb(shapes)
     except RegionError:
         raise
@@ -297,6 +299,14 @@ def _polygons(shapes: Sequence[Any]) -> Iterator[Any]:
 
 def _ring(line: Any) -> Ring:
     return np.asarray(line.coords, float)[:-1, :2]
+
+
+def _collection(path: Path) -> bytes | None:
+    """Return a bare list of features, as QuPath can save it, as the collection that GDAL reads, else None."""
+    if path.suffix.lower() not in (".geojson", ".json"):
+        return None
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8).strip()
+    return b'{"type": "FeatureCollection", "features": ' + content + b"}" if content.startswith(b"[") else None
 
 
 def _names_crs(path: Path) -> bool:

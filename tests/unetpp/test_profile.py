@@ -126,4 +126,6 @@ def test_what_is_unusual() -> None:
     assert (soft.statistic, dark.statistic) == ("mean_red", "focus")  # furthest from usual first
     assert (soft.low, soft.high) == pytest.approx((0.32, 0.68)) and soft.among == "training"
     assert quantiles(profiles[: LEAST_IMAGES - 1]) == {}
+    tiny: list[dict[str, float]] = [{}, {"share of water in m2": 0.5}]
+    assert quantiles([*tiny, *profiles]) == ranges, "one image without a number leaves the others theirs"
     assert unusual({"other": 1.0}, ranges, "training") == [] == unusual({"mean_red": 9.0}, {}, "training")

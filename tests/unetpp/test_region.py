@@ -227,7 +227,8 @@ def test_geojson_as_other_programs_write_it(tmp_path: Path) -> None:
     (tmp_path / "marked.geojson").write_text(text, encoding="utf-8-sig")
     (tmp_path / "latin.geojson").write_text(text, encoding="latin-1")
     (tmp_path / "lines.geojson").write_text("\n".join(map(json.dumps, document["features"])))
-    for name in ("marked.geojson", "latin.geojson", "lines.geojson"):
+    (tmp_path / "list.geojson").write_text(json.dumps(document["features"]), encoding="utf-8-sig")  # QuPath can
+    for name in ("marked.geojson", "latin.geojson", "lines.geojson", "list.geojson"):
         found = load_region(str(tmp_path / name), grid()).crop(Box(0, 0, 300, 400))
         assert np.array_equal(found, expected), name
 

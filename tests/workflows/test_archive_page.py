@@ -88,10 +88,26 @@ def test_a_damaged_table_or_picture_is_named_and_the_rest_is_drawn(output: Path,
     assert page.count('src="data:image/jpeg;base64,') == 1, "the other image's picture"
 
 
+def test_sizes_in_two_units_are_two_rows_and_no_plot(
+    output: Path, ink_package: Path, blots: Callable[..., Path], tmp_path: Path
+) -> None:
+    blots("scaled.png")
+    code, _ = run("segment", tmp_path / "in/scaled.png", "-m", ink_package, "-o", output, "--instances", "--mpp", "10",
+                  "--set", "tracking.enabled=false")  # fmt: skip
+    assert code == 0
+    found, _ = object_sizes(image_folders(output))
+    assert {key: sizes.count for key, sizes in found.items()} == {("ink", "px"): 4, ("ink", "µm²"): 2}
+    assert found["ink", "µm²"].median() == pytest.approx(10_000, rel=0.1)
+    run("report", output)
+    page = (output / "report.html").read_text()
+    assert "Sizes of objects" not in page and " px</td>" in page and " µm²</td>" in page
+
+
 def test_sizes_are_those_of_the_tables(output: Path) -> None:
     found, unread = object_sizes(image_folders(output))
-    assert not unread and list(found) == ["ink"] and found["ink"].count == 4 and found["ink"].unit == "px"
-    assert found["ink"].bins == {26: 2, 36: 2}  # 4 log2 of 100 and of 600
+    assert not unread and list(found) == [("ink", "px")]
+    assert found["ink", "px"].count == 4 and found["ink", "px"].unit == "px"
+    assert found["ink", "px"].bins == {26: 2, 36: 2}  # 4 log2 of 100 and of 600
     many = Sizes("px", (0, 0, 0))
     areas = np.random.default_rng(0).lognormal(5, 1, 10_000)
     many.add(areas[:300])

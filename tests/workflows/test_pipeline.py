@@ -539,5 +539,12 @@ def test_labels_go_into_the_source_only_where_asked(run: Any, blots: Draw, ink_p
     found = zarr.open_array(source / "labels/unetpp-ink/0", mode="r")
     assert int((np.asarray(found[:]) == 1).sum()) == INK_PX
     assert run(source, sets=asked).images[0].reused
+    (tmp_path / "out").rename(tmp_path / "whole")
+    assert run(source, sets=(*asked, "input.region=0,0,20,20")).exit_code == 0  # another output's label in its place
+    (tmp_path / "out").rename(tmp_path / "part")
+    (tmp_path / "whole").rename(tmp_path / "out")
+    assert not run(source, sets=asked).images[0].reused
+    assert int((np.asarray(zarr.open_array(source / "labels/unetpp-ink/0", mode="r")[:]) == 1).sum()) == INK_PX
+    assert run(source, sets=asked).images[0].reused
     refused = run(photo, sets=asked)
     assert refused.exit_code == 1 and "not written into the source" in str(refused.images[0].warning)

@@ -116,6 +116,8 @@ class LonLat:
         within = shell[:, 0].min() >= -180 and shell[:, 0].max() <= 180
         parts = [[shell, *holes]] if within else _cut(shell, holes)
         polygons = [[_closed(ring, k == 0) for k, ring in enumerate(part)] for part in parts]
+        if not polygons:
+            return None
         if len(polygons) == 1:
             return {"type": "Polygon", "coordinates": polygons[0]}
         return {"type": "MultiPolygon", "coordinates": polygons}
@@ -185,7 +187,8 @@ def _cut(shell: Coordinates, holes: Sequence[Coordinates]) -> list[list[Coordina
     if np.ptp(shell[:, 0]) > 360 - _GAP:
         # Right round the globe: its two ends meet.
         pieces = shapely.get_parts(shapely.union_all(pieces, grid_size=_GAP)).tolist()
-    kept = [piece for piece in pieces if piece.geom_type == "Polygon"]
+    # Beyond a pole, or smaller than the decimals, nothing is left.
+    kept = [piece for piece in pieces if piece.geom_type == "Polygon" and not piece.is_empty]
     return [[shapely.get_coordinates(ring)[:-1] for ring in (piece.exterior, *piece.interiors)] for piece in kept]
 
 

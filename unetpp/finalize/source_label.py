@@ -5,6 +5,8 @@
 
 Only a local image in Zarr v3 with OME-Zarr 0.5 takes one. Labels that others wrote are never touched. The group is
 complete before it gets its name, and is listed last; where there are no labels yet, an empty list of them comes first.
+Where the source's groups hold copies of the metadata below them ("consolidated"), readers look at those alone: the
+label's are added to them.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def write_source_label(job: SegmentJob) -> Path:
         StoreError: the source takes no label, or one of somebody else has that name.
         OutputError: it cannot be written.
     """
-    source = Path(local_name(job.uri))
+    whole = Path(local_name(job.uri))
+    source = _image_group(whole)
     _check(source, job)
     labels = source / "labels"
     target = labels / f"unetpp-{job.model_ref['name']}"
@@ -45,7 +48,7 @@ def write_source_label(job: SegmentJob) -> Path:
         raise StoreError(f"model name {job.model_ref['name']!r} is a path; rename the model or leave out --into-source")
     if target.exists() and "unetpp" not in _attributes(target):
         raise StoreError(f"{target} is a label that unetpp did not write; move it away or leave out --into-source")
-    if _attributes(target).get("unetpp", {}).get("key") == job.key and target.name in _listed(labels):
+    if label_key(target) == job.key and target.name in _listed(labels):
         return target
     fresh = labels / f".{target.name}.new"
     with output_errors(target):
@@ -66,7 +69,23 @@ def write_source_label(job: SegmentJob) -> Path:
         fresh.replace(target)
         sync(labels)
     _list(labels, target.name)
+    for group in dict.fromkeys((labels, source, whole)):
+        _consolidate(group, target)
     return target
+
+
+def _image_group(source: Path) -> Path:
+    """Return the group whose pixels are read: this one, or the only image of a bioformats2raw folder."""
+    if "multiscales" in _attributes(source).get("ome", {}) or not source.is_dir():
+        return source
+    images = [path for path in sorted(source.iterdir()) if "multiscales" in _attributes(path).get("ome", {})]
+    return images[0] if len(images) == 1 else source
+
+
+def label_key(label: Path) -> str | None:
+    """Return the key of the job whose label a group is; None for one that unetpp did not write."""
+    key = _attributes(label).get("unetpp", {}).get("key")
+    return key if isinstance(key, str) else None
 
 
 def _check(source: Path, job: SegmentJob) -> None:
@@ -110,6 +129,21 @@ def _list(labels: Path, name: str) -> None:
     ome = document.setdefault("attributes", {}).setdefault("ome", {"version": "0.5"})
     ome["labels"] = [*(other for other in ome.get("labels", []) if other != name), name]
     write_file(labels / _GROUP, json.dumps(document, indent=2).encode())
+
+
+def _consolidate(group: Path, label: Path) -> None:
+    """Put the metadata of a label and of the list that it is in into a group's copies, if it holds any."""
+    document = json.loads((group / _GROUP).read_bytes())
+    copies = (document.get("consolidated_metadata") or {}).get("metadata")
+    if copies is None:
+        return
+    at = label.relative_to(group).as_posix()
+    for name in [name for name in copies if name == at or name.startswith(f"{at}/")]:
+        del copies[name]
+    for file in (label.parent / _GROUP, *sorted(label.rglob(_GROUP))):
+        if file.parent != group:
+            copies[file.parent.relative_to(group).as_posix()] = json.loads(file.read_bytes())
+    write_file(group / _GROUP, json.dumps(document, indent=2).encode())
 
 
 def _listed(labels: Path) -> list[str]:

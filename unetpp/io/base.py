@@ -284,9 +284,24 @@ def _hash_stat(digest: Any, file: Path | str, name: str) -> None:
 
 def _hash_folder(digest: Any, folder: Path) -> None:
     for file in _zarr_documents(folder):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + _document(file))
     for chunk in _objects(folder):
         _hash_stat(digest, chunk, chunk[len(f"{folder}/") :])
+
+
+def _document(file: Path) -> bytes:
+    """Return a metadata document; of the copies of others' documents that it holds, those of labels do not count."""
+    content = file.read_bytes()
+    if b'"consolidated_metadata"' not in content:
+        return content
+    try:
+        document = json.loads(content)
+        copies = document["consolidated_metadata"]["metadata"]
+        kept = {name: copy for name, copy in copies.items() if "labels" not in name.split("/")}
+        document["consolidated_metadata"]["metadata"] = kept
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return content
+    return json.dumps(document, sort_keys=True).encode()
 
 
 def _zarr_documents(folder: Path) -> Iterator[Path]:

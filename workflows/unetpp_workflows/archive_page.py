@@ -111,7 +111,7 @@ def write_archive_page(output: Path, folders: Sequence[Path]) -> Path:
         failures=[row for row in rows if row["status"] not in ("done", "empty")][:_LINES],
         unusual=[row for row in rows if row.get("unusual")][:_LINES],
         areas=area_plots(folders),
-        objects=[_object_row(name, found) for name, found in sorted(sizes.items())],
+        objects=[_object_row(name, found) for (name, _), found in sorted(sizes.items())],
         sizes=_size_plot(sizes),
         unread=unread,
         throughput=_throughput_plot(runs),
@@ -155,14 +155,14 @@ def read_runs(output: Path) -> list[Run]:
     return runs
 
 
-def object_sizes(folders: Iterable[Path]) -> tuple[dict[str, Sizes], list[str]]:
-    """Return the sizes of all split objects per class name, read in batches, and which tables do not read.
+def object_sizes(folders: Iterable[Path]) -> tuple[dict[tuple[str, str], Sizes], list[str]]:
+    """Return the sizes of all split objects per class name and unit, read in batches, and which tables do not read.
 
     No sizes where no objects were split; of a damaged table what comes before the damage counts.
     """
     import pyarrow as pa
 
-    sizes: dict[str, Sizes] = {}
+    sizes: dict[tuple[str, str], Sizes] = {}
     faults = []
     for folder in folders:
         path, record = folder / _OBJECT_TABLE, _record(folder)
@@ -175,7 +175,7 @@ def object_sizes(folders: Iterable[Path]) -> tuple[dict[str, Sizes], list[str]]:
     return sizes, faults
 
 
-def _add_sizes(sizes: dict[str, Sizes], path: Path, classes: Mapping[str, Mapping[str, Any]]) -> None:
+def _add_sizes(sizes: dict[tuple[str, str], Sizes], path: Path, classes: Mapping[str, Mapping[str, Any]]) -> None:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as table:
@@ -188,7 +188,7 @@ def _add_sizes(sizes: dict[str, Sizes], path: Path, classes: Mapping[str, Mappin
             for name in set(names):
                 info = classes.get(name, {"color": (128, 128, 128)})
                 unit = {"area_um2": "µm²", "area_m2": "m²"}.get(area, "px")
-                sizes.setdefault(str(name), Sizes(unit, tuple(info["color"]))).add(values[names == name])
+                sizes.setdefault((str(name), unit), Sizes(unit, tuple(info["color"]))).add(values[names == name])
 
 
 def area_plots(folders: Iterable[Path]) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def _object_row(name: str, found: Sizes) -> dict[str, Any]:
             "median": f"{found.median():.4g} {found.unit}"}  # fmt: skip
 
 
-def _size_plot(sizes: dict[str, Sizes]) -> Any:
+def _size_plot(sizes: Mapping[Any, Sizes]) -> Any:
     """Plot how many objects of each class have which size, in octaves; classes measured in one unit only."""
     if len({found.unit for found in sizes.values()}) != 1:
         return None

@@ -122,12 +122,19 @@ def _has_formats(call: Call, record: ImageRecord) -> bool:
 
     formats = call.config.output.formats
     wanted = default_formats(OutputGrid.from_json(record.grid)) if formats is None else formats
-    if call.config.output.into_source and not (record.source_label and Path(record.source_label).exists()):
+    if call.config.output.into_source and not _holds_label(record):
         return False
     maps = set(call.config.output.maps) <= set(record.outputs)
     return (
         maps and set(wanted) <= set(record.formats) and call.config.output.instances == ("instances" in record.outputs)
     )
+
+
+def _holds_label(record: ImageRecord) -> bool:
+    """Say whether the source holds this very result's label: one of another output may have replaced it."""
+    from unetpp.finalize.source_label import label_key
+
+    return record.source_label is not None and label_key(Path(record.source_label)) == record.key
 
 
 def prepare(call: Call, source: Source, *, anew: bool = False) -> SegmentJob:

@@ -45,6 +45,13 @@ def test_a_square_across_the_antimeridian_has_a_part_on_either_side(code: int, n
     assert found.area == pytest.approx(0.16, abs=0.002)
 
 
+def test_beyond_a_pole_and_the_antimeridian_there_is_nothing() -> None:
+    """The row of the pole is the last one on the globe: what a grid has further on is no place."""
+    square = np.array([(99, 150), (101, 150), (101, 152), (99, 152)], np.int64)
+    grid = LonLat(CRS.from_epsg(4326).to_wkt(), (1e-4, 0, 179.99, 0, -1e-4, -89.99), 512)
+    assert grid.geometries(Outlines.of([[square]])) == [None]
+
+
 @pytest.mark.parametrize("code", [4269, 4720, 4284])
 def test_a_square_beyond_the_antimeridian_lies_on_the_other_side(code: int) -> None:
     found = outline(CRS.from_epsg(code), (0.004, 0, 181.0, 0, -0.004, 52), 100, 100)

@@ -160,6 +160,37 @@ def test_a_name_that_is_a_path_is_refused(tmp_path: Path, source: Path, tiny_pac
     assert [path.name for path in (source / "labels").iterdir() if path.is_dir()] == ["by hand"]
 
 
+def test_readers_of_consolidated_metadata_find_the_label(tmp_path: Path, source: Path, tiny_package: Path) -> None:
+    zarr.consolidate_metadata(source)
+    job = segmented(source, tmp_path / "out", tiny_package)
+    identity = fingerprint(source)
+    for other in (job, segmented(source, tmp_path / "part", tiny_package, region="0,0,100,100")):
+        write_source_label(other)
+        assert fingerprint(source) == identity
+        group = zarr.open_group(source, mode="r")
+        assert group.metadata.consolidated_metadata is not None
+        found: Any = group["labels/unetpp-tiny/0"]
+        assert np.array_equal(found[:], labels_of(other))
+        assert group["labels"].attrs["ome"]["labels"] == ["by hand", "unetpp-tiny"]  # type: ignore[call-overload, index]
+    zarr.consolidate_metadata(source / "labels")
+    write_source_label(job)
+    found = zarr.open_group(source / "labels", mode="r")["unetpp-tiny/0"]
+    assert np.array_equal(found[:], labels_of(job))
+
+
+def test_the_only_image_of_a_bioformats2raw_folder_takes_the_label(
+    tmp_path: Path, source: Path, tiny_package: Path
+) -> None:
+    root = tmp_path / "raw.zarr"
+    zarr.open_group(root, mode="w", zarr_format=3).attrs["ome"] = {"version": "0.5", "bioformats2raw.layout": 3}
+    source.rename(root / "0")
+    job = segmented(root, tmp_path / "out", tiny_package)
+    before = fingerprint(root)
+    assert write_source_label(job) == root / "0/labels/unetpp-tiny" and fingerprint(root) == before
+    found: Any = zarr.open_group(root, mode="r")["0/labels/unetpp-tiny/0"]
+    assert np.array_equal(found[:], labels_of(job))
+
+
 def test_sources_that_take_no_label_are_one_line(tmp_path: Path, source: Path, tiny_package: Path) -> None:
     Image.fromarray(np.full((70, 70, 3), 9, np.uint8)).save(tmp_path / "photo.png")
     with pytest.raises(StoreError, match=r"no OME-Zarr 0\.5 image"):
