@@ -160,6 +160,13 @@ def test_register_is_idempotent_by_digest_and_aliases_move(filled_home: Path, pa
         registry.set_alias("toy", "champion", "5", tracking_uri=uri)
 
 
+def test_a_model_of_another_team_with_any_name_is_listed(filled_home: Path, package: Path) -> None:
+    init_store(store_uri()).create_registered_model("Bob's model")
+    assert [row.name for row in registry.list_models()] == ["toy"]
+    with pytest.raises(ModelNotFoundError, match='model "Bob\'s model" has no version'):
+        registry.version_of(init_store(store_uri()), store_uri(), "Bob's model", None)
+
+
 def test_registering_does_not_replace_a_champion(filled_home: Path, package: Path, tmp_path: Path) -> None:
     uri = copy_home(filled_home, tmp_path / "home")
     assert registry.register_package(package, alias="champion", tracking_uri=uri) == "1"  # it is that already

@@ -27,10 +27,19 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.disk import fill
-from unetpp.errors import ConfigError, DataError, EngineError, OutputError, PromotionError, StoreError
+from unetpp.errors import (
+    ConfigError,
+    DataError,
+    EngineError,
+    OutputError,
+    PromotionError,
+    RegistryError,
+    StoreError,
+)
 from unetpp.model import halo
 from unetpp.package import SPEC, load_package
 from unetpp.train.store import export
+from unetpp_workflows import training
 from unetpp_workflows.cli import app
 from unetpp_workflows.evaluation import EvaluationData, check_fit
 from unetpp_workflows.figures import plain
@@ -42,6 +51,7 @@ from unetpp_workflows.registry import list_models, register_package, resolve
 from unetpp_workflows.training import TIME_UP, TrainOptions, export_training, run_training
 from unetpp_workflows.training_data import STORE, prepared_store
 from unetpp_workflows.training_job import PROGRESS, Journal
+from unetpp_workflows.training_tracking import TrainingRun
 
 SMALL = [
     "drawn.slides=2", "data.validation=['drawn_1']", "network.filters=[4, 8]", "train.patch=32", "train.batch=4",
@@ -454,6 +464,26 @@ def test_a_store_that_does_not_answer_costs_no_training(
     code, text = run(tmp_path, store, tracking_uri="http://127.0.0.1:9")
     assert code == 1 and text.count("not recorded in MLflow") == 1
     assert load_package(tmp_path).spec.training["best_step"] > 0
+
+
+def test_a_store_that_falls_silent_is_left_alone_until_the_end(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that hangs takes minutes of every call: of 300 in a training, hours."""
+    asked = []
+
+    def hang(self: TrainingRun, *_: Any) -> None:
+        asked.append(self.id)
+        time.sleep(0.1)
+        raise RegistryError("no answer")
+
+    for name in ("step", "epoch"):
+        monkeypatch.setattr(TrainingRun, name, hang)
+    monkeypatch.setattr(training, "SOON_S", 0.05)
+    monkeypatch.setattr(training, "PAUSES", 10_000)
+    code, text = run(tmp_path, store, register=False)
+    assert code == 1 and text.count("not recorded in MLflow: no answer") == 1 and len(asked) == 1
+    assert init_store(store_uri()).get_run(asked[0]).info.status == "FINISHED", "the end is told all the same"
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(store: Path, small_disk: Callable[[int], Path]) -> None:

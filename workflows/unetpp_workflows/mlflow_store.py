@@ -34,6 +34,8 @@ _ADVICE = (
 )
 """What to do about an error in whose text this is found, the first that is."""
 """What the errors of a disk without room say: of artifacts, and of SQLite."""
+SOON_S, PAUSES = 1.0, 10
+"""A store that took longer than this to fail is left alone for so many times as long."""
 _SERVER = ("http://", "https://")
 _ready: set[str] = set()
 

@@ -30,7 +30,7 @@ from unetpp_workflows.config import RunConfig
 from unetpp_workflows.drift import job_profile, unlike_training
 from unetpp_workflows.inputs import Source, identity
 from unetpp_workflows.machine import freed_memory_kept
-from unetpp_workflows.mlflow_store import shown, store_uri
+from unetpp_workflows.mlflow_store import PAUSES, SOON_S, shown, store_uri
 from unetpp_workflows.record import CONFIG, ImageRecord, software, write_json
 from unetpp_workflows.report import PICTURE, REPORT, SIDE, write_picture, write_report
 from unetpp_workflows.stac import ITEM, write_item
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _one_writer = threading.Lock()
-_SOON_S, _PAUSES = 1.0, 10
-"""An MLflow store that took longer than this to fail is left alone for so many times as long."""
 
 
 @dataclass
@@ -413,8 +411,8 @@ def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
                 raise RegistryError(call.silence.why)
             run = log_segmentation(record, job.out, tracking_uri=call.config.tracking.uri)
         except UnetppError as error:
-            if (took := time.monotonic() - began) > _SOON_S:
-                call.silence = Silence(time.monotonic() + _PAUSES * took, str(error))
+            if (took := time.monotonic() - began) > SOON_S:
+                call.silence = Silence(time.monotonic() + PAUSES * took, str(error))
             warning = "; ".join(filter(None, (record.warning, f"not recorded in MLflow: {error}")))
             return replace(record, warning=warning)
     return replace(record, tracking_uri=shown(uri), tracking_run=run)

@@ -9,7 +9,7 @@ from unetpp.errors import DataError
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Return a table's rows; missing values, NaN among them, are "". Blanks behind a CSV's commas do not count.
+    """Return a table's rows; missing values, NaN among them, are "". Blanks around a CSV's values do not count.
 
     Raises:
         DataError: the file is missing, no readable CSV (UTF-8) or Parquet, has no rows, two columns of one name, or a
@@ -45,7 +45,7 @@ def _csv_rows(path: Path, reader: csv.DictReader[str]) -> list[dict[str, str]]:
     for number, row in enumerate(reader, 1):
         if any(row.pop(None, ())):  # where DictReader puts values without a column
             raise DataError(f'{path}, row {number}: more values than columns; write what has commas as "1,2,3,4"')
-        rows.append({key: value or "" for key, value in row.items() if key})
+        rows.append({key: (value or "").strip() for key, value in row.items() if key})
     return rows
 
 

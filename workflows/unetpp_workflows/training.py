@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from unetpp.train.job import CHECKPOINT, config_from
 from unetpp.train.preconditions import check_batch
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.figures import plain
+from unetpp_workflows.mlflow_store import PAUSES, SOON_S
 from unetpp_workflows.recipe import Recipe, architecture, check_network, load_recipe
 from unetpp_workflows.registry import check_alias
 from unetpp_workflows.starting_point import StartingPoint, build, check_unseen, open_started, starting_point, with_start
@@ -295,6 +297,7 @@ class _Watcher:
         self._names = [info.name for info in config.classes]
         self._run: TrainingRun | None = None
         self._trouble = False
+        self._silent_until = -math.inf  # monotonic: a store that took long not to answer is left alone for a while
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=config.train.steps)
@@ -314,7 +317,7 @@ class _Watcher:
         self._bar.update(self._task, completed=number, description=f"training, loss {loss:.4f}")
         if self._run is not None and (number % 10 == 0 or number == 1):
             run = self._run
-            self._guarded(lambda: run.step(number, loss))
+            self._guarded(lambda: run.step(number, loss), wait=False)
 
     def epoch(self, epoch: dict[str, Any]) -> None:
         scores = "  ".join(f"{name} {value:.3f}" for name, value in zip(self._names, epoch["iou"], strict=True))
@@ -328,7 +331,7 @@ class _Watcher:
         if self._run is not None:
             run = self._run
             picture = self._output / OVERLAYS / f"step_{epoch['step']:06d}.jpg"
-            self._guarded(lambda: run.epoch(epoch, self._names, picture))
+            self._guarded(lambda: run.epoch(epoch, self._names, picture), wait=False)
 
     def entry(self, entry: dict[str, Any]) -> None:
         """Take one line of progress.jsonl."""
@@ -378,10 +381,16 @@ class _Watcher:
         alias = f", now @{self._options.alias}" if self._options.alias else ""
         self._console.print(f"registered models:/{package.spec.name}/{version}{alias}", highlight=False)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _guarded(self, action: Callable[[], None], *, wait: bool = True) -> None:
+        """Do something in MLflow; where it may not wait, not while the store is silent: each try can take minutes."""
+        began = time.monotonic()
+        if not wait and began < self._silent_until:
+            return
         try:
             action()
         except RegistryError as error:
+            if (took := time.monotonic() - began) > SOON_S:
+                self._silent_until = time.monotonic() + PAUSES * took
             if not self._trouble:
                 self._console.print(f"warning: not recorded in MLflow: {error}", markup=False, soft_wrap=True)
             self._trouble = True

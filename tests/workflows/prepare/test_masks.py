@@ -133,6 +133,19 @@ def test_what_does_not_count_is_no_class(image: Path, described: Callable[..., D
     assert (labels == expected).all() and (labels[:9] == 255).all() and not faults
 
 
+def test_foreground_that_is_written_as_255_is_asked_for(image: Path, described: Callable[..., Dataset]) -> None:
+    """Among masks of 0 and 1, one of 0 and 255 would lose all its foreground without a word."""
+    raw = np.zeros((40, 50), np.uint8)
+    raw[5:9, 5:15] = 255
+    labels, _, faults = read(image, tiff(image.with_name("m.tif"), raw, None), described(TWO, table="t"))
+    assert (labels == raw).all() and len(faults) == 1 and "set labels = [255] in its class" in faults[0]
+    assert "40 px" in faults[0]
+    with_border = raw.copy()
+    with_border[20:24, 20:24] = 1
+    for mask, more in ((with_border, {}), (raw, {"no_data": [255]}), (np.zeros_like(raw), {})):
+        assert not read(image, tiff(image.with_name("m.tif"), mask, None), described(TWO, table="t", **more))[2]
+
+
 def test_nodata_of_a_file_that_a_class_lists_counts_and_is_told(image: Path, described: Callable[..., Dataset]) -> None:
     raw = np.random.default_rng(11).choice([0, 255], (40, 50)).astype(np.uint8)
     mask = tiff(image.with_name("m.tif"), raw, 255)

@@ -12,7 +12,7 @@ import pytest
 
 from unetpp.errors import DataError, UnetppError
 from unetpp_workflows.prepare.dataset import Dataset
-from unetpp_workflows.prepare.rows import list_rows
+from unetpp_workflows.prepare.rows import _unique_names, list_rows
 from unetpp_workflows.prepare.splits import part_box, split_by_share
 
 
@@ -137,6 +137,20 @@ def test_a_column_that_the_data_set_names_must_be_there(described: Callable[...,
     # Without a table the group is in the file's name; where none is named, each image is one.
     assert [row.split for row in list_rows(described(**globs, validation=["b"]).data, tmp_path)] == ["train", "val"]
     assert [row.group for row in list_rows(described(table="t.csv", split="fold").data, tmp_path)] == ["a", "b"]
+
+
+def test_no_patient_is_two_by_a_blank_or_an_empty_cell(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    table(tmp_path, "image,labels,patient,split\na.png,1.png,p1,train\nb.png,2.png, p1 ,val\n")
+    with pytest.raises(DataError, match=r"group 'p1' is in two splits, train and val"):
+        list_rows(described(table="t.csv", group="patient").data, tmp_path)
+    table(tmp_path, "image,labels,patient,split\na.png,1.png,p1,train\nb.png,2.png, ,val\n")
+    with pytest.raises(DataError, match=r"t\.csv: b has no 'patient' \(group\); fill the column"):
+        list_rows(described(table="t.csv", group="patient").data, tmp_path)
+
+
+def test_many_images_are_named_in_a_moment(described: Callable[..., Dataset], tmp_path: Path) -> None:
+    names = _unique_names([f"{number // 2}/x{number}.png" for number in range(100_000)] + ["other/x7.png"])
+    assert names["4/x8.png"] == "x8" and names["3/x7.png"] == "3/x7.png" and names["other/x7.png"] == "other/x7.png"
 
 
 def test_named_groups_must_be_there(described: Callable[..., Dataset], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class Legend:
 
     Attributes:
         no_data: values that the data set says do not count.
+        by_default: that 255 does not count is nobody's word.
     """
 
     values: Mapping[int, int]
@@ -34,6 +35,7 @@ class Legend:
     instances: bool
     explicit_values: bool
     no_data: frozenset[int] = frozenset()
+    by_default: bool = False
 
     @classmethod
     def of(cls, dataset: Dataset) -> Legend:
@@ -54,6 +56,7 @@ class Legend:
                         marks[kind][mark] = index
         for value, index in data.label_map.items():
             _put(marks[int], value, index)
+        by_default = NO_DATA not in marks[int]
         marks[int].setdefault(NO_DATA, NO_DATA)
         return cls(
             values=marks[int],
@@ -64,6 +67,7 @@ class Legend:
             instances=data.instances,
             explicit_values=bool(data.label_map) or data.instances or explicit == {int},
             no_data=frozenset(mark for mark in data.no_data if isinstance(mark, int)),
+            by_default=by_default,
         )
 
 

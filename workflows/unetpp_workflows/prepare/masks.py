@@ -55,6 +55,7 @@ class MaskReader:
     def __init__(self, path: str, legend: Legend, raster: Raster, grid: OutputGrid) -> None:
         self._path, self._legend, self._grid = path, legend, grid
         self._unlisted, self._tagged = Unlisted(), 0
+        self._left_out = self._foreground = 0  # pixels of 255 that nobody spoke of, and of the only foreground
         self._notes: list[Fault] = []
         self._mask = open_labels(Path(path))
         self._warp: Any = None
@@ -169,7 +170,11 @@ class MaskReader:
             raise DataError(f"labels {self._path} are coloured, but the classes list values; list their colours")
         if self._legend.instances:
             return index_instances(raw[..., 0], self._legend)
-        return index_values(raw[..., 0], self._legend, self._unlisted), None
+        indices = index_values(raw[..., 0], self._legend, self._unlisted)
+        if self._legend.by_default and self._legend.only is not None:
+            self._left_out += int(np.count_nonzero(raw[..., 0] == NO_DATA))
+            self._foreground += int(np.count_nonzero(indices == self._legend.only))
+        return indices, None
 
     def faults(self) -> list[Fault]:
         """Return what was met while reading."""
@@ -178,6 +183,9 @@ class MaskReader:
             value = f"{self._mask.nodata:.12g}"
             text = f"nodata value {value} of labels is a class's and counts as it; else set no_data = [{value}]"
             found.append(warning(text, detail=f"{self._tagged:,} px"))
+        if self._left_out and not self._foreground:
+            text = "255 does not count, and nothing else is foreground; if 255 is, set labels = [255] in its class"
+            found.append(warning(f"{text}, else no_data = [255]", detail=f"{self._left_out:,} px"))
         if self._unlisted.pixels:
             text = "values outside the legend do not count"
             if len(self._unlisted.pixels) >= _MANY and self._legend.only is not None:

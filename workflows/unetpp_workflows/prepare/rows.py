@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -231,6 +232,9 @@ def _row(
     name: str, image: str, labels: str, entry: Mapping[str, str], data: DataSection, places: Mapping[str, str]
 ) -> Row:
     group = entry.get(data.group) or name
+    if data.table and "group" in data.model_fields_set and not entry.get(data.group):
+        # A group of its own, the image could be in another split than others of the same patient or scene.
+        raise DataError(f"{data.table}: {name} has no {data.group!r} (group); fill the column")
     if data.stratum and data.stratum not in entry:
         raise DataError(f"{data.table} has no column {data.stratum!r} (stratum); it has {', '.join(entry)}")
     return Row(
@@ -281,7 +285,8 @@ def _unique_names(images: Sequence[str]) -> dict[str, str]:
     """Return a name per path: its stem, or its whole path where stems are not unique."""
     paths = list(dict.fromkeys(images))
     stems = [_parts(path)[1] or Path(path).stem for path in paths]
-    return {path: stem if stems.count(stem) == 1 else path for path, stem in zip(paths, stems, strict=True)}
+    times = Counter(stems)
+    return {path: stem if times[stem] == 1 else path for path, stem in zip(paths, stems, strict=True)}
 
 
 def _parts(image: str) -> tuple[str, str]:
