@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.engines import NATIVE
-from unetpp_workflows import fitting, pipeline
+from unetpp_workflows import finishing, fitting, pipeline
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.parts import Part, segment_part
 from unetpp_workflows.pipeline import segment
@@ -46,6 +46,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def image(folder: Path, side: int) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "image.png"
     Image.fromarray(np.arange(3 * side * side, dtype=np.uint8).reshape(side, side, 3)).save(path)
     return path
@@ -112,6 +113,19 @@ def test_a_plan_says_what_fits(
     assert print_plan([str(source)], config("nuclei", engine), None, Console(file=file, width=500)) == 0
     assert f"estimated memory: about {total}" in file.getvalue()
     assert said in file.getvalue() and (bool(said) or "memory for" not in file.getvalue())
+
+
+def test_what_finishes_several_images_at_once_counts(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.left(None)
+    sources, found = [str(image(tmp_path, 4096)), str(image(tmp_path / "b", 4096))], []
+    for cores, inputs in ((4, sources), (16, sources[:1]), (16, sources)):
+        monkeypatch.setattr(finishing, "cpu_count", lambda cores=cores: cores)
+        file = io.StringIO()
+        print_plan(inputs, config("nuclei", "openvino"), None, Console(file=file, width=500))
+        found += re.findall(r"about (\S+) GB", file.getvalue())
+    assert found == ["6.8", "6.8", "7.2"]
 
 
 def test_workers_of_ray_are_processes(tmp_path: Path, machine: Machine) -> None:

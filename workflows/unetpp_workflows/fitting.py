@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unetpp_workflows.finishing import images_at_once
 from unetpp_workflows.machine import free_memory
 from unetpp_workflows.steps import Call
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _PROCESS, _TORCH = 250e6, 200e6
 """Bytes of a process that segments, without its tiles: libraries, windows, outlines (measured). Those of torch."""
+_FINISHING, _SPLITTING = 220e6, 160e6
+"""Bytes of a process that finishes images beside that one, and more where it splits objects (drawn slides, 67 Mpx)."""
 _SMALLER = (768, 512, 384, 256)
 """Cores, px, that are advised where one tile does not fit."""
 
@@ -59,7 +62,7 @@ def fitted(call: Call, jobs: Sequence[SegmentJob], say: Callable[[str], None]) -
 def need_of(call: Call, jobs: Sequence[SegmentJob], core: int | None = None) -> Need:
     """Return what the largest of the jobs' tiles takes, or one of another core (px).
 
-    Ray's workers are processes of their own.
+    Ray's workers are processes of their own, and so is what finishes images where several are finished at once.
     """
     from unetpp.engine.memory import call_bytes
 
@@ -72,7 +75,10 @@ def need_of(call: Call, jobs: Sequence[SegmentJob], core: int | None = None) -> 
         call.package.spec, engine.name, engine.precision, (height, width), engine.tta, maps=bool(job.maps)
     )
     process = _PROCESS + (_TORCH if engine.name == "torch" or job.maps or engine.tta != "none" else 0)
-    return Need(process, tile + (process if call.config.executor.kind == "ray" else 0))
+    finished = min(images_at_once(remote=call.address is not None), len(jobs))
+    each = _FINISHING + (_SPLITTING if call.config.output.instances else 0)
+    beside = each * finished if finished > 1 else 0.0
+    return Need(process + beside, tile + (process if call.config.executor.kind == "ray" else 0))
 
 
 def _counts(call: Call, jobs: Sequence[SegmentJob]) -> bool:
