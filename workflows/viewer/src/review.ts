@@ -50,7 +50,7 @@ export class Reviewer {
   private async send(statement: object): Promise<boolean> {
     const reviewer = localStorage.getItem("reviewer") ?? "";
     try {
-      await api.review(this.id, { reviewer, ...statement });
+      await api.review(this.stage.details, { reviewer, ...statement });
     } catch (error) {
       this.tell(`Not stored: ${(error as Error).message}`);
       return false;
