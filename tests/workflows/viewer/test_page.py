@@ -403,11 +403,85 @@ def test_labels_that_were_made_anew_are_told_and_no_verdict_is_stored_on_them(
         page.get_by_text("Parts of the picture were not loaded: plain was segmented anew").wait_for()
         page.locator("#images button[title=plain]").click()
         page.locator("#model", has_text="brighter").wait_for()
+        page.click("#draft-save")
+        page.locator(".region-row").get_by_text("missed").wait_for()
         wait_for(page, f"document.querySelector('#images img').getAttribute('src') !== '{thumbnail}'")
         page.click("[data-verdict=rejected]")
         page.locator("#images .rejected").wait_for()
         (result,) = Catalogue([output]).results()
         assert review.verdicts([result]) == {result.id: "rejected"}
+
+
+def test_what_is_not_stored_yet_waits_for_its_image_to_be_opened_again(page: Page, archives: Archives) -> None:
+    from unetpp_workflows.viewer import review
+    from unetpp_workflows.viewer.catalogue import Catalogue
+
+    def away_and_back() -> None:
+        page.keyboard.press("k")
+        page.locator("#model", has_text="darker").wait_for()
+        page.locator("#image-note").wait_for()
+        assert page.input_value("#image-note") == "" and page.locator("#draft, path.draft").count() == 0
+        page.keyboard.press("j")
+        page.locator("#model", has_text="ink").wait_for()
+        page.locator("#draft").wait_for()
+
+    draw(page, (100, 400), (180, 460))
+    page.select_option("#draft-label", "paper")
+    page.fill("#image-note", "sharp")
+    page.fill("#draft-note", "missed")
+    page.keyboard.press("Escape")  # out of the note, where j and k are letters
+    away_and_back()
+    assert page.input_value("#image-note") == "sharp" and page.input_value("#draft-note") == "missed"
+    assert page.input_value("#draft-label") == "paper" and page.locator("path.draft").count() == 1
+    page.select_option("#draft-verdict", "accepted")
+    away_and_back()
+    assert page.input_value("#draft-verdict") == "accepted" and not page.locator("#draft-label").is_visible()
+    draw(page, (200, 400), (280, 460))  # anew, with the same note
+    page.click("#draft-save")
+    page.locator(".region-row").get_by_text("missed").wait_for()
+    assert page.locator("#draft, path.draft").count() == 0 and page.input_value("#image-note") == "sharp"
+    result = next(r for r in Catalogue([archives.first]).results() if r.name == "plain")
+    (said,) = review.current(result)
+    assert (said["verdict"], said["label"], said["note"]) == ("accepted", None, "missed")
+    assert min(x for x, _ in said["region"]) == pytest.approx(200, abs=3)
+    (archives.first / review.LOG).unlink()
+
+
+def test_a_region_is_stored_once_however_often_it_is_saved(page: Page, archives: Archives) -> None:
+    from unetpp_workflows.viewer import review
+
+    held: list[Route] = []
+    page.route("**/reviews?*", lambda r: held.append(r) if r.request.method == "POST" else r.continue_())
+    draw(page, (100, 400), (180, 460))
+    page.dblclick("#draft-save")
+    page.wait_for_timeout(500)
+    assert len(held) == 1 and page.locator("#draft-save").is_disabled()
+    held.pop().abort()
+    page.get_by_text("Not stored").wait_for()
+    page.dblclick("#draft-save")  # once more: it was not stored
+    page.locator("#images button", has_text="onerror").click()
+    wait_for(page, "document.getElementById('title').textContent.startsWith('<img')")
+    page.locator("#images button", has_text=re.compile(r"^plain.*first", re.DOTALL)).click()
+    wait_for(page, "document.getElementById('title').textContent === 'plain'")
+    assert len(held) == 1 and page.locator("#draft-save:enabled").count() == 0
+    held.pop().continue_()
+    page.locator(".region-row").wait_for()
+    assert page.locator("#draft").count() == 0 and not held
+    assert len((archives.first / review.LOG).read_bytes().splitlines()) == 1
+    (archives.first / review.LOG).unlink()
+
+
+def test_escape_leaves_a_note_before_it_drops_the_region(page: Page) -> None:
+    draw(page, (100, 400), (180, 460))
+    page.fill("#draft-note", "missed")
+    page.keyboard.press("Escape")
+    assert page.input_value("#draft-note") == "missed"
+    assert page.evaluate("document.activeElement === document.body")
+    page.keyboard.press("d")
+    page.keyboard.press("Escape")  # stops drawing anew
+    assert page.input_value("#draft-note") == "missed"
+    page.keyboard.press("Escape")
+    page.locator("#draft").wait_for(state="detached")
 
 
 def test_a_typed_note_outlives_drawing(page: Page) -> None:

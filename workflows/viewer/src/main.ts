@@ -246,7 +246,10 @@ class App {
   private key(event: KeyboardEvent): void {
     if (by<HTMLDialogElement>("help").open) return;
     const target = event.target as HTMLElement;
-    if (event.key === "Escape") { this.reviewer?.stop(); this.unselect(); return; }
+    if (event.key === "Escape") {
+      if (takes(target, event.key)) target.blur(); else { this.reviewer?.stop(); this.unselect(); }
+      return;
+    }
     if (event.ctrlKey || event.metaKey || event.altKey || takes(target, event.key)) return;
     const pan = (x: number, y: number) => {
       const v = this.stage?.viewer.viewport;
