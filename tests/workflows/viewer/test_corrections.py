@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from unetpp_workflows.pipeline import segment
 from unetpp_workflows.prepare.build import discard_work, prepare
 from unetpp_workflows.prepare.dataset import load_dataset
 from unetpp_workflows.viewer import corrections, review
-from unetpp_workflows.viewer.catalogue import Catalogue
+from unetpp_workflows.viewer.catalogue import Catalogue, Result
 
 from .conftest import Archives
 
@@ -132,10 +133,11 @@ def test_of_two_classes_for_the_same_pixels_the_later_counts(copied: Path, tmp_p
     assert np.array_equal(_labels(done.store, truth.shape), truth)
 
 
-def _labels(store: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return the labels of a training store of one image; 255 where it has none."""
+def _labels(store: Path, shape: tuple[int, ...], image: int = 0) -> NDArray[np.uint8]:
+    """Return the labels of one image of a training store; 255 where it has none."""
     group, found = zarr.open_group(store, mode="r"), np.full(shape, 255, np.uint8)
-    for box, labels in zip(np.asarray(group["box"]), np.asarray(group["labels"]), strict=True):
+    its = np.asarray(group["image"]) == image
+    for box, labels in zip(np.asarray(group["box"])[its], np.asarray(group["labels"])[its], strict=True):
         part = Box(*map(int, box)).clip(*shape)
         found[part.slices()] = labels[: part.height, : part.width]
     return found
@@ -164,6 +166,78 @@ def test_a_verdict_is_of_one_segmentation_and_a_right_class_of_the_image(
     assert [stored["verdict"] for stored in review.current(first)] == ["accepted", "accepted", "to correct"]
     review.add(second, review.Statement(id=fixed["id"], verdict="withdrawn"))
     assert [stored["verdict"] for stored in review.current(first)] == ["accepted", "accepted"]
+
+
+def test_what_was_said_of_two_results_of_an_image_becomes_one_row_of_it(archives: Archives, tmp_path: Path) -> None:
+    outputs = [
+        Path(shutil.copytree(output, tmp_path / output.name, ignore=shutil.ignore_patterns(review.LOG)))
+        for output in (archives.first, archives.second)
+    ]
+    other, first, second = Catalogue(outputs).results()
+    assert (first.name, first.job.uri) == (second.name, second.job.uri) and other.job.uri != first.job.uri
+
+    def say(result: Result, verdict: review.Verdict, x0: int, y0: int, x1: int, y1: int, label: str = "") -> None:
+        region = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+        review.add(result, review.Statement(verdict=verdict, label=label or None, region=region))
+        time.sleep(0.002)  # `when` is in whole milliseconds
+
+    say(other, "to correct", 0, 0, 40, 30, "ink")
+    # The grey blot (400..460, 100..180) is ink to the first model alone.
+    say(first, "accepted", 90, 390, 140, 470)
+    say(second, "accepted", 120, 390, 190, 470)
+    say(second, "to correct", 590, 90, 650, 150, "ink")
+    say(first, "to correct", 630, 90, 700, 150, "paper")
+    say(second, "accepted", 620, 140, 710, 180)  # in part it was corrected, in the other output
+    say(second, "accepted", 100, 410, 110, 420)
+    say(second, "rejected", 90, 440, 120, 470)  # labels of the second model, which is not the one accepted there
+    fixes = tmp_path / "fixes"
+    said = CliRunner().invoke(app, ["view", *map(str, outputs), "--corrections", str(fixes)])
+    assert said.exit_code == 0 and "of 2 image(s)" in said.stdout, said.stdout
+    done = prepare(load_dataset(str(fixes / corrections.DATASET), ()), fixes, tmp_path / "fixes.zarr")
+    assert done.facts is not None, done.errors
+    discard_work(done.store)
+    splits = {image["name"]: image["split"] for image in done.facts["images"]}
+    assert splits == {"other": "train", "plain": "val"}
+    left, right = (
+        np.asarray(zarr.open_array(output / "plain" / "labels.ome.zarr/classes/0", mode="r")) for output in outputs
+    )
+    truth = np.full((700, 1100), 255, np.uint8)
+    truth[390:470, 90:140] = left[390:470, 90:140]
+    truth[390:470, 120:190] = right[390:470, 120:190]
+    truth[410:420, 100:110] = right[410:420, 100:110]
+    truth[140:180, 620:710] = right[140:180, 620:710]
+    truth[90:150, 590:630], truth[90:150, 630:700] = 1, 0
+    assert (left != right)[truth != 255].any()
+    assert np.array_equal(_labels(done.store, truth.shape, list(splits).index("plain")), truth)
+
+
+def test_results_of_a_file_that_changed_between_them_are_no_one_data_set(copied: Path, tmp_path: Path) -> None:
+    later = Path(shutil.copytree(copied, tmp_path / "later"))
+    job = later / "plain" / "job.json"
+    job.write_text(json.dumps({**json.loads(job.read_text()), "fingerprint": "f" * 64}))
+    results = Catalogue([copied, later]).results()
+    for result in results:
+        region = ((10.0, 10.0), (60.0, 10.0), (60.0, 60.0), (10.0, 60.0))
+        review.add(result, review.Statement(verdict="to correct", label="ink", region=region))
+    with pytest.raises(ConfigError, match=r"^plain: the file changed between the outputs"):
+        corrections.export(results, tmp_path / "fixes")
+
+
+def test_two_images_of_one_name_are_in_one_split(copied: Path, tmp_path: Path) -> None:
+    namesake = Path(shutil.copytree(copied, tmp_path / "namesake"))
+    job = namesake / "plain" / "job.json"
+    facts = json.loads(job.read_text())
+    (tmp_path / "in").mkdir()
+    shutil.copyfile(facts["uri"], tmp_path / "in" / "plain.png")
+    job.write_text(json.dumps({**facts, "uri": str(tmp_path / "in" / "plain.png")}))
+    results = Catalogue([copied, namesake]).results()
+    for result in results:
+        region = ((10.0, 10.0), (60.0, 10.0), (60.0, 60.0), (10.0, 60.0))
+        review.add(result, review.Statement(verdict="to correct", label="ink", region=region))
+    dataset, images, _ = corrections.export(results, tmp_path / "fixes")
+    done = prepare(load_dataset(str(dataset), ()), tmp_path / "fixes", tmp_path / "fixes.zarr")
+    assert images == 2 and done.facts is not None, done.errors
+    assert {image["split"] for image in done.facts["images"]} == {"train"}
 
 
 def test_the_table_names_a_remote_image_by_its_uri(copied: Path, tmp_path: Path) -> None:

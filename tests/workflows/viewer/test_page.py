@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -319,20 +320,28 @@ def test_two_results_move_together_and_swipe(page: Page) -> None:
     assert page.locator("#stage-a").screenshot() != middle_split and "mode=swipe" in page.url
 
 
-def test_a_region_is_drawn_noted_and_stored(page: Page, archives: Archives) -> None:
-    from unetpp_workflows.viewer import review
-    from unetpp_workflows.viewer.catalogue import Catalogue
-
+def draw(page: Page, first: tuple[float, float], last: tuple[float, float]) -> None:
+    """Draw a region around the box between two corners, in pixels of the image."""
     x, y, scale = place(page)
     at = middle(page)
     page.keyboard.press("d")
-    corners = [(100, 400), (180, 400), (180, 460), (100, 460)]
-    points = [(at[0] + (px - x) * scale, at[1] + (py - y) * scale) for px, py in corners]
+    (x0, y0), (x1, y1) = first, last
+    points = [
+        (at[0] + (px - x) * scale, at[1] + (py - y) * scale) for px, py in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+    ]
     page.mouse.move(*points[0])
     page.mouse.down()
     for point in points[1:]:
         page.mouse.move(*point, steps=3)
     page.mouse.up()
+    page.locator("#draft").wait_for()
+
+
+def test_a_region_is_drawn_noted_and_stored(page: Page, archives: Archives) -> None:
+    from unetpp_workflows.viewer import review
+    from unetpp_workflows.viewer.catalogue import Catalogue
+
+    draw(page, (100, 400), (180, 460))
     page.fill("#draft-note", "<b>missed</b>")
     page.select_option("#draft-label", "paper")
     page.click("#draft-save")
@@ -364,6 +373,115 @@ def test_another_output_at_the_same_address_is_not_the_one_seen_before(
             expected = [200, 30, 60] if is_ink else [90] * 3
             seen.append(is_near(expected)(colour(page, grey_block, is_near(expected))))
     assert seen == [True, True]
+
+
+def test_labels_that_were_made_anew_are_told_and_no_verdict_is_stored_on_them(
+    browser: BrowserContext, archives: Archives, ink_variant: Callable[..., Path], tmp_path: Path, page_built: None
+) -> None:
+    from unetpp_workflows.pipeline import segment
+    from unetpp_workflows.viewer import review
+    from unetpp_workflows.viewer.catalogue import Catalogue
+
+    output = tmp_path / "out"
+    shutil.copytree(archives.second, output, ignore=shutil.ignore_patterns(review.LOG))
+    brighter = ink_variant(tmp_path / "brighter", threshold=120, name="brighter")
+    with served([output]) as address, opened(browser, address) as page:
+        place(page)
+        draw(page, (100, 400), (180, 460))
+        page.fill("#draft-note", "missed")
+        page.fill("#image-note", "sharp")
+        thumbnail = page.locator("#images img").first.get_attribute("src")
+        source = str(archives.first.parent / "in" / "plain.png")
+        assert segment([source], model=str(brighter), output=output).exit_code == 0
+        for button in ("[data-verdict=accepted]", "#draft-save"):
+            page.evaluate("document.getElementById('message').textContent = ''")
+            page.click(button)
+            page.get_by_text("Not stored: plain was segmented anew").wait_for()
+        assert page.input_value("#draft-note") == "missed" and page.input_value("#image-note") == "sharp"
+        assert not (output / review.LOG).exists()
+        page.locator("[data-class='1']").uncheck()  # other tiles than those there
+        page.get_by_text("Parts of the picture were not loaded: plain was segmented anew").wait_for()
+        page.locator("#images button[title=plain]").click()
+        page.locator("#model", has_text="brighter").wait_for()
+        page.click("#draft-save")
+        page.locator(".region-row").get_by_text("missed").wait_for()
+        wait_for(page, f"document.querySelector('#images img').getAttribute('src') !== '{thumbnail}'")
+        page.click("[data-verdict=rejected]")
+        page.locator("#images .rejected").wait_for()
+        (result,) = Catalogue([output]).results()
+        assert review.verdicts([result]) == {result.id: "rejected"}
+
+
+def test_what_is_not_stored_yet_waits_for_its_image_to_be_opened_again(page: Page, archives: Archives) -> None:
+    from unetpp_workflows.viewer import review
+    from unetpp_workflows.viewer.catalogue import Catalogue
+
+    def away_and_back() -> None:
+        page.keyboard.press("k")
+        page.locator("#model", has_text="darker").wait_for()
+        page.locator("#image-note").wait_for()
+        assert page.input_value("#image-note") == "" and page.locator("#draft, path.draft").count() == 0
+        page.keyboard.press("j")
+        page.locator("#model", has_text="ink").wait_for()
+        page.locator("#draft").wait_for()
+
+    draw(page, (100, 400), (180, 460))
+    page.select_option("#draft-label", "paper")
+    page.fill("#image-note", "sharp")
+    page.fill("#draft-note", "missed")
+    page.keyboard.press("Escape")  # out of the note, where j and k are letters
+    away_and_back()
+    assert page.input_value("#image-note") == "sharp" and page.input_value("#draft-note") == "missed"
+    assert page.input_value("#draft-label") == "paper" and page.locator("path.draft").count() == 1
+    page.select_option("#draft-verdict", "accepted")
+    away_and_back()
+    assert page.input_value("#draft-verdict") == "accepted" and not page.locator("#draft-label").is_visible()
+    draw(page, (200, 400), (280, 460))  # anew, with the same note
+    page.click("#draft-save")
+    page.locator(".region-row").get_by_text("missed").wait_for()
+    assert page.locator("#draft, path.draft").count() == 0 and page.input_value("#image-note") == "sharp"
+    result = next(r for r in Catalogue([archives.first]).results() if r.name == "plain")
+    (said,) = review.current(result)
+    assert (said["verdict"], said["label"], said["note"]) == ("accepted", None, "missed")
+    assert min(x for x, _ in said["region"]) == pytest.approx(200, abs=3)
+    (archives.first / review.LOG).unlink()
+
+
+def test_a_region_is_stored_once_however_often_it_is_saved(page: Page, archives: Archives) -> None:
+    from unetpp_workflows.viewer import review
+
+    held: list[Route] = []
+    page.route("**/reviews?*", lambda r: held.append(r) if r.request.method == "POST" else r.continue_())
+    draw(page, (100, 400), (180, 460))
+    page.dblclick("#draft-save")
+    page.wait_for_timeout(500)
+    assert len(held) == 1 and page.locator("#draft-save").is_disabled()
+    held.pop().abort()
+    page.get_by_text("Not stored").wait_for()
+    page.dblclick("#draft-save")  # once more: it was not stored
+    page.locator("#images button", has_text="onerror").click()
+    wait_for(page, "document.getElementById('title').textContent.startsWith('<img')")
+    page.locator("#images button", has_text=re.compile(r"^plain.*first", re.DOTALL)).click()
+    wait_for(page, "document.getElementById('title').textContent === 'plain'")
+    assert len(held) == 1 and page.locator("#draft-save:enabled").count() == 0
+    held.pop().continue_()
+    page.locator(".region-row").wait_for()
+    assert page.locator("#draft").count() == 0 and not held
+    assert len((archives.first / review.LOG).read_bytes().splitlines()) == 1
+    (archives.first / review.LOG).unlink()
+
+
+def test_escape_leaves_a_note_before_it_drops_the_region(page: Page) -> None:
+    draw(page, (100, 400), (180, 460))
+    page.fill("#draft-note", "missed")
+    page.keyboard.press("Escape")
+    assert page.input_value("#draft-note") == "missed"
+    assert page.evaluate("document.activeElement === document.body")
+    page.keyboard.press("d")
+    page.keyboard.press("Escape")  # stops drawing anew
+    assert page.input_value("#draft-note") == "missed"
+    page.keyboard.press("Escape")
+    page.locator("#draft").wait_for(state="detached")
 
 
 def test_a_typed_note_outlives_drawing(page: Page) -> None:

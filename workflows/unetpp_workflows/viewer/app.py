@@ -3,6 +3,9 @@
 Addresses hold ids that the catalogue gave out, numbers and names of layers, never paths. Everything but a review is
 read-only. On this machine the host's name is checked, so that no other web page can reach it by a name of its own;
 elsewhere every request needs the token, once in the address and then in a cookie.
+
+What is drawn of labels or said of them is asked for with the version that the page opened, and refused where the labels
+are others by now: no tile of one model lies beside those of another, and no verdict is on labels that nobody saw.
 """
 
 from __future__ import annotations
@@ -114,7 +117,7 @@ class _Viewer:
         return JSONResponse(await self._thread(result.details))
 
     async def tile(self, request: Request) -> Response:
-        result = await self._result(request)
+        result = await self._opened(request)
         make, media = self._tile_maker(request, result)
         place = {name: request.path_params[name] for name in ("layer", "z", "row", "col")}
         asked = (result.id, result.stamp, *place.values(), request.query_params.get("show"))
@@ -145,7 +148,7 @@ class _Viewer:
         raise HTTPException(404, "no such layer")
 
     async def objects(self, request: Request) -> Response:
-        result = await self._result(request)
+        result = await self._opened(request)
         try:
             x0, y0, x1, y1 = (float(part) for part in request.query_params["box"].split(","))
         except (KeyError, ValueError):
@@ -170,7 +173,7 @@ class _Viewer:
         return JSONResponse({"reviews": await self._thread(lambda: review.current(result))})
 
     async def add_review(self, request: Request) -> Response:
-        result = await self._result(request)
+        result = await self._opened(request)
         # A page of another origin cannot send this type without being asked for leave, which nobody gives here.
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise HTTPException(415, "a review is application/json")
@@ -198,6 +201,20 @@ class _Viewer:
             return await self._thread(lambda: self._catalogue.result(identity))
         except KeyError:
             raise HTTPException(404, "no such image") from None
+
+    async def _opened(self, request: Request) -> Result:
+        """Return the result whose version the request names, as long as it is the one on the disk."""
+        result = await self._result(request)
+        version = request.query_params.get("version")
+        if version is None:
+            raise HTTPException(400, f"version is missing; add the one that /api/images/{result.id} has to the address")
+        if version != result.version:
+            raise HTTPException(
+                409,
+                f"{result.name} was segmented anew or finished since it was opened here; open it again in the list, or "
+                "reload the page",
+            )
+        return result
 
     async def _thread(self, work: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(work, limiter=self._limit)

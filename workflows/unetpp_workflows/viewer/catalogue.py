@@ -76,7 +76,7 @@ class Result:
         found = [c for c in classes if not c.get("background")]
         return {
             "id": self.id,
-            "version": self._version,
+            "version": self.version,
             "name": self.name,
             "model": self.model,
             "output": self.output.name,
@@ -90,9 +90,13 @@ class Result:
         }
 
     @property
-    def _version(self) -> str:
-        """What the addresses of tiles hold beside the id, which results of another run or another folder may have."""
-        return hashlib.sha256(f"{self.job.key}\0{self.stamp}".encode()).hexdigest()[:16]
+    def version(self) -> str:
+        """What tells these labels from others of this id, of another run or another folder.
+
+        A comparison or an MLflow run that is noted in the record later leaves it as it is.
+        """
+        made = self.stamp[0], self.status, self.record.finished if self.record else ""
+        return hashlib.sha256(f"{self.job.key}\0{made}".encode()).hexdigest()[:16]
 
     def details(self) -> dict[str, Any]:
         """Return what the page needs to show the image."""

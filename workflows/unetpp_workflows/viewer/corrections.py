@@ -4,6 +4,9 @@ A region to be corrected becomes a polygon of the class the reviewer gave it; wh
 An accepted region becomes polygons of the classes the model found in it, as long as these are the labels that were
 accepted, without what is rejected or to be corrected of it, before or after. All else stays unknown: not labelled, and
 not counted by training. What is left out is counted.
+
+Results of one image, of several models, make one row of what was said of them all: a right class is of the image, a
+rejection of its own labels, and where labels of two models are accepted, the later acceptance counts.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +34,8 @@ DATASET, TABLE = "corrections.toml", "corrections.csv"
 MAX_REGION_PIXELS = 2**26
 
 
-def features(result: Result) -> list[dict[str, Any]]:
-    """Return the reviewed regions of a result as QuPath annotations in level-0 pixels.
+def features(*results: Result) -> list[dict[str, Any]]:
+    """Return the reviewed regions of the results of one image as QuPath annotations in level-0 pixels.
 
     Raises:
         ConfigError: an accepted region holds too many pixels to outline.
@@ -40,14 +44,17 @@ def features(result: Result) -> list[dict[str, Any]]:
     import shapely
 
     found: list[list[dict[str, Any]]] = []
-    wrong, later = _wrong(result), shapely.Polygon()
+    wrong, later = {result.id: _wrong(results, result) for result in results}, shapely.Polygon()
+    accepted: dict[str, Any] = dict.fromkeys(wrong, shapely.Polygon())
     # `prepare` draws small polygons over large ones, whichever was said later: so none may lie over another.
-    for stored, area in reversed(_regions(result)):
+    for result, stored, area in reversed(_regions(results)):
         if stored["verdict"] == "to correct":
             left, later = area.difference(later), later.union(area)
             found.append([] if left.is_empty else [_feature(result, stored, str(stored["label"]), left)])
         else:
-            right = area.difference(wrong)
+            others = (taken for identity, taken in accepted.items() if identity != result.id)
+            right = area.difference(shapely.union_all([wrong[result.id], *others]))
+            accepted[result.id] = accepted[result.id].union(right)
             found.append([_feature(result, stored, name, shape) for name, shape in _predicted(result, right)])
     return [feature for features in reversed(found) for feature in features]
 
@@ -61,7 +68,7 @@ def collection(result: Result) -> dict[str, Any]:
 
 def left_out(results: Sequence[Result]) -> list[str]:
     """Return a sentence for each reason why regions make no training data."""
-    empty = sum(area.is_empty for result in results for _, area in _regions(result))
+    empty = sum(area.is_empty for _, _, area in _regions(results))
     earlier = sum(
         stored["verdict"] == "accepted" and bool(stored.get("region"))
         for result in results
@@ -72,43 +79,53 @@ def left_out(results: Sequence[Result]) -> list[str]:
 
 
 def export(results: Sequence[Result], folder: Path) -> tuple[Path, int, int]:
-    """Write every reviewed image's GeoJSON, a table and a data set into `folder`.
+    """Write every reviewed image's GeoJSON, a table and a data set into `folder`; an image may have several results.
 
     Returns:
         the data set, the number of images and of polygons; `left_out` says what is not among them.
 
     Raises:
         ConfigError: no region is accepted, or to be corrected with a class; or images differ in their models' classes
-            or in the pixel size that was given for them.
+            or in the pixel size that was given for them; or a file changed between two of its results.
         OutputError: the folder cannot be written.
     """
-    marked = [(result, found) for result in results if (found := features(result))]
+    images: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if any(not area.is_empty for _, _, area in _regions([result])):
+            images.setdefault((identity(result.job.uri), result.job.fingerprint), []).append(result)
+    marked = {image: (same, found) for image, same in images.items() if (found := features(*same))}
     if not marked:
         raise ConfigError(
             "no region with an area is accepted or has a corrected class yet; draw some in `unetpp view` first"
             + "".join(f" ({sentence})" for sentence in left_out(results))
         )
-    classes = marked[0][0].job.classes
-    others = [result.name for result, _ in marked if result.job.classes != classes]
+    kept = [result for same, _ in marked.values() for result in same]
+    others = [result.name for result in kept if result.job.classes != kept[0].job.classes]
     if others:
-        raise ConfigError(f"{', '.join(others)}: other classes than {marked[0][0].name}; export one model's output")
-    if len({result.job.spacing_override for result, _ in marked}) > 1:
+        raise ConfigError(f"{', '.join(others)}: other classes than {kept[0].name}; export one model's output")
+    if twice := [uri for uri, count in Counter(uri for uri, _ in marked).items() if count > 1]:
+        names = dict.fromkeys(result.name for result in kept if identity(result.job.uri) in twice)
+        raise ConfigError(
+            f"{', '.join(names)}: the file changed between the outputs; segment it anew in both, or export one output"
+        )
+    if len({result.job.spacing_override for result in kept}) > 1:
         raise ConfigError("--spacing was not the same for all images; export them by their own folders of the output")
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     rows = [("image", "labels", "group", "split")]
-    for number, (result, found) in enumerate(marked):
-        name = f"{result.name}.{result.id[:6]}.geojson"
+    groups = [same[0].name for same, _ in marked.values()]
+    for group, ((uri, _), (same, found)) in zip(groups, marked.items(), strict=True):
+        name = f"{group}.{same[0].id[:6]}.geojson"
         content = {"type": "FeatureCollection", "features": found}
         write_file(folder / name, json.dumps(content, ensure_ascii=False).encode())
-        # One image of several is kept for validation, so that the set can be trained on as it is.
-        split = "val" if len(marked) > 1 and number == len(marked) - 1 else "train"
-        rows.append((identity(result.job.uri), name, result.name, split))
+        # One image of several is kept for validation, so that the set can be trained on as it is; a group is not split.
+        split = "val" if len(set(groups)) > 1 and group == groups[-1] else "train"
+        rows.append((uri, name, group, split))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_file(folder / TABLE, text.getvalue().encode())
-    write_file(folder / DATASET, _dataset([result for result, _ in marked]).encode())
-    return folder / DATASET, len(marked), sum(len(found) for _, found in marked)
+    write_file(folder / DATASET, _dataset(kept).encode())
+    return folder / DATASET, len(marked), sum(len(found) for _, found in marked.values())
 
 
 def _dataset(results: Sequence[Result]) -> str:
@@ -154,22 +171,25 @@ def _feature(result: Result, stored: dict[str, Any], name: str, shape: Any) -> d
     }
 
 
-def _regions(result: Result) -> list[tuple[dict[str, Any], Any]]:
-    """Return the statements that make training data, each with the area of its region, which may be empty."""
-    return [
-        (stored, _area(stored["region"]))
+def _regions(results: Sequence[Result]) -> list[tuple[Result, dict[str, Any], Any]]:
+    """Return the statements that make training data, oldest first, with their results and areas, which may be empty."""
+    found = [
+        (result, stored, _area(stored["region"]))
+        for result in results
         for stored in review.current(result)
         if stored.get("region")
         and (stored["verdict"] == "accepted" or (stored["verdict"] == "to correct" and stored.get("label")))
     ]
+    return sorted(found, key=lambda item: str(item[1].get("when")))
 
 
-def _wrong(result: Result) -> Any:
-    """Return the area in which the labels are said to be wrong."""
+def _wrong(results: Sequence[Result], result: Result) -> Any:
+    """Return the area in which the labels of one of an image's results are said to be wrong."""
     import shapely
 
-    said = (stored for stored in review.current(result) if stored["verdict"] in ("rejected", "to correct"))
-    return shapely.union_all([_area(stored["region"]) for stored in said if stored.get("region")])
+    said = (stored for other in results for stored in review.current(other) if review.is_of(stored, result))
+    wrong = (stored for stored in said if stored["verdict"] in ("rejected", "to correct"))
+    return shapely.union_all([_area(stored["region"]) for stored in wrong if stored.get("region")])
 
 
 def _area(ring: Sequence[Sequence[float]]) -> Any:

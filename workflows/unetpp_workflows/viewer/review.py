@@ -95,12 +95,17 @@ def add(result: Result, statement: Statement) -> dict[str, Any]:
 
 def current(result: Result) -> list[dict[str, Any]]:
     """Return the statements about a result that count, oldest first: those about its pixels and labels."""
-    return [stored for stored in _standing(result) if _is_of(stored, result)]
+    return [stored for stored in _standing(result) if is_of(stored, result)]
 
 
 def outdated(result: Result) -> list[dict[str, Any]]:
     """Return the statements about other labels of the same pixels than the result's, oldest first."""
-    return [stored for stored in _standing(result) if not _is_of(stored, result)]
+    return [stored for stored in _standing(result) if not is_of(stored, result)]
+
+
+def is_of(stored: dict[str, Any], result: Result) -> bool:
+    """Say whether a statement about the pixels of a result is about its labels, too, or about the pixels alone."""
+    return stored.get("label") is not None or stored.get("key") == result.job.key
 
 
 def verdicts(results: Sequence[Result]) -> dict[str, str]:
@@ -113,7 +118,7 @@ def verdicts(results: Sequence[Result]) -> dict[str, str]:
     found = {}
     for result in results:
         stored = newest.get((result.reviews, result.name, result.job.fingerprint), {})
-        if stored.get("verdict") != "withdrawn" and _is_of(stored, result):
+        if stored.get("verdict") != "withdrawn" and is_of(stored, result):
             found[result.id] = str(stored["verdict"])
     return found
 
@@ -126,10 +131,6 @@ def _standing(result: Result) -> list[dict[str, Any]]:
             newest[str(stored.get("id"))] = stored
     kept = [stored for stored in newest.values() if stored.get("verdict") != "withdrawn"]
     return sorted(kept, key=lambda stored: str(stored.get("when")))
-
-
-def _is_of(stored: dict[str, Any], result: Result) -> bool:
-    return stored.get("label") is not None or stored.get("key") == result.job.key
 
 
 def _meets(ring: Sequence[tuple[float, float]], width: int, height: int) -> bool:

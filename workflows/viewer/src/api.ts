@@ -32,13 +32,20 @@ function refusal(text: string): string {
 
 export const images = () => get<{ images: Entry[] }>("/api/images").then((found) => found.images);
 export const details = (id: string) => get<Details>(`/api/images/${id}`);
-export const objects = (id: string, box: number[], signal?: AbortSignal) =>
-  get<Objects>(`/api/images/${id}/objects?box=${box.map((v) => v.toFixed(2)).join(",")}`, signal ? { signal } : {});
+export const objects = (of: Entry, box: number[], signal?: AbortSignal) =>
+  get<Objects>(`/api/images/${of.id}/objects?version=${of.version}&box=${box.map((v) => v.toFixed(2)).join(",")}`, signal ? { signal } : {});
 export const reviews = (id: string) => get<{ reviews: Review[] }>(`/api/images/${id}/reviews`).then((f) => f.reviews);
-export const review = (id: string, statement: object) =>
-  get<Review>(`/api/images/${id}/reviews`, {
+export const review = (of: Entry, statement: object) =>
+  get<Review>(`/api/images/${of.id}/reviews?version=${of.version}`, {
     method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(statement),
   });
-/** The version keeps a browser from showing what it has of another result that had this address. */
+/** The version keeps a browser from showing what it has of another result that had this address; the server refuses an old one. */
 export const tileUrl = (of: Entry, layer: string, z: number, row: number, col: number, query = "") =>
   `/api/images/${of.id}/tiles/${layer}/${z}/${row}/${col}?version=${of.version}${query}`;
+/** Why a picture was not loaded, which a browser does not say of pictures. */
+export async function fault(url: string): Promise<string> {
+  try {
+    const answer = await fetch(url);
+    return answer.ok ? "open the image again in the list, or reload the page" : refusal(await answer.text());
+  } catch (error) { return (error as Error).message; }
+}

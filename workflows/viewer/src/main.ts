@@ -69,10 +69,12 @@ class App {
     panel.selection(found, null);
     this.stage = new Stage(by("stage-a"), found, this.state.at);
     this.stage.onView = () => this.viewed();
-    this.stage.onFailure = () => this.tell("Parts of the picture were not loaded; the terminal of unetpp view says why");
+    this.stage.onFailure = (url) => void this.failed(url);
     this.stage.onClick = (x, y) => void this.choose(x, y);
     this.reviewer = new Reviewer(this.stage, () => void this.refresh(), (text) => this.tell(text));
     this.list.mark(id);
+    // The list knows it as it was: a run has gone on, and what is asked of the old version is refused.
+    if (this.list.entries.find((e) => e.id === id)?.version !== found.version) void this.refresh();
     await this.change({}, true);
   }
 
@@ -114,6 +116,7 @@ class App {
       this.second = new Stage(by("stage-b"), right, stage?.at() ?? null);
       const second = this.second;
       second.onView = () => this.follow(second, this.stage);
+      second.onFailure = (url) => void this.failed(url);
     } else if (!side && this.second) {
       this.second.close();
       this.second = null;
@@ -167,7 +170,7 @@ class App {
     if (!this.state.objects || far) { stage.objects.replaceChildren(); return; }
     this.pending = new AbortController();
     try {
-      const found = await api.objects(stage.details.id, box, this.pending.signal);
+      const found = await api.objects(stage.details, box, this.pending.signal);
       if (stage !== this.stage) return;
       stage.objects.replaceChildren();
       this.note(found.note ?? (found.complete ? "" : "zoom in"));
@@ -188,7 +191,7 @@ class App {
     if (!stage) return;
     let hit: api.Feature | undefined;
     try {
-      const found = await api.objects(stage.details.id, [x, y, x, y]);
+      const found = await api.objects(stage.details, [x, y, x, y]);
       hit = found.features.filter((f) => polygons(f).some((rings) => inside(rings, x, y))).at(-1);
     } catch (error) { this.tell((error as Error).message); return; }
     if (stage !== this.stage) return;
@@ -204,6 +207,7 @@ class App {
   }
 
   private note(text: string): void { by("outlines-note").textContent = text; }
+  private async failed(url: string): Promise<void> { this.tell(`Parts of the picture were not loaded: ${await api.fault(url)}`); }
   private message = 0;
   private tell(text: string): void {
     by("message").textContent = text;
@@ -242,7 +246,10 @@ class App {
   private key(event: KeyboardEvent): void {
     if (by<HTMLDialogElement>("help").open) return;
     const target = event.target as HTMLElement;
-    if (event.key === "Escape") { this.reviewer?.stop(); this.unselect(); return; }
+    if (event.key === "Escape") {
+      if (takes(target, event.key)) target.blur(); else { this.reviewer?.stop(); this.unselect(); }
+      return;
+    }
     if (event.ctrlKey || event.metaKey || event.altKey || takes(target, event.key)) return;
     const pan = (x: number, y: number) => {
       const v = this.stage?.viewer.viewport;

@@ -13,7 +13,7 @@ export class Stage {
   readonly marks: SVGGElement;
   onView: () => void = () => {};
   onClick: (x: number, y: number) => void = () => {};
-  onFailure: () => void = () => {};
+  onFailure: (url: string) => void = () => {};
   private readonly svg: SVGSVGElement;
   private readonly group: SVGGElement;
   private layers = new Map<string, Layer>();
@@ -42,7 +42,7 @@ export class Stage {
     this.viewer.addHandler("canvas-click", (event) => {
       if (event.quick) { const p = this.toImage(event.position.x, event.position.y); this.onClick(p[0], p[1]); }
     });
-    this.viewer.addHandler("tile-load-failed", () => this.onFailure());
+    this.viewer.addHandler("tile-load-failed", (event) => this.onFailure(event.tile.getUrl()));
     this.add("source", "source", 1, "", () => {
       if (at) this.goTo(at, true); else this.viewer.viewport.goHome(true);
       this.moved();
