@@ -103,7 +103,7 @@ def serve(output: Path) -> tuple[uvicorn.Server, str]:
 def tiles(address: str) -> dict[str, dict[str, float]]:
     """Ask for different tiles, drawn at random over all zooms, as a browser does: several at a time."""
     image = httpx.get(address + "api/images").json()["images"][0]
-    one, at = f"/api/images/{image['id']}", {"version": image["version"]}
+    address_of, at = f"/api/images/{image['id']}", {"version": image["version"]}
     rng = np.random.default_rng(2)
     found = {}
     for layer in ("source", "labels"):
@@ -115,7 +115,7 @@ def tiles(address: str) -> dict[str, dict[str, float]]:
             def one(place: tuple[int, ...], layer: str = layer, client: httpx.Client = client) -> float:
                 started = time.perf_counter()
                 z, row, col = place
-                client.get(f"{one}/tiles/{layer}/{z}/{row}/{col}", params=at).raise_for_status()
+                client.get(f"{address_of}/tiles/{layer}/{z}/{row}/{col}", params=at).raise_for_status()
                 return (time.perf_counter() - started) * 1000
 
             with ThreadPoolExecutor(WORKERS) as pool:
