@@ -23,6 +23,7 @@ from typing import Any
 from typed import typed
 
 from unetpp.engine.bench import BenchRow, bench
+from unetpp.native.support import WHOLE, why_no_cpu
 from unetpp.package import Package, bundled_package, load_package
 from unetpp.processor import cpu_flags, cpu_has_bf16
 from unetpp_workflows.machine import cpu_name
@@ -34,7 +35,9 @@ RESULT = Path(__file__).with_name("speed.json")
 
 def engines(package: Package, workers: int, seconds: float) -> list[dict[str, Any]]:
     """Every engine and precision at every tile, rounds interleaved; medians over the rounds."""
-    kinds = [(engine, name) for engine in ("native", "openvino", "torch") for name in ("bf16", "fp32")]
+    kinds = [("native", name) for name in WHOLE if why_no_cpu(name) is None]
+    numbers = ("bf16", "fp32") if cpu_has_bf16() else ("fp32",)
+    kinds += [(engine, name) for engine in ("native", "openvino", "torch") for name in numbers]
     tiles = [512, 768, 1024, 1280, 1536]
     found: dict[tuple[str, str, int], list[BenchRow]] = {}
     for _ in range(ROUNDS):

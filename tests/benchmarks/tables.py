@@ -64,6 +64,22 @@ def cpu(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cpu_amx(facts: dict[str, Any]) -> str:
+    """Draw what an earlier run of `cpu.py` measured on a CPU with AMX: the default order and the peers."""
+    rows = [row for row in [*facts["ours"], *facts["peers"]] if row["network"] not in ("dw_pw", "standard")]
+    bases = [_fastest_eager(facts["peers"], name) for name in ("smp UnetPlusPlus resnet34", "monai BasicUNetPlusPlus")]
+    return "\n".join(
+        [
+            "| network | M parameters | engine | precision | Mpx/s | vs smp | vs monai | relative error |",
+            "|---|--:|---|---|--:|--:|--:|--:|",
+            *(_cpu_row(row, bases) for row in rows),
+            "",
+            f"{facts['cpu']} ({', '.join(facts['features'])}), {facts['cores']} cores; commit {facts['commit']}, "
+            f"{facts['date']}; all rows and rounds in [cpu_amx.json](tests/benchmarks/cpu_amx.json).",
+        ]
+    )
+
+
 def _fastest_eager(rows: list[dict[str, Any]], network: str) -> dict[str, Any]:
     measured = [r for r in rows if (r["network"], r["engine"]) == (network, "eager") and "mpx_s" in r]
     return max(measured, key=lambda r: float(r["mpx_s"]))

@@ -20,7 +20,7 @@ from unetpp.errors import ConfigError, ModelNotFoundError, PromotionError
 from unetpp_workflows import promotion
 from unetpp_workflows.cli import app
 from unetpp_workflows.gates import Gates
-from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.mlflow_store import import_mlflow, init_store, store_uri
 from unetpp_workflows.promotion import delete_version, history, promote, rollback
 from unetpp_workflows.registry import aliases_of, list_models, register_package
 
@@ -106,6 +106,23 @@ def test_promote_refuse_roll_back_and_read_the_history(
     assert [text.split(" by ")[0] for name, text in sorted(tags.items()) if name.startswith("unetpp.decision.")] == [
         "promoted", "rolled back"
     ]  # fmt: skip
+
+
+def test_a_promotion_that_only_could_not_tidy_up_is_done(
+    store: Path, registered: Callable[..., str], gates: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The server goes when the champion has moved and the alias `challenger` has not."""
+    registered(112, alias="challenger")
+    client = type(init_store(store_uri()))
+
+    def gone(*_: Any) -> None:
+        raise import_mlflow().exceptions.MlflowException("the server is gone")
+
+    monkeypatch.setattr(client, "delete_registered_model_alias", gone)
+    assert run("promote", "ink", "--data", store, "--gates", gates).exit_code == 0
+    assert aliases() == {"champion": "1", "challenger": "1"} and "may still be @challenger" in caplog.text
+    assert [(d.outcome, d.version) for d in history("ink")] == [("promoted", "1")]
 
 
 def test_a_dry_run_decides_nothing(store: Path, registered: Callable[..., str], gates: Path, tmp_path: Path) -> None:

@@ -85,6 +85,19 @@ def test_a_holder_that_was_away_too_long_moves_nothing(client: Any) -> None:
     assert entities(client) == []
 
 
+def test_a_holder_that_was_away_deletes_no_lock_of_its_name_that_is_anothers(client: Any) -> None:
+    slow = lock(client, seconds=0.2)
+    slow.__enter__()
+    time.sleep(0.3)
+    with lock(client):
+        pass  # finds the one left behind, and deletes both
+    with lock(client) as other:
+        assert entities(client) == ["ink.unetpp-lock.1"], "named as the one that was left behind"
+        slow.__exit__(None, None, None)
+        other.check()
+    assert entities(client) == []
+
+
 def _hold_often(uri: str, seconds: float) -> list[tuple[float, float]]:
     """Take the lock as often as it is given; return when it was held."""
     client, held, end = init_store(uri), [], time.time() + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,17 @@ def test_what_ended_a_training_is_said(cluster: Any, tmp_path: Path) -> None:
     job = begun(tmp_path / "out", "train.rate=1e30", "train.warmup=0")
     with pytest.raises(EngineError, match=r"training on Ray failed: step \d+: the loss is .*; give a"):
         train_on_ray(job, workers=2, failures=0)
+
+
+@pytest.mark.slow
+def test_an_error_that_comes_again_ends_a_training_after_three_tries(cluster: Any, tmp_path: Path) -> None:
+    from unetpp_workflows.training_ray import train_on_ray
+
+    job = begun(tmp_path / "out", "train.rate=1e30", "train.warmup=0")
+    with pytest.raises(EngineError, match=r"training on Ray failed: step \d+: the loss is .*; give a"):
+        train_on_ray(job, workers=2, failures=20)
+    noted = [json.loads(file.read_text()) for file in job.output.glob("failure.*.json")]
+    assert max(found["times"] for found in noted) == 3 and all("the loss is" in found["error"] for found in noted)
 
 
 @pytest.mark.slow

@@ -79,10 +79,13 @@ class RegistryLock:
     ) -> None:
         try:
             with registry_errors(self._uri):
-                # Old ones first: while the newest stands, nobody takes the lock.
-                left = sorted(self._entities(), key=_generation)
-                for name in [n for n in left if _generation(n) <= _generation(self._entity)]:
-                    self._delete(name)
+                # Old ones first: while the newest stands, nobody takes the lock. One of our name may be another's by
+                # now, who found none after this process had been away too long.
+                now, mine = time.time(), _generation(self._entity)
+                for name, tags in sorted(self._entities().items(), key=lambda item: _generation(item[0])):
+                    over = _generation(name) < mine and float(tags.get(_EXPIRES, 0)) <= now
+                    if over or tags.get(_TOKEN) == self._token:
+                        self._delete(name)
         except RegistryError:
             if error is None:
                 raise  # else the first error says more; the lock ends by itself

@@ -2,10 +2,14 @@
 
 Every worker is one process of torch.distributed (gloo on CPUs, NCCL on GPUs). The checkpoint lies in the output folder,
 which all nodes see: a worker group that Ray starts anew, with as many workers as there are then, continues from it.
+
+Ray would start a group anew after any error. One of ours that comes again at the same checkpoint will come every time:
+each worker notes its own in the output folder, and a group that finds one noted often enough ends at once.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -15,11 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetpp.errors import EngineError
+from unetpp.durable import write_file
+from unetpp.errors import EngineError, UnetppError, one_line
+from unetpp.train.job import CHECKPOINT
 from unetpp_workflows.executors.session import ray_session
 from unetpp_workflows.training_job import PROGRESS, Journal, TrainingJob, device
 
 _POLL_SECONDS = 0.5
+_FAILURES, _SAME = "failure.*.json", 3
 
 
 def train_on_ray(
@@ -41,8 +48,10 @@ def train_on_ray(
         on_entry: called in this thread with every new entry of the output's progress.jsonl.
 
     Raises:
-        EngineError: a worker failed more often than that.
+        EngineError: a worker failed more often than that, or three times in a row for one reason.
     """
+    for left in job.output.glob(_FAILURES):
+        left.unlink(missing_ok=True)
     with redirect_stdout(sys.stderr), ray_session(address, cpus=workers):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
@@ -62,6 +71,8 @@ def train_on_ray(
             ),
         )
         _follow(trainer.fit, Journal(job.output / PROGRESS), on_entry)
+    if (why := _hopeless(job.output)) is not None:
+        raise EngineError(f"training on Ray failed: {why}")
 
 
 def _follow(fit: Callable[[], Any], journal: Journal, on_entry: Callable[[dict[str, Any]], None] | None) -> None:
@@ -99,4 +110,34 @@ def _worker(config: dict[str, Any]) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     job: TrainingJob = config["job"]
-    work(replace(job, output=Path(job.output)), Ranks.of_process_group())
+    output, ranks = Path(job.output), Ranks.of_process_group()
+    if _hopeless(output) is not None:  # the whole group sees it, and ends
+        return
+    try:
+        work(replace(job, output=output), ranks)
+    except UnetppError as error:
+        _note(output, ranks.rank, one_line(error))
+        raise
+
+
+def _note(output: Path, rank: int, error: str) -> None:
+    """Write down what a worker ended with, and how often in a row at this checkpoint."""
+    checkpoint, file = output / CHECKPOINT, output / _FAILURES.replace("*", str(rank))
+    found = {"error": error, "at": checkpoint.stat().st_mtime_ns if checkpoint.is_file() else None}
+    before = _noted(file)
+    same = before is not None and all(before[key] == value for key, value in found.items())
+    write_file(file, json.dumps({**found, "times": before["times"] + 1 if before and same else 1}).encode())
+
+
+def _noted(file: Path) -> dict[str, Any] | None:
+    try:
+        noted: dict[str, Any] = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    return noted
+
+
+def _hopeless(output: Path) -> str | None:
+    """Return what a worker ended with so often in a row that it will again; None where there is no such thing."""
+    found = (_noted(file) for file in sorted(output.glob(_FAILURES)))
+    return next((str(noted["error"]) for noted in found if noted is not None and noted["times"] >= _SAME), None)
