@@ -294,21 +294,22 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
     for stem in stems.values():
         counts[stem.casefold()] = counts.get(stem.casefold(), 0) + 1
     # What is there is listed once: asking for each of a million folders costs minutes, from network storage hours.
-    there, root = _names_in(output), output.resolve()
+    there, root, home = _names_in(output), output.resolve(), identity(str(output))
     sources: dict[str, Source] = {}
     for entry in entries:
         uri, stem = _absolute(entry.uri), stems[entry.uri]
         key, folder = stem.casefold(), output / stem
-        held = owner(folder) if key in there else None
-        if held is None or held != identity(uri) or _lies_in(uri, folder):
-            foreign = key in there and (_is_foreign(folder) or _lies_in(uri, folder))
+        held, image = owner(folder) if key in there else None, identity(uri)
+        inside = f"{image}/".startswith(f"{home}/{stem}/")
+        if held is None or held != image or inside:
+            foreign = inside or (key in there and _is_foreign(folder))
             clash = counts[key] > 1 or key in RESERVED or held is not None or foreign
             if clash or there:
                 hashed = output / f"{stem}-{_uri_hash(uri)}"
                 folder = hashed if clash or (hashed.name.casefold() in there and hashed.is_dir()) else folder
         if folder.name.casefold() in there and folder.resolve().parent != root:
             raise OutputError(f"{folder} is a link out of the output folder; remove it or choose another --output")
-        if _lies_in(folder, Path(uri)) and _is_zarr(Path(uri)):
+        if f"{home}/".startswith(f"{image}/") and _is_zarr(Path(uri)):
             raise OutputError(f"{output} lies inside the image {uri}, which it would change; choose another --output")
         source = Source(uri, folder, entry.spacing, entry.mask, entry.region)
         other = sources.setdefault(folder.name.casefold(), source)
@@ -326,12 +327,6 @@ def _is_foreign(folder: Path) -> bool:
     except FileNotFoundError:
         return False  # it differs in case, and here that is another name
     return bool(names) and not names & _BEGUN
-
-
-def _lies_in(path: Path | str, folder: Path) -> bool:
-    """Say whether a local path is a folder or lies below it."""
-    inner, outer = identity(str(path)), identity(str(folder))
-    return inner == outer or inner.startswith(f"{outer}/")
 
 
 def _names_in(folder: Path) -> frozenset[str]:
