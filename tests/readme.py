@@ -17,7 +17,8 @@ from benchmarks import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
-    "README.md": "models tree speed cpu cpu_amx train scaling gpu read papers folds tta precisions archive kills rivals view",
+    "README.md": "models tree speed cpu cpu_amx train scaling gpu read papers folds tta precisions archive kills "
+    "rivals view",
     "workflows/README.md": "handover",
 }
 """What stands in each file between marks. All but models and tree are files of results and functions of `tables`."""

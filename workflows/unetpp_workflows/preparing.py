@@ -6,6 +6,7 @@ archive by itself would take minutes, and network storage longer.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from unetpp.errors import EngineError, ModelPackageError
+from unetpp.native.support import WHOLE
 from unetpp_workflows.inputs import Source, owner
 from unetpp_workflows.machine import cpu_count
 from unetpp_workflows.record import ImageRecord
@@ -23,8 +25,10 @@ from unetpp_workflows.summary import ImageResult
 
 if TYPE_CHECKING:
     from unetpp.job import EngineChoice, SegmentJob
+    from unetpp.segment import JobOptions
     from unetpp_workflows.executors.base import Places
 
+log = logging.getLogger(__name__)
 _PREPARED_AT_ONCE = 8
 """Opening an image mostly waits for its storage; each that is open may hold a thumbnail."""
 _BATCHES_AT_ONCE, _IMAGES_PER_BATCH = 64, 256
@@ -51,12 +55,14 @@ def all_prepared(
     """Yield every image, in order, with what `prepared` says of it; several are opened at once."""
     stop = threading.Event()
     work: Callable[..., list[Prepared | ImageResult]]
+    if call.address is not None:
+        call = replace(call, choice=_choice(call))
     if call.address is not None and len(sources) > 1:
         # Every CPU gets some: of few images each has a call of its own.
         at_once, size = _BATCHES_AT_ONCE, max(1, min(_IMAGES_PER_BATCH, len(sources) // _BATCHES_AT_ONCE))
         from unetpp_workflows.executors.session import share
 
-        call = share(replace(call, choice=_choice(call)))
+        call = share(call)
         work = partial(_prepared_there, stop)
     else:
         at_once, size = min(_PREPARED_AT_ONCE, 2 * cpu_count()), 1
@@ -122,11 +128,21 @@ def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | I
 
 
 def _choice(call: Call) -> EngineChoice:
-    """Return the engine of this machine: a cluster's machine that prepares an image may have no GPU and another one."""
+    """Return the engine that a cluster's workers will take, for the machines that prepare images may have another one.
+
+    It is that of this machine, or of one with a GPU: where the cluster has any, or the engine for them is named, for
+    which a cluster that grows starts its first. A head seldom has one.
+    """
     from unetpp.segment import chosen_engine
+    from unetpp_workflows.executors.session import gpus_there, on_cluster
 
     engine = call.config.engine
-    return chosen_engine(
-        call.package,
-        {"engine": engine.name, "precision": engine.precision, "threads": engine.threads, "tta": engine.tta},
-    )
+    options: JobOptions = {
+        "engine": engine.name, "precision": engine.precision, "threads": engine.threads, "tta": engine.tta
+    }  # fmt: skip
+    there = gpus_there() > 0
+    if engine.name == "triton" and not there:
+        log.warning("the Ray cluster has no GPU for the engine triton: waiting for one")
+    elif not there or engine.name in ("native", "openvino") or engine.precision in WHOLE:
+        return chosen_engine(call.package, options)
+    return on_cluster(chosen_engine, call.package, options, stop=threading.Event(), gpu=True)

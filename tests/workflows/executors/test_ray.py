@@ -213,7 +213,9 @@ def test_a_worker_asks_for_a_part_of_a_gpu_and_cores_beside_it(
     job = prepare(engine="torch")
     job = replace(job, engine=replace(job.engine, device=device))
     resources = [{"CPU": cpus, **({"GPU": gpus} if gpus else {})} for cpus, gpus in nodes]
-    assert ray_executor._share([job], workers, resources) == ray_executor._Share(*share)
+    assert ray_executor._share([job], workers, resources, grows=False) == ray_executor._Share(*share)
+    if share[1]:  # more GPUs come for those that wait
+        assert ray_executor._share([job], workers, resources, grows=True).gpus == 1
 
 
 def test_a_worker_that_no_machine_has_the_cores_for_is_told_of(

@@ -41,7 +41,7 @@ from unetpp_workflows.executors.base import (
     ShardQueue,
     Task,
 )
-from unetpp_workflows.executors.session import ray_session
+from unetpp_workflows.executors.session import grows, ray_session
 
 if TYPE_CHECKING:
     from unetpp.segment import SegmentJob
@@ -146,7 +146,7 @@ class _Actors:
 
         self._queue = queue
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = _share(queue.jobs, workers, nodes)
+        share = _share(queue.jobs, workers, nodes, grows=grows())
         largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
         if largest < share.cpus:
             # A cluster that grows may get such a machine; Ray itself would wait for it without a word.
@@ -282,13 +282,16 @@ class _Share:
     calls: int
 
 
-def _share(jobs: Sequence[SegmentJob], workers: int, nodes: Sequence[Mapping[str, float]]) -> _Share:
-    """Return what one of the workers asks for: all of them share the GPUs of the session, given by node."""
+def _share(jobs: Sequence[SegmentJob], workers: int, nodes: Sequence[Mapping[str, float]], *, grows: bool) -> _Share:
+    """Return what one of the workers asks for: all of them share the GPUs of the session, given by node.
+
+    On a cluster that grows each asks for a whole one: more come for those that wait.
+    """
     threads = _threads(jobs)
     with_gpu = [node for node in nodes if node.get("GPU", 0.0) > 0]
     if all(job.engine.device == "cpu" for job in jobs) or not with_gpu:
         return _Share(threads, 0.0, SHARDS_PER_SLOT)
-    gpus = min(1.0, sum(node["GPU"] for node in with_gpu) / workers)
+    gpus = 1.0 if grows else min(1.0, sum(node["GPU"] for node in with_gpu) / workers)
     beside = min(node.get("CPU", 0.0) / node["GPU"] for node in with_gpu) * gpus
     cpus = max(threads, int(beside / 2))
     return _Share(cpus, gpus, max(SHARDS_PER_SLOT, cpus))

@@ -26,6 +26,8 @@ from unetpp_workflows.machine import return_freed_memory
 Value = TypeVar("Value")
 _OBJECT_STORE_BYTES = 100 * 2**20
 _STOPS_WITHIN_S = 1.0
+_SLIVER = 0.01
+"""Of a GPU: enough to be on its machine, and to find room beside workers with a part of it."""
 _LISTENS_WITHIN_S = 60.0
 _STARTS = 4
 """Ray gives its own processes 30 s to start, which is too short on a busy machine."""
@@ -142,12 +144,29 @@ def _short_temp() -> Path:
     return usual if len(str(usual)) <= _LONGEST_TEMP else Path("/tmp")  # noqa: S108  # mkdtemp makes a private folder
 
 
-def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event) -> Value:
+def gpus_there() -> float:
+    """Return how many GPUs the cluster has at this moment whose session is open."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0.0))
+
+
+def grows() -> bool:
+    """Say whether the cluster whose session is open starts machines when they are asked for."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return is_autoscaler_v2() or _internal_kv_get(DEBUG_AUTOSCALING_STATUS) is not None
+
+
+def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event, gpu: bool = False) -> Value:
     """Call `work(*values)` on a CPU of the cluster whose session is open, and wait for what it returns.
 
     Args:
         work: can be pickled, like its values and its result.
         stop: set by another thread, ends the call there and here.
+        gpu: on a machine with a GPU, which is in sight; a cluster that grows starts one where it has none.
 
     Raises:
         CancelledError: stopped.
@@ -156,7 +175,7 @@ def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event) 
     """
     import ray
 
-    reference = _task().remote(work, *values)
+    reference = _task(_SLIVER if gpu else 0.0).remote(work, *values)
     future = reference.future()
     while not future.done():
         wait([future], timeout=_STOPS_WITHIN_S)
@@ -175,11 +194,11 @@ def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event) 
 
 
 @cache
-def _task() -> Any:
+def _task(gpus: float) -> Any:
     """Return the task of `on_cluster`; Ray sends it once to a cluster, however often it is called."""
     import ray
 
-    return ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_quietly)
+    return ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD")(_quietly)
 
 
 def share(value: Value) -> Value:
