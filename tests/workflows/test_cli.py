@@ -199,7 +199,7 @@ def test_every_parameter_of_every_command_is_read() -> None:
         (["segment", "x.png", "-o", "out", "-m", "m", "--spacing", "0.25"], "write it like 0.25um"),
         (["segment", "x.png", "-o", "out", "-m", "m", "--spacing", "1m", "--mpp", "0.2"], "give one"),
         (["segment", "x.png", "-o", "out", "-m", "m", "--config", "absent.toml"], "absent.toml: no such"),
-        (["segment", "x.png", "-o", "out", "-m", "m", "--mask", "absent.png"], "absent.png is no file"),
+        (["segment", "x.png", "-o", "out", "-m", "m", "--mask", "absent.png"], "absent.png does not exist"),
         (["status", "nowhere"], "nowhere: no such folder"),
         (["verify", "nowhere"], "nowhere: no such folder"),
         (["report", "nowhere"], "nowhere: no such folder"),

@@ -251,6 +251,12 @@ def test_images_that_lie_in_the_output_and_folders_of_others_are_left_alone(tmp_
         (source.folder / "job.json").parent.mkdir(exist_ok=True)
         (source.folder / "job.json").write_text(json.dumps({"uri": source.uri}))
     assert {s.uri: s for s in assign_folders(uris, tmp_path)} == found
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/record.json").write_text('{"mine": 1}')
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed/record.json").write_text('{"name": "failed", "status": "failed", "format": 1}')
+    names = [s.name for s in assign_folders([str(tmp_path / "secret.png"), str(tmp_path / "failed.png")], tmp_path)]
+    assert names[0].startswith("secret-") and names[1] == "failed", "one record is ours"
     _touch(tmp_path / "held/held.png")
     _touch(tmp_path / "held/job.json")
     [source] = assign_folders([str(tmp_path / "held/held.png")], tmp_path)

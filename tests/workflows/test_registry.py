@@ -22,6 +22,7 @@ from unetpp.model import GridConfig, UNetPlusPlus
 from unetpp.package import ClassInfo, ModelSpec, load_package, save_package
 from unetpp_workflows import registry
 from unetpp_workflows.mlflow_store import init_store, store_uri
+from unetpp_workflows.promotion import history
 
 CLASSES = (
     ClassInfo(value=0, name="other", color=(0, 0, 0), background=True),
@@ -165,6 +166,7 @@ def test_a_model_of_another_team_with_any_name_is_listed(filled_home: Path, pack
     assert [row.name for row in registry.list_models()] == ["toy"]
     with pytest.raises(ModelNotFoundError, match='model "Bob\'s model" has no version'):
         registry.version_of(init_store(store_uri()), store_uri(), "Bob's model", None)
+    assert history("Bob's model") == []
 
 
 def test_registering_does_not_replace_a_champion(filled_home: Path, package: Path, tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_a_holder_that_was_away_too_long_moves_nothing(client: Any) -> None:
     assert entities(client) == []
 
 
+def test_a_name_with_an_apostrophe_is_locked_too(client: Any) -> None:
+    with RegistryLock(client, store_uri(), "Bob's model") as held:
+        held.check()
+        with (
+            pytest.raises(PromotionError, match="is changing the aliases"),
+            RegistryLock(client, store_uri(), "Bob's model"),
+        ):
+            pass
+
+
 def test_a_holder_that_was_away_deletes_no_lock_of_its_name_that_is_anothers(client: Any) -> None:
     slow = lock(client, seconds=0.2)
     slow.__enter__()

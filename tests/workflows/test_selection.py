@@ -129,8 +129,10 @@ def test_force_deletes_its_own_files_alone_and_needs_none_of_them(
             file.write_text("{")
     else:
         (folder / damaged).write_text("{")
+    (folder / "polygons.geojson").write_text("damaged")
     [again] = run(ink_package, tmp_path, force=True).images
-    assert again.status == "done" and (folder / "annotations.geojson").read_text() == "mine"
+    assert again.status == "done" and not again.reused and json.loads((folder / "job.json").read_text())["uri"]
+    assert (folder / "annotations.geojson").read_text() == "mine"
     assert all((folder / name).is_file() for name in ours if "journal" not in name)
     for name in ("polygons.geojson", "labels.ome.zarr/classes/0/c/0/0", "labels.ome.zarr/zarr.json"):
         assert (folder / name).read_bytes() == ours[name], name

@@ -378,11 +378,13 @@ def test_a_training_on_other_images_is_another_run(tmp_path: Path, store: Path) 
     facts = json.loads((other / "store.json").read_text())
     facts["splits"]["train"]["fingerprint"] = "0" * 64
     (other / "store.json").write_text(json.dumps(facts))
+    (output / PROGRESS).write_text('{"step": 1, "loss": 111.0}\n')
     code, text = run(output, other, register=False)
     second = json.loads(file.read_text())["run_id"]
     assert code == 0 and f"the MLflow run {first} is of other settings or images: {second} has what comes" in text
     client = init_store(store_uri())
     assert [m.step for m in client.get_metric_history(second, "val.mean_loss")] == [8, 16, 24]
+    assert 111.0 not in [entry.get("loss") for entry in Journal(output / PROGRESS).new()], "of the other images"
     assert {found.dataset.digest for found in client.get_run(second).inputs.dataset_inputs} >= {"0" * 36}
 
 

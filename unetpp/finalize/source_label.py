@@ -48,7 +48,10 @@ def write_source_label(job: SegmentJob) -> Path:
         raise StoreError(f"model name {job.model_ref['name']!r} is a path; rename the model or leave out --into-source")
     if target.exists() and "unetpp" not in _attributes(target):
         raise StoreError(f"{target} is a label that unetpp did not write; move it away or leave out --into-source")
+    groups = dict.fromkeys((labels, source, whole))
     if label_key(target) == job.key and target.name in _listed(labels):
+        for group in groups:
+            _consolidate(group, target)  # a killed call, or an older version, has not
         return target
     fresh = labels / f".{target.name}.new"
     with output_errors(target):
@@ -69,7 +72,7 @@ def write_source_label(job: SegmentJob) -> Path:
         fresh.replace(target)
         sync(labels)
     _list(labels, target.name)
-    for group in dict.fromkeys((labels, source, whole)):
+    for group in groups:
         _consolidate(group, target)
     return target
 
@@ -138,12 +141,13 @@ def _consolidate(group: Path, label: Path) -> None:
     if copies is None:
         return
     at = label.relative_to(group).as_posix()
-    for name in [name for name in copies if name == at or name.startswith(f"{at}/")]:
-        del copies[name]
+    made = {name: copy for name, copy in copies.items() if name != at and not name.startswith(f"{at}/")}
     for file in (label.parent / _GROUP, *sorted(label.rglob(_GROUP))):
         if file.parent != group:
-            copies[file.parent.relative_to(group).as_posix()] = json.loads(file.read_bytes())
-    write_file(group / _GROUP, json.dumps(document, indent=2).encode())
+            made[file.parent.relative_to(group).as_posix()] = json.loads(file.read_bytes())
+    if made != copies:
+        document["consolidated_metadata"]["metadata"] = made
+        write_file(group / _GROUP, json.dumps(document, indent=2).encode())
 
 
 def _listed(labels: Path) -> list[str]:

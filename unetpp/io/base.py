@@ -231,16 +231,19 @@ def _facts(raster: Raster) -> dict[str, Any]:
     }
 
 
-def other_files(path: Path) -> list[Path]:
-    """Return the files of an image or of labels that are not `path` itself: of a folder what `fingerprint` looks at.
+def other_files(path: Path) -> Iterator[Path]:
+    """Yield the files of an image or of labels that are not `path` itself: of a folder what `fingerprint` looks at.
 
     World files are among them; a fingerprint has the place itself.
     """
     if path.is_dir():
-        return [*_zarr_documents(path), *map(Path, _objects(path))]
+        yield from _zarr_documents(path)
+        yield from map(Path, _objects(path))
+        return
     from unetpp.io.georeference import world_files_beside
 
-    return [*_companions(path), *world_files_beside(path)]
+    yield from _companions(path)
+    yield from world_files_beside(path)
 
 
 def _companions(path: Path) -> list[Path]:

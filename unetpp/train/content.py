@@ -57,5 +57,10 @@ def known_images(source: Source, content: Iterable[str]) -> int:
     return known
 
 
+def holds_parts(content: Iterable[str]) -> bool:
+    """Say whether parts of images are among what `source_content` told of."""
+    return any(mark.startswith(_PART) for mark in content)
+
+
 def _pictures(source: Source) -> list[tuple[SourceImage, str]]:
     return [(image, image.picture[:_CHARS]) for image in source.images]

@@ -95,10 +95,15 @@ class EngineConfig(_Section):
 
 
 class ExecutorConfig(_Section):
-    """Who computes; never changes a result. `workers` 0 means one per CPU core (or per GPU)."""
+    """Who computes; never changes a result. `workers` 0 means one per CPU core (or per GPU).
+
+    `gpus` is what each of Ray's workers has of a GPU, by default its share of those that there are when a run begins:
+    a cluster that starts its GPUs when asked needs it.
+    """
 
     kind: Literal["local", "ray"] = "local"
     workers: int = Field(default=0, ge=0)
+    gpus: float | None = Field(default=None, gt=0, le=1)
     attempts: int = Field(default=3, ge=1)
     address: str | None = None
 

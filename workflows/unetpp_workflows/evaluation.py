@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from unetpp.model import halo
 from unetpp.model.orientations import Tta
 from unetpp.native.support import WHOLE
 from unetpp.package import ClassInfo, ModelSpec, Package
-from unetpp.train.content import known_images
+from unetpp.train.content import holds_parts, known_images
 from unetpp.train.measure import Counts, Measurement, measure
 from unetpp.train.normalise import Normalise
 from unetpp.train.store import PatchSource, PatchStore
@@ -269,6 +270,12 @@ def shared_images(spec: ModelSpec, data: EvaluationData) -> dict[str, int | None
             told = fingerprint is not None and not spec.training.get("start")
             shared[role] = 0 if told else None
     return shared
+
+
+def tells_parts(spec: ModelSpec, data: EvaluationData) -> bool:
+    """Say whether parts of images are among those of the split, or among those the model was trained or chosen on."""
+    content = (spec.training.get(f"{role}_content") or () for role in ("training", "validation"))
+    return any(image.part for image in data.source.images) or holds_parts(chain.from_iterable(content))
 
 
 def mean_iou(confusion: NDArray[Any]) -> float:

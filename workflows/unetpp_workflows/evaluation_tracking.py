@@ -23,7 +23,15 @@ from unetpp.errors import RegistryError, StoreError
 from unetpp.model.orientations import Tta
 from unetpp.package import load_package
 from unetpp.train.measure import Counts
-from unetpp_workflows.evaluation import Evaluation, EvaluationData, check_fit, evaluate, evaluation_key
+from unetpp_workflows.evaluation import (
+    Evaluation,
+    EvaluationData,
+    check_fit,
+    evaluate,
+    evaluation_key,
+    shared_images,
+    tells_parts,
+)
 from unetpp_workflows.evaluation_journal import EvaluationJournal
 from unetpp_workflows.mlflow_store import experiment, import_mlflow, init_store, locked, registry_errors, store_uri
 from unetpp_workflows.registry import model_id
@@ -103,6 +111,9 @@ def evaluated(
     evaluation, page = found
     # The same weights may by now have another name or version; what was measured is the same.
     evaluation = dataclasses.replace(evaluation, model=dict(model.reference()))
+    if not fresh and tells_parts(package.spec, data):  # older versions did not know an image by its part
+        shared = shared_images(package.spec, data)
+        evaluation = dataclasses.replace(evaluation, data={**evaluation.data, "shared": shared})
     if warning is None and (evaluation.run is None or fresh):
         try:
             evaluation = record_evaluation(evaluation, page, tracking_uri=tracking_uri)

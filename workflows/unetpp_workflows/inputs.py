@@ -31,8 +31,6 @@ JOB = "job.json"
 _ZARR = frozenset({"zarr.json", ".zgroup", ".zarray"})
 _OURS = frozenset({JOB, "mlflow.db"})
 """What lies in a folder that holds one image, and in one that holds results or an MLflow store."""
-_BEGUN = frozenset({JOB, "record.json", "config.json", ".lock"})
-"""What lies in an image's folder that a call has begun in: one of these."""
 _NAME_BYTES = 230
 """File systems take 255, with a hash behind the name and what a folder is called while it is deleted."""
 
@@ -319,14 +317,25 @@ def assign_folders(entries: Iterable[Entry], output: Path) -> list[Source]:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Say whether there is something of this name that no call of ours has begun in, and is not empty."""
+    """Say whether there is something of this name that no call of ours has begun in, and is not empty.
+
+    Whoever prepares an image locks its folder first; one that could not be prepared leaves a record alone.
+    """
     try:
         names = frozenset(os.listdir(folder))  # noqa: PTH208 (names are wanted, not paths)
-    except NotADirectoryError:
-        return True
     except FileNotFoundError:
         return False  # it differs in case, and here that is another name
-    return bool(names) and not names & _BEGUN
+    except OSError:
+        return True  # a file, or a folder that may not be looked into
+    return bool(names) and not names & {JOB, ".lock"} and not _is_record(folder / "record.json")
+
+
+def _is_record(file: Path) -> bool:
+    """Say whether a file is a record of ours, of any version; others have files of that name, too."""
+    try:
+        return bool({"name", "status", "format"} <= json.loads(file.read_bytes()).keys())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _names_in(folder: Path) -> frozenset[str]:

@@ -26,6 +26,7 @@ _LOCK_SECONDS = 120.0
 _ADVISORY_KEY = 0x756E657470702B2B
 """Bytes of "unetpp++": nothing else in the database is likely to lock this number."""
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")
+"""What the errors of a disk without room say: of artifacts, and of SQLite."""
 _ADVICE = (
     *((full, "free disk space and run the same command again") for full in _FULL),
     ("Invalid Host header", "name this host and port in the server's own --allowed-hosts"),
@@ -33,7 +34,6 @@ _ADVICE = (
     ("error code 403", "this user may not do that: ask whoever runs the server"),
 )
 """What to do about an error in whose text this is found, the first that is."""
-"""What the errors of a disk without room say: of artifacts, and of SQLite."""
 SOON_S, PAUSES = 1.0, 10
 """A store that took longer than this to fail is left alone for so many times as long."""
 _SERVER = ("http://", "https://")
@@ -149,6 +149,12 @@ def made_elsewhere() -> Iterator[None]:
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def quoted(text: str) -> str:
+    """Return a text as MLflow's filters take it; another team's model may have an apostrophe in its name."""
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text}{quote}"
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from unetpp.errors import ConfigError, OutputError, UnetppError
-from unetpp.io.remote import is_remote, open_object
+from unetpp.io.remote import is_remote, local_path, open_object
 from unetpp_workflows.archive import write_summary
 from unetpp_workflows.config import RunConfig
 from unetpp_workflows.events import EventLog
@@ -143,8 +143,8 @@ def _check_mask(mask: str | None) -> None:
     try:
         if mask is not None and is_remote(mask):
             open_object(mask)
-        elif mask is not None and not Path(mask).is_file():
-            raise ConfigError(f"mask {mask} is no file; correct --mask")
+        elif mask is not None and not local_path(mask).exists():
+            raise ConfigError(f"mask {mask} does not exist; correct --mask")
     except UnetppError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(f"mask {error}") from None
 
@@ -296,7 +296,7 @@ def run_shards(
         if options.kind == "ray":
             from unetpp_workflows.executors.ray import run_ray
 
-            run = partial(run_ray, *run.args, workers=call.workers, address=call.address)
+            run = partial(run_ray, *run.args, workers=call.workers, gpus=options.gpus, address=call.address)
         return run(
             attempts=options.attempts,
             on_commit=on_commit,

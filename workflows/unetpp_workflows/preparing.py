@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from unetpp.errors import EngineError, ModelPackageError
 from unetpp.native.support import WHOLE
-from unetpp_workflows.inputs import Source, owner
+from unetpp_workflows.inputs import JOB, Source
 from unetpp_workflows.machine import cpu_count
 from unetpp_workflows.record import ImageRecord
 from unetpp_workflows.steps import Call, failed, prepare, reuse
@@ -112,7 +112,8 @@ def prepared(call: Call, source: Source, *, force: bool = False) -> Prepared | I
     from unetpp_workflows.executors.base import pending_places
 
     try:
-        anew = force and owner(source.folder) is not None
+        # Whatever it says: the folder is this image's, see `assign_folders`, and a damaged job is made anew, too.
+        anew = force and (source.folder / JOB).exists()
         if not anew and (found := reuse(call, source)) is not None:
             return found
         before = None if anew else ImageRecord.read(source.folder)

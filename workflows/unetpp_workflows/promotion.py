@@ -24,6 +24,7 @@ from unetpp_workflows.mlflow_store import (
     import_mlflow,
     init_store,
     locked,
+    quoted,
     registry_errors,
     runs_of,
     store_uri,
@@ -226,7 +227,7 @@ def history(name: str, *, tracking_uri: str | None = None) -> list[Decision]:
     """
     uri = store_uri(tracking_uri)
     client = init_store(uri)
-    found = [_from_run(row) for row in runs_of(client, uri, EXPERIMENT, f"tags.`{VERSION_TAG}.name` = '{name}'")]
+    found = [_from_run(row) for row in runs_of(client, uri, EXPERIMENT, f"tags.`{VERSION_TAG}.name` = {quoted(name)}")]
     if not found:
         aliases_of(client, uri, name)
     return sorted(found, key=lambda decision: decision.moment, reverse=True)

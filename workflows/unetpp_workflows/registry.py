@@ -22,6 +22,7 @@ from unetpp_workflows.mlflow_store import (
     init_store,
     locked,
     made_elsewhere,
+    quoted,
     registry_errors,
     shown,
     store_uri,
@@ -99,7 +100,7 @@ def register_package(
     uri = store_uri(tracking_uri)
     client = init_store(uri)
     with locked(uri), registry_errors(uri):
-        same = client.search_model_versions(f"{_is(name)} and tags.`{DIGEST_TAG}` = '{package.digest}'")
+        same = client.search_model_versions(f"name = {quoted(name)} and tags.`{DIGEST_TAG}` = '{package.digest}'")
         if same:
             version = str(max(int(row.version) for row in same))
             _refuse_second_champion(client, name, alias, version)
@@ -188,7 +189,7 @@ def list_models(*, tracking_uri: str | None = None) -> list[RegisteredVersion]:
         for name in sorted(_names(client)):
             # search_model_versions leaves `aliases` empty; only the registered model itself knows them.
             aliases = dict(client.get_registered_model(name).aliases)
-            found = sorted(client.search_model_versions(_is(name)), key=lambda row: -int(row.version))
+            found = sorted(client.search_model_versions(f"name = {quoted(name)}"), key=lambda row: -int(row.version))
             for row in found:
                 mine = tuple(sorted(a for a, version in aliases.items() if str(version) == str(row.version)))
                 rows.append(RegisteredVersion(name, str(row.version), mine, dict(row.tags)))
@@ -207,7 +208,7 @@ def version_of(client: Any, uri: str, name: str, version: str | None) -> str:
         model = _registered(client, uri, name)
         if version is not None:
             return str(_version(client, model, str(version)).version)
-        found = [int(row.version) for row in client.search_model_versions(_is(name))]
+        found = [int(row.version) for row in client.search_model_versions(f"name = {quoted(name)}")]
     if not found:
         raise ModelNotFoundError(f"model {name!r} has no version; register one with `unetpp models register FOLDER`")
     return str(max(found))
@@ -342,12 +343,6 @@ def _names(client: Any) -> list[str]:
             return names
 
 
-def _is(name: str) -> str:
-    """Return MLflow's filter for a model's name, which another team may have written with an apostrophe in it."""
-    quote = '"' if "'" in name else "'"
-    return f"name = {quote}{name}{quote}"
-
-
 def _registered(client: Any, uri: str, name: str) -> Any:
     names = _names(client)
     if name not in names:
@@ -360,7 +355,7 @@ def _registered(client: Any, uri: str, name: str) -> Any:
 
 
 def _version(client: Any, model: Any, version: str) -> Any:
-    found = client.search_model_versions(_is(model.name))
+    found = client.search_model_versions(f"name = {quoted(model.name)}")
     for row in found:
         if str(row.version) == version:
             return row

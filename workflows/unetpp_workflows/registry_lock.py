@@ -9,6 +9,7 @@ never replaced in place, because two processes could both do that.
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import platform
 import time
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from unetpp.errors import PromotionError, RegistryError
-from unetpp_workflows.mlflow_store import import_mlflow, registry_errors
+from unetpp_workflows.mlflow_store import import_mlflow, quoted, registry_errors
 from unetpp_workflows.registry import LOCK_MARK
 
 SECONDS = 120.0
@@ -86,14 +87,15 @@ class RegistryLock:
                     over = _generation(name) < mine and float(tags.get(_EXPIRES, 0)) <= now
                     if over or tags.get(_TOKEN) == self._token:
                         self._delete(name)
-        except RegistryError:
-            if error is None:
-                raise  # else the first error says more; the lock ends by itself
+        except RegistryError as failure:
+            # What was to be done is done, or the error that it ended with says more; the lock ends by itself.
+            told = "%s: the lock on %r could not be given back (%s); others wait until it ends, for at most %.0f s"
+            logging.getLogger(__name__).warning(told, self._entity, self._name, failure, self._seconds)
 
     def _entities(self) -> dict[str, dict[str, str]]:
         """Return the lock's entities, newest or left behind, with their tags."""
         start = f"{self._name}{LOCK_MARK}"
-        found = self._client.search_registered_models(f"name LIKE '{start}%'", max_results=100)
+        found = self._client.search_registered_models(f"name LIKE {quoted(f'{start}%')}", max_results=100)
         return {model.name: dict(model.tags) for model in found if model.name.startswith(start)}
 
     def _refuse(self, others: dict[str, dict[str, str]], now: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from unetpp.errors import ConfigError, UnetppError
@@ -63,7 +64,7 @@ def _changed(path: Path, moment: float) -> bool:
     from unetpp.io.base import other_files
 
     try:
-        return any(file.stat().st_mtime >= moment for file in (path, *other_files(path)))
+        return any(file.stat().st_mtime >= moment for file in chain((path,), other_files(path)))
     except OSError:
         return True  # missing or not readable: its reader says what is wrong
 

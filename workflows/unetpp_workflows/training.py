@@ -115,6 +115,8 @@ def run_training(
     found = open_started(store, start)
     if not (output / SPEC).is_file():
         _check(config, found, store, start, console)
+    if not any((output / name).exists() for name in (CHECKPOINT, SPEC)):
+        (output / PROGRESS).unlink(missing_ok=True)  # of steps that are made anew, maybe on other images
     watcher = _Watcher(config, found, output, options, console)
     if (output / SPEC).is_file():
         console.print(f"{output} is finished already; give a new --output to train anew", highlight=False)

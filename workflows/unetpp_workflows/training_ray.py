@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unetpp.durable import write_file
 from unetpp.errors import EngineError, UnetppError, one_line
 from unetpp.train.job import CHECKPOINT
@@ -111,7 +113,8 @@ def _worker(config: dict[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     job: TrainingJob = config["job"]
     output, ranks = Path(job.output), Ranks.of_process_group()
-    if _hopeless(output) is not None:  # the whole group sees it, and ends
+    # All of them, or none: what one sees of a file system that caches, another may not yet.
+    if ranks.sum(np.array([_hopeless(output) is not None]), job.device).any():
         return
     try:
         work(replace(job, output=output), ranks)

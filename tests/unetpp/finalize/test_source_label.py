@@ -172,6 +172,13 @@ def test_readers_of_consolidated_metadata_find_the_label(tmp_path: Path, source:
         found: Any = group["labels/unetpp-tiny/0"]
         assert np.array_equal(found[:], labels_of(other))
         assert group["labels"].attrs["ome"]["labels"] == ["by hand", "unetpp-tiny"]  # type: ignore[call-overload, index]
+    before = (source / "zarr.json").read_bytes()
+    document = json.loads(before)
+    copies = document["consolidated_metadata"]["metadata"]
+    document["consolidated_metadata"]["metadata"] = {n: c for n, c in copies.items() if "unetpp" not in n}
+    (source / "zarr.json").write_text(json.dumps(document))  # as a call that was killed leaves it
+    write_source_label(other)
+    assert json.loads((source / "zarr.json").read_bytes()) == json.loads(before)
     zarr.consolidate_metadata(source / "labels")
     write_source_label(job)
     found = zarr.open_group(source / "labels", mode="r")["unetpp-tiny/0"]

@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from unetpp import commit
 from unetpp.segment import pending
@@ -89,6 +92,47 @@ ray.shutdown()
 cluster.shutdown()
 print(json.dumps([outcome.done, outcome.failed]))
 """
+GROWING = """
+import json, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from unetpp.errors import EngineError
+from unetpp.package import bundled_package
+from unetpp_workflows.config import RunConfig
+from unetpp_workflows.executors.session import gpus_there, ray_session
+from unetpp_workflows.pipeline import segment
+
+image, out = sys.argv[1:]
+small = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **small})
+
+def run(engine, output):
+    config = RunConfig.model_validate({
+        "tracking": {"enabled": False}, "engine": {"name": engine},
+        "executor": {"kind": "ray", "address": cluster.address, "workers": 2},
+    })
+    try:
+        done = segment([image], bundled_package("nuclei"), output, config=config)
+        return [done.exit_code, *(found.record.engine["name"] for found in done.images)]
+    except EngineError as error:
+        return str(error)
+
+found = {"auto": run("auto", out + "/auto")}
+answers = []
+waits = threading.Thread(target=lambda: answers.append(run("triton", out + "/triton")))
+waits.start()
+waits.join(20)
+found["waited"] = waits.is_alive()
+cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=100 * 2**20)
+waits.join(300)
+found["triton"] = answers
+with ray_session(cluster.address, cpus=1):
+    found["gpus"] = gpus_there()
+found["native"] = run("native", out + "/native")
+cluster.shutdown()
+print(json.dumps(found))
+"""
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -134,3 +178,23 @@ def test_each_node_has_one_worker_with_its_gpu_and_cores_to_read_beside(prepare,
     seen = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert len(seen) == len({worker["node"] for worker in seen}) == 2
     assert all(worker["gpus"] == [0] and worker["cuda"] == "0" and worker["most"] == 4 for worker in seen)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_engine_of_gpus_is_chosen_where_they_are(tmp_path: Path) -> None:
+    """A head has none. The GPU is Ray's count alone: that machine says that the engine is not for it."""
+    image = tmp_path / "image.png"
+    Image.fromarray(np.full((200, 300, 3), 200, np.uint8)).save(image)
+    (tmp_path / "driver.py").write_text(GROWING)
+    for _ in range(3):
+        command = [sys.executable, tmp_path / "driver.py", image, tmp_path / "out"]
+        driver = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | QUIET)
+        if "timed out during startup" not in driver.stderr:
+            break
+    assert driver.returncode == 0, driver.stderr[-3000:]
+    found = json.loads(driver.stdout.strip().splitlines()[-1])
+    assert found["auto"][0] == found["native"][0] == 0 and found["native"][1] == "native"
+    assert found["waited"], "it waits for a machine with a GPU, and asks no other"
+    assert "fused kernels do not run here" in found["triton"][0] and found["gpus"] == 1
+    assert "the Ray cluster has no GPU for the engine triton: waiting for one" in driver.stderr

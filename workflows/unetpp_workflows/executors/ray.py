@@ -41,7 +41,7 @@ from unetpp_workflows.executors.base import (
     ShardQueue,
     Task,
 )
-from unetpp_workflows.executors.session import grows, ray_session
+from unetpp_workflows.executors.session import ray_session
 
 if TYPE_CHECKING:
     from unetpp.segment import SegmentJob
@@ -60,6 +60,7 @@ def run_ray(
     jobs: Sequence[SegmentJob],
     *,
     workers: int = 1,
+    gpus: float | None = None,
     address: str | None = None,
     attempts: int = ATTEMPTS,
     on_commit: OnCommit | None = None,
@@ -69,6 +70,7 @@ def run_ray(
     """Compute every pending shard of the jobs on `workers` actors; returns one outcome per job, in their order.
 
     Args:
+        gpus: of a GPU for each worker, where the engine is for GPUs; all share those that there are when not given.
         address: of a running cluster ("auto", "host:6379", "ray://..."); None starts Ray on this machine and stops it
             afterwards. A session that this process has open already is used, whatever the address, and left open.
         attempts, on_commit, on_ended, places: see `ShardQueue`; called in the calling thread.
@@ -83,7 +85,7 @@ def run_ray(
     threads = _threads(queue.jobs)
     # Ray reports dead workers on standard output, which belongs to the program's results.
     with redirect_stdout(sys.stderr), ray_session(address, cpus=workers * threads):
-        actors = _Actors(queue, workers)
+        actors = _Actors(queue, workers, gpus)
         try:
             actors.drain()
         finally:
@@ -141,12 +143,12 @@ def _prepared(folder: str, key: str) -> SegmentJob:
 class _Actors:
     """The actors of one call: starts them, gives them tasks, replaces the dead."""
 
-    def __init__(self, queue: ShardQueue, workers: int) -> None:
+    def __init__(self, queue: ShardQueue, workers: int, gpus: float | None = None) -> None:
         import ray
 
         self._queue = queue
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = _share(queue.jobs, workers, nodes, grows=grows())
+        share = _share(queue.jobs, workers, nodes, gpus)
         largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
         if largest < share.cpus:
             # A cluster that grows may get such a machine; Ray itself would wait for it without a word.
@@ -163,7 +165,7 @@ class _Actors:
         self._free: dict[Any, int] = {}  # calls that each living actor can still take
         self._by_free: list[dict[Any, None]] = [{} for _ in range(self._most + 1)]  # the same, the other way round
         self._workers = workers
-        self._failed_starts = 0  # since one succeeded
+        self._failed_starts = 0  # while no worker lived
         self._missing = 0  # of the workers, while others live
         for _ in range(workers):
             self._start()
@@ -262,11 +264,11 @@ class _Actors:
             message = f"the worker process died on try {task.attempt} (killed, or out of memory)"
             self._queue.settle(task, Result(error=message))
         if not tasks:
-            self._failed_starts += 1
             if self._free:
                 # A node that went, or cannot have one: the others go on, and one of their next answers tries again.
                 self._missing += 1
                 return
+            self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS * self._workers:
                 raise EngineError(f"Ray cannot start a worker ({one_line(error)}); is unetpp installed on every node?")
         if first:
@@ -282,16 +284,15 @@ class _Share:
     calls: int
 
 
-def _share(jobs: Sequence[SegmentJob], workers: int, nodes: Sequence[Mapping[str, float]], *, grows: bool) -> _Share:
-    """Return what one of the workers asks for: all of them share the GPUs of the session, given by node.
-
-    On a cluster that grows each asks for a whole one: more come for those that wait.
-    """
+def _share(
+    jobs: Sequence[SegmentJob], workers: int, nodes: Sequence[Mapping[str, float]], gpus: float | None = None
+) -> _Share:
+    """Return what one of the workers asks for: so much of a GPU, or its share of all those that the nodes have."""
     threads = _threads(jobs)
     with_gpu = [node for node in nodes if node.get("GPU", 0.0) > 0]
     if all(job.engine.device == "cpu" for job in jobs) or not with_gpu:
         return _Share(threads, 0.0, SHARDS_PER_SLOT)
-    gpus = 1.0 if grows else min(1.0, sum(node["GPU"] for node in with_gpu) / workers)
+    gpus = gpus or min(1.0, sum(node["GPU"] for node in with_gpu) / workers)
     beside = min(node.get("CPU", 0.0) / node["GPU"] for node in with_gpu) * gpus
     cpus = max(threads, int(beside / 2))
     return _Share(cpus, gpus, max(SHARDS_PER_SLOT, cpus))

@@ -151,15 +151,6 @@ def gpus_there() -> float:
     return float(ray.cluster_resources().get("GPU", 0.0))
 
 
-def grows() -> bool:
-    """Say whether the cluster whose session is open starts machines when they are asked for."""
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    return is_autoscaler_v2() or _internal_kv_get(DEBUG_AUTOSCALING_STATUS) is not None
-
-
 def on_cluster(work: Callable[..., Value], *values: Any, stop: threading.Event, gpu: bool = False) -> Value:
     """Call `work(*values)` on a CPU of the cluster whose session is open, and wait for what it returns.
 

@@ -117,7 +117,9 @@ class _Viewer:
         return JSONResponse(await self._thread(result.details))
 
     async def tile(self, request: Request) -> Response:
-        result = await self._opened(request)
+        # The image is the same whatever its labels are: no need to open it again for more of it, or for its thumbnail.
+        of_labels = request.path_params["layer"] != "source"
+        result = await (self._opened(request) if of_labels else self._result(request))
         make, media = self._tile_maker(request, result)
         place = {name: request.path_params[name] for name in ("layer", "z", "row", "col")}
         asked = (result.id, result.stamp, *place.values(), request.query_params.get("show"))
