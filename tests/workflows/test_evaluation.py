@@ -299,6 +299,20 @@ def test_a_model_that_does_not_fit_the_images_is_refused(
         EvaluationData.open(data.store.path, "val")
 
 
+def test_a_found_evaluation_knows_images_of_which_a_part_was_trained_on(
+    data: EvaluationData, ink_variant: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Older versions did not, and left 0 in the evaluation: a leak that a gate would let pass for ever."""
+    seen = {"training_content": [f"part of {data.source.images[0].picture[:16]}"], "validation_content": []}
+    model = resolve(ink_variant(tmp_path / "p", training=seen))
+    made = evaluated(model, data, output=tmp_path / "out")
+    assert made.evaluation.data["shared"] == {"training": 1, "validation": 0}
+    older = replace(made.evaluation, data={**made.evaluation.data, "shared": {"training": 0, "validation": 0}})
+    (tmp_path / "out/evaluation.json").write_text(older.to_json())
+    again = evaluated(model, data, output=tmp_path / "out")
+    assert again.found and again.evaluation.data["shared"] == {"training": 1, "validation": 0}
+
+
 def test_images_known_from_training_are_counted(
     data: EvaluationData, ink_store: Callable[..., Path], ink_variant: Callable[..., Path], tmp_path: Path
 ) -> None:

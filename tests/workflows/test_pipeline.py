@@ -524,6 +524,20 @@ def test_orientations_are_part_of_the_result_and_of_its_record(run: Any, blots: 
     assert run(path, sets=("engine.tta=d4",)).images[0].reused
 
 
+def test_a_mask_for_all_images_may_be_a_uri_or_a_zarr_folder(run: Any, blots: Draw, tmp_path: Path) -> None:
+    import zarr
+
+    photo = blots("slide.png")
+    with Image.open(photo) as picture:
+        mask = np.zeros(picture.size[::-1], np.uint8)
+    mask[:10] = 1
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    zarr.create_array(tmp_path / "mask.zarr", data=mask, chunks=mask.shape)
+    for given in ((tmp_path / "mask.png").as_uri(), str(tmp_path / "mask.zarr")):
+        [image] = run(photo, sets=(f"input.mask={given}",)).images
+        assert image.record.figures["valid_px"] == mask.sum(), given
+
+
 def test_labels_go_into_the_source_only_where_asked(run: Any, blots: Draw, ink_package: Path, tmp_path: Path) -> None:
     import zarr
     from ome_zarr.writer import write_image

@@ -39,7 +39,7 @@ from unetpp.errors import (
 from unetpp.model import halo
 from unetpp.package import SPEC, load_package
 from unetpp.train.store import export
-from unetpp_workflows import training
+from unetpp_workflows import mlflow_store
 from unetpp_workflows.cli import app
 from unetpp_workflows.evaluation import EvaluationData, check_fit
 from unetpp_workflows.figures import plain
@@ -481,8 +481,8 @@ def test_a_store_that_falls_silent_is_left_alone_until_the_end(
 
     for name in ("step", "epoch"):
         monkeypatch.setattr(TrainingRun, name, hang)
-    monkeypatch.setattr(training, "SOON_S", 0.05)
-    monkeypatch.setattr(training, "PAUSES", 10_000)
+    monkeypatch.setattr(mlflow_store, "_SOON_S", 0.05)
+    monkeypatch.setattr(mlflow_store, "_PAUSES", 10_000)
     code, text = run(tmp_path, store, register=False)
     assert code == 1 and text.count("not recorded in MLflow: no answer") == 1 and len(asked) == 1
     assert init_store(store_uri()).get_run(asked[0]).info.status == "FINISHED", "the end is told all the same"

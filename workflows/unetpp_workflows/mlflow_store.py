@@ -7,11 +7,14 @@ MLFLOW_TRACKING_URI name another. MLflow's process-wide state is not used, only 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
+import math
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +37,27 @@ _ADVICE = (
     ("error code 403", "this user may not do that: ask whoever runs the server"),
 )
 """What to do about an error in whose text this is found, the first that is."""
-SOON_S, PAUSES = 1.0, 10
+_SOON_S, _PAUSES = 1.0, 10
 """A store that took longer than this to fail is left alone for so many times as long."""
 _SERVER = ("http://", "https://")
 _ready: set[str] = set()
+
+
+@dataclasses.dataclass
+class Silence:
+    """Until when (monotonic clock) a store that did not answer is left alone, and what was wrong with it."""
+
+    until: float = -math.inf
+    why: str = ""
+
+    def holds(self) -> bool:
+        return time.monotonic() < self.until
+
+    def begin(self, asked: float, why: str) -> None:
+        """Take note of an error of a store that was asked at a moment; one that came at once costs nothing again."""
+        now = time.monotonic()
+        if (took := now - asked) > _SOON_S:
+            self.until, self.why = now + _PAUSES * took, why
 
 
 def store_uri(tracking_uri: str | None = None) -> str:

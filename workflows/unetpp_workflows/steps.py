@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +29,7 @@ from unetpp_workflows.config import RunConfig
 from unetpp_workflows.drift import job_profile, unlike_training
 from unetpp_workflows.inputs import Source, identity
 from unetpp_workflows.machine import freed_memory_kept
-from unetpp_workflows.mlflow_store import PAUSES, SOON_S, shown, store_uri
+from unetpp_workflows.mlflow_store import Silence, shown, store_uri
 from unetpp_workflows.record import CONFIG, ImageRecord, software, write_json
 from unetpp_workflows.report import PICTURE, REPORT, SIDE, write_picture, write_report
 from unetpp_workflows.stac import ITEM, write_item
@@ -47,14 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _one_writer = threading.Lock()
-
-
-@dataclass
-class Silence:
-    """Until when (monotonic clock) an MLflow store that did not answer is left alone, and what was wrong with it."""
-
-    until: float = -math.inf
-    why: str = ""
 
 
 @dataclass
@@ -407,12 +398,11 @@ def _tracked(call: Call, job: SegmentJob, record: ImageRecord) -> ImageRecord:
     with turn, call.timed(job.uri, "tracking"):
         began = time.monotonic()
         try:
-            if began < call.silence.until:
+            if call.silence.holds():
                 raise RegistryError(call.silence.why)
             run = log_segmentation(record, job.out, tracking_uri=call.config.tracking.uri)
         except UnetppError as error:
-            if (took := time.monotonic() - began) > SOON_S:
-                call.silence = Silence(time.monotonic() + PAUSES * took, str(error))
+            call.silence.begin(began, str(error))
             warning = "; ".join(filter(None, (record.warning, f"not recorded in MLflow: {error}")))
             return replace(record, warning=warning)
     return replace(record, tracking_uri=shown(uri), tracking_run=run)

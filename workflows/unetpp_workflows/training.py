@@ -29,7 +29,7 @@ from unetpp.train.job import CHECKPOINT, config_from
 from unetpp.train.preconditions import check_batch
 from unetpp_workflows.cli_options import DONE, PART_FAILED
 from unetpp_workflows.figures import plain
-from unetpp_workflows.mlflow_store import PAUSES, SOON_S
+from unetpp_workflows.mlflow_store import Silence
 from unetpp_workflows.recipe import Recipe, architecture, check_network, load_recipe
 from unetpp_workflows.registry import check_alias
 from unetpp_workflows.starting_point import StartingPoint, build, check_unseen, open_started, starting_point, with_start
@@ -299,7 +299,7 @@ class _Watcher:
         self._names = [info.name for info in config.classes]
         self._run: TrainingRun | None = None
         self._trouble = False
-        self._silent_until = -math.inf  # monotonic: a store that took long not to answer is left alone for a while
+        self._silence = Silence()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=config.train.steps)
@@ -386,13 +386,12 @@ class _Watcher:
     def _guarded(self, action: Callable[[], None], *, wait: bool = True) -> None:
         """Do something in MLflow; where it may not wait, not while the store is silent: each try can take minutes."""
         began = time.monotonic()
-        if not wait and began < self._silent_until:
+        if not wait and self._silence.holds():
             return
         try:
             action()
         except RegistryError as error:
-            if (took := time.monotonic() - began) > SOON_S:
-                self._silent_until = time.monotonic() + PAUSES * took
+            self._silence.begin(began, str(error))
             if not self._trouble:
                 self._console.print(f"warning: not recorded in MLflow: {error}", markup=False, soft_wrap=True)
             self._trouble = True

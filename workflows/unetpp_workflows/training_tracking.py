@@ -104,28 +104,21 @@ class TrainingRun:
     def _open(
         self, name: str, params: Mapping[str, Any], data: Sequence[tuple[str, str, str]]
     ) -> tuple[str, dict[str, int]]:
-        mlflow = import_mlflow()
         last = {"loss": -1, "val.mean_loss": -1}
         file = self._output / RUN_FILE
         of = hashlib.sha256(json.dumps([params, data], sort_keys=True).encode()).hexdigest()
         if file.is_file():
             named = json.loads(file.read_text(encoding="utf-8"))
-            run_id, self.replaced = str(named["run_id"]), "was deleted"
-            try:
-                if self._client.get_run(run_id).info.lifecycle_stage == "active":
-                    # From its first checkpoint on, a training refuses other settings and images itself.
-                    begun = any((self._output / name).exists() for name in (CHECKPOINT, SPEC))
-                    if begun or named.get("of", of) == of:  # older versions did not say
-                        self.replaced = None
-                        self._client.update_run(run_id, status="RUNNING")
-                        for key in last:
-                            last[key] = max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
-                        return run_id, last
-                    self.replaced = "is of other settings or images"
-            except mlflow.exceptions.MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-            self.replaced = f"the MLflow run {run_id} {self.replaced}"
+            run_id = str(named["run_id"])
+            # From its first checkpoint on, a training refuses other settings and images itself.
+            begun = any((self._output / name).exists() for name in (CHECKPOINT, SPEC))
+            ours = begun or named.get("of", of) == of  # older versions did not say
+            if ours and self._is_there(run_id):
+                self._client.update_run(run_id, status="RUNNING")
+                for key in last:
+                    last[key] = max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
+                return run_id, last
+            self.replaced = f"the MLflow run {run_id} {'was deleted' if ours else 'is of other settings or images'}"
         with locked(self._uri):
             run = self._client.create_run(experiment(self._client, self._uri, TRAINING), run_name=name)
         run_id = str(run.info.run_id)
@@ -133,6 +126,14 @@ class TrainingRun:
         _link(self._client, run_id, data)
         write_file(file, (json.dumps({"run_id": run_id, "of": of}) + "\n").encode())
         return run_id, last
+
+    def _is_there(self, run_id: str) -> bool:
+        try:
+            return str(self._client.get_run(run_id).info.lifecycle_stage) == "active"
+        except import_mlflow().exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
 
     def _metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Send values of a step that has not been recorded, so that a resumed training doubles nothing."""

@@ -24,6 +24,7 @@ from unetpp_workflows.executors import ray as ray_executor
 from unetpp_workflows.executors.base import Outcome, Result, ShardQueue
 from unetpp_workflows.executors.local import run_local
 from unetpp_workflows.executors.ray import ShardActor, Shards, _Actors, run_ray
+from unetpp_workflows.executors.session import ray_session
 
 Prepare = Callable[..., SegmentJob]
 Files = Callable[[SegmentJob], dict[str, str]]
@@ -102,6 +103,22 @@ def test_workers_that_cannot_start_end_nothing_while_another_lives(
     monkeypatch.setattr(ray_executor, "ShardActor", Gone)
     with pytest.raises(EngineError, match=r"Ray cannot start a worker \(.*; is unetpp installed on every node\?"):
         run_ray([prepare("none", engine="torch")], workers=2)
+
+
+def test_starts_that_failed_beside_others_do_not_count_when_these_die(prepare: Prepare) -> None:
+    with ray_session(None, cpus=2):
+        actors = _Actors(ShardQueue([prepare(engine="torch")]), 2)
+        (first, _), (second, _) = list(actors._running.values())
+        actors._set_free(first, actors._most)
+        for _ in range(20):
+            actors._replace(second, (), RuntimeError("a node that cannot have one"))
+        actors._forget(first)
+        actors._replace(second, (), RuntimeError("the first that counts"))
+        for _ in range(4):
+            actors._replace(second, (), RuntimeError("again"))
+        with pytest.raises(EngineError, match="Ray cannot start a worker"):
+            actors._replace(second, (), RuntimeError("the sixth, of two workers"))
+        actors.close()
 
 
 def test_a_shard_that_kills_its_worker_is_recorded_and_the_rest_is_done(

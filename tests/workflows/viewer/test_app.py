@@ -301,6 +301,8 @@ def test_what_is_asked_or_said_of_other_labels_than_those_there_is_refused(
     for ask in asked:
         answer = ask({"version": seen["version"]})
         assert answer.status_code == 409 and "plain was segmented anew" in answer.json()["error"]
+    image = client.get(f"{one}/tiles/source/2/0/0", params={"version": seen["version"]})
+    assert image.status_code == 200, "the image is the same, whatever its labels are"
     assert len((output / "reviews.jsonl").read_bytes().splitlines()) == 1
     assert entry(client, "plain", "out")["verdict"] is None
     for ask in asked:
